@@ -1,0 +1,59 @@
+# Two commands do everything on a fresh machine with Python 3.11: `make search` and `make test`.
+
+PYTHON  ?= python3.11
+VENV    ?= .venv
+BIN     := $(VENV)/bin
+RESULTS ?= results
+PORT    ?= 5000
+# Anything to hand on to the search, such as ARGS="--forget sketch --trials 20".
+ARGS    ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup search test lint format ui lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
+
+setup: $(VENV)/.runtime  ## install what the commands need into .venv
+
+search: $(VENV)/.runtime  ## search on the built-in demo: forget each of its four domains in turn
+	$(BIN)/python pipeline/search.py --config search_spaces/demo.yaml $(ARGS)
+
+test: $(VENV)/.dev  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## let ruff mend and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: $(VENV)/.runtime  ## open the MLflow UI on the last results (http://127.0.0.1:5000)
+	@test -f $(RESULTS)/mlflow.db || { echo "no results yet: run 'make search' first" >&2; exit 2; }
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(RESULTS)/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+lock: $(VENV)/bin/python  ## pin exact versions anew after a change of pyproject.toml
+	$(UV) pip compile pyproject.toml --python-version 3.11 --upgrade --quiet --no-header --no-emit-index-url --annotation-style line -o requirements.txt
+	$(UV) pip compile pyproject.toml --group dev -c requirements.txt --python-version 3.11 --quiet --no-header --no-emit-index-url --annotation-style line -o requirements-dev.txt
+
+clean:  ## remove the environment and caches, keep results
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+# uv installs in seconds what pip takes minutes for; without it on the machine, pip brings it.
+UV = $(if $(shell command -v uv),uv,$(BIN)/uv)
+
+$(VENV)/bin/python:
+	if command -v uv > /dev/null; then uv venv --quiet --python 3.11 $(VENV); \
+	else $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv; fi
+
+$(VENV)/.runtime: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
+	touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements-dev.txt
+	touch $@
