@@ -1,0 +1,51 @@
+"""The methods, each one short file, behind one interface and the registry below.
+
+A new method is a file with a configuration and a `Method`, and a line in ``METHODS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag
+
+from adu.backbone import Backbone
+from adu.config import StrictModel
+from adu.errors import UserError
+from adu.methods.adu import Adu, AduConfig
+from adu.methods.base import Method, Output, Task
+from adu.methods.baseline import Baseline, BaselineConfig
+from adu.methods.zero_shot import ZeroShot, ZeroShotConfig
+
+__all__ = ["METHODS", "Method", "MethodConfig", "Output", "Task", "build_method"]
+
+METHODS: dict[str, type[Method]] = {"zero_shot": ZeroShot, "baseline": Baseline, "adu": Adu}
+
+DEFAULT_METHOD = "adu"
+
+
+def _tag(values: Any) -> str:
+    name = values.get("name", DEFAULT_METHOD) if isinstance(values, Mapping) else values.name
+    if name not in METHODS:
+        raise UserError(f"method.name = '{name}': unknown method (known: {', '.join(METHODS)})")
+    return f"name={name}"
+
+
+# Which options a method has depends on its name; without one it is ADU.
+MethodConfig = Annotated[
+    Annotated[ZeroShotConfig, Tag("name=zero_shot")]
+    | Annotated[BaselineConfig, Tag("name=baseline")]
+    | Annotated[AduConfig, Tag("name=adu")],
+    Discriminator(_tag),
+]
+
+
+def build_method(config: StrictModel, backbone: Backbone, task: Task) -> Method:
+    """Builds the method that a configuration names.
+
+    Raises:
+        UserError: If an option does not fit the backbone.
+    """
+    name: str = config.name  # type: ignore[attr-defined]
+    return METHODS[name](config, backbone, task)  # type: ignore[call-arg, arg-type]

@@ -1,0 +1,88 @@
+"""What every method is: a tuned CLIP that knows the loss that tunes it.
+
+Tensor names carry their shape: B images, C classes, D domains, E feature width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adu.backbone import Backbone
+from adu.losses import forget_loss, memorize_loss
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be unlearned.
+
+    Attributes:
+        classes: Class names, in the order of their numbers.
+        domains: Domain names, in the order of their numbers.
+        forget: The forget domains; every other one is a retain domain.
+        text_CE: Unit-length text features of the classes.
+    """
+
+    classes: tuple[str, ...]
+    domains: tuple[str, ...]
+    forget: tuple[str, ...]
+    text_CE: Tensor
+
+    def retain_mask(self, domain_B: Tensor) -> Tensor:
+        """True where an image is of a retain domain."""
+        retain = [domain not in self.forget for domain in self.domains]
+        return torch.tensor(retain, device=domain_B.device)[domain_B]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a method says of a batch: class scores and unit-length image features."""
+
+    logits_BC: Tensor
+    features_BE: Tensor
+
+
+class Method(nn.Module, ABC):
+    """A CLIP with something learnable in it.
+
+    Only parameters with ``requires_grad`` are trained, saved and loaded; the backbone has none.
+    """
+
+    def __init__(self, backbone: Backbone, task: Task) -> None:
+        super().__init__()
+        self.task = task
+        # Kept out of the module tree: the backbone is shared by all methods of a process.
+        self._backbone = (backbone,)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen model."""
+        return self._backbone[0]
+
+    @abstractmethod
+    def image_features(self, images_BCHW: Tensor) -> Tensor:
+        """Returns features_BE, of any length."""
+
+    def forward(self, images_BCHW: Tensor) -> Output:
+        """Classifies images by their similarity to the class captions."""
+        features_BE = F.normalize(self.image_features(images_BCHW).float(), dim=-1)
+        clip = self.backbone.clip
+        logits_BC = clip.logit_scale.exp() * features_BE @ self.task.text_CE.T
+        if getattr(clip, "logit_bias", None) is not None:
+            logits_BC = logits_BC + clip.logit_bias
+        return Output(logits_BC, features_BE)
+
+    def losses(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
+        """The loss terms of a global batch, by name; ``total`` is what is minimised."""
+        retain_B = self.task.retain_mask(domain_B)
+        memorize = memorize_loss(output.logits_BC, class_B, retain_B)
+        forget = forget_loss(output.logits_BC, retain_B)
+        return {"total": memorize + forget, "memorize": memorize, "forget": forget}
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What is learned, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}

@@ -1,0 +1,68 @@
+"""Baseline of the paper: deep vision prompts trained with L_memorize + L_forget alone.
+
+Tensor names carry their shape: B images, T tokens, P prompt tokens, W token width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from adu.backbone import Backbone
+from adu.config import StrictModel
+from adu.errors import UserError
+from adu.methods.base import Method, Task
+from adu.model import prompted_features
+from adu.prompts import DeepPrompts
+
+
+class PromptConfig(StrictModel):
+    """Deep vision prompts (VPT-deep: Jia et al., ECCV 2022)."""
+
+    n_ctx: int = Field(8, ge=0, le=256, description="prompt tokens in each prompted block")
+    depth: int | None = Field(
+        None, ge=1, description="prompted blocks from the first on; unset: three quarters of them"
+    )
+    init_std: float = Field(0.02, gt=0, description="standard deviation of the prompts' init")
+
+    def depth_in(self, n_blocks: int) -> int:
+        """The number of prompted blocks; 9 of 12 by default, as in the paper.
+
+        Raises:
+            UserError: If the tower has fewer blocks than asked for.
+        """
+        depth = max(1, n_blocks * 3 // 4) if self.depth is None else self.depth
+        if depth > n_blocks:
+            raise UserError(f"method.depth = {depth}: the image tower has {n_blocks} blocks")
+        return depth
+
+
+class BaselineConfig(PromptConfig):
+    """The Baseline's options are those of its prompts."""
+
+    name: Literal["baseline"] = "baseline"
+
+
+class Baseline(Method):
+    """Deep vision prompts in the first ``depth`` blocks (Kawamura et al., section 5)."""
+
+    def __init__(self, config: PromptConfig, backbone: Backbone, task: Task) -> None:
+        super().__init__(backbone, task)
+        depth = config.depth_in(len(backbone.tower.blocks)) if config.n_ctx else 0
+        self.prompts = DeepPrompts(depth, config.n_ctx, backbone.tower.width, config.init_std)
+
+    def image_features(self, images_BCHW: Tensor) -> Tensor:
+        """Runs the tower with each block's prompts; returns features_BE."""
+        n_images = len(images_BCHW)
+
+        def prompts_at(block: int, _: Tensor) -> Tensor | None:
+            return self.learned_prompts(block, n_images)
+
+        first_BPW = self.learned_prompts(0, n_images)
+        return prompted_features(self.backbone.tower, images_BCHW, first_BPW, prompts_at)
+
+    def learned_prompts(self, block: int, n_images: int) -> Tensor | None:
+        """The block's own prompts_BPW; None where it has none."""
+        return self.prompts.at(block, n_images) if block < len(self.prompts) else None

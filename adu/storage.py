@@ -1,0 +1,182 @@
+"""Turns a URL into a file system: the one place that knows about object stores.
+
+Everything that reads or writes by URL goes through here, so that credentials, endpoint and region
+come from the standard AWS variables (or a profile) in one way for fsspec, pyarrow and Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+from fsspec.implementations.local import LocalFileSystem
+
+from adu.errors import UserError
+
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 30
+MAX_ATTEMPTS = 5
+
+
+def filesystem_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL and the path inside it; plain paths are local.
+
+    Raises:
+        UserError: If the URL's protocol is unknown or its package is not installed.
+    """
+    protocol = url.split("://", 1)[0] if "://" in url else "file"
+    options = _s3_options() if protocol in ("s3", "s3a") else {}
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{url}: {error}") from error
+    return fs, path
+
+
+def arrow_filesystem_for(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The same as `filesystem_for`, as pyarrow and Ray want it."""
+    fs, path = filesystem_for(url)
+    if isinstance(fs, LocalFileSystem):
+        return pyarrow.fs.LocalFileSystem(), path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL is a path of this machine."""
+    return "://" not in url or url.startswith("file://")
+
+
+def join(url: str, *parts: str) -> str:
+    """Appends path parts to a URL or local path."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def exists(url: str) -> bool:
+    """Whether a file or folder is there.
+
+    Raises:
+        UserError: If the store cannot be asked.
+    """
+    fs, path = filesystem_for(url)
+    try:
+        return fs.exists(path)
+    except Exception as error:
+        raise UserError(_explain(url, error)) from error
+
+
+def read_bytes(url: str) -> bytes:
+    """Reads a whole file.
+
+    Raises:
+        UserError: If it is not there or may not be read.
+    """
+    fs, path = filesystem_for(url)
+    try:
+        return fs.cat_file(path)
+    except Exception as error:
+        raise UserError(_explain(url, error)) from error
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Writes a whole file; a reader sees the old one or the new one, never half of one.
+
+    Raises:
+        UserError: If it may not be written.
+    """
+    fs, path = filesystem_for(url)
+    try:
+        if isinstance(fs, LocalFileSystem):
+            _replace(Path(path), data)
+        else:
+            fs.pipe_file(path, data)
+    except Exception as error:
+        raise UserError(_explain(url, error)) from error
+
+
+def check_reachable(url: str, *, write: bool = False) -> None:
+    """Tries a folder or bucket before any work is done.
+
+    Args:
+        url: The folder; it need not exist if it is to be written.
+        write: Whether a small file is written (and removed) too.
+
+    Raises:
+        UserError: Saying in one line what is wrong: no such bucket, wrong key, no connection,
+            not writable.
+    """
+    fs, path = filesystem_for(url)
+    probe = join(path, f".probe-{uuid.uuid4().hex}")
+    try:
+        if not isinstance(fs, LocalFileSystem) and "/" not in path.strip("/"):
+            fs.ls(path, refresh=True)
+        elif not write and not fs.exists(path):
+            raise FileNotFoundError(path)
+        if write:
+            fs.makedirs(path, exist_ok=True)
+            fs.pipe_file(probe, b"")
+            fs.rm_file(probe)
+    except Exception as error:
+        raise UserError(_explain(url, error)) from error
+
+
+def _s3_options() -> dict[str, Any]:
+    """The standard AWS variables as s3fs takes them.
+
+    Keys are given explicitly, although botocore would find them: fsspec hands out the same file
+    system again for the same options, even if the environment has changed since.
+    """
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    # Servers other than AWS seldom have a host name for each bucket.
+    addressing = {"s3": {"addressing_style": "path"}} if endpoint else {}
+    return {
+        "profile": os.environ.get("AWS_PROFILE"),
+        "key": os.environ.get("AWS_ACCESS_KEY_ID"),
+        "secret": os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        "token": os.environ.get("AWS_SESSION_TOKEN"),
+        "endpoint_url": endpoint,
+        "client_kwargs": {"region_name": _region()},
+        "config_kwargs": {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"max_attempts": MAX_ATTEMPTS, "mode": "standard"},
+            **addressing,
+        },
+        # Another process may have written since: never answer from a listing of before.
+        "use_listings_cache": False,
+    }
+
+
+def _region() -> str | None:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+
+
+def _replace(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    temporary.write_bytes(data)
+    temporary.replace(target)
+
+
+def _explain(url: str, error: Exception) -> str:
+    """One line for what went wrong with a URL, without the library's own wording where known."""
+    text = " ".join(str(error).split())
+    if isinstance(error, FileNotFoundError) or "NoSuchBucket" in text:
+        reason = "no such bucket" if "bucket" in text.lower() else "no such file or folder"
+    elif "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text:
+        reason = "the access key or its secret is wrong (AWS_ACCESS_KEY_ID, AWS_PROFILE)"
+    elif isinstance(error, PermissionError):
+        reason = "permission denied"
+    elif "NoCredentials" in type(error).__name__:
+        reason = "no credentials (set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
+    elif "connect" in text.lower() or "Timeout" in type(error).__name__:
+        endpoint = _s3_options()["endpoint_url"] or "its server"
+        reason = f"cannot connect to {endpoint}"
+    elif isinstance(error, NotADirectoryError | FileExistsError):
+        reason = "a part of the path is a file, not a folder"
+    else:
+        reason = f"{type(error).__name__}: {text[:200]}"
+    return f"{url}: {reason}"

@@ -1,0 +1,227 @@
+"""The one training loop: single process or many, without a word about who started them.
+
+Tensor names carry their shape: B images of the global batch, C classes, D domains, S steps of an
+epoch, T loss terms.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adu.config import StrictModel
+from adu.context import Context
+from adu.data import balanced_batches, train_batch
+from adu.distributed import average_gradients, gather_batch, rank_and_world_size, rank_slice
+from adu.evaluate import evaluate_images
+from adu.methods import MethodConfig, Output, build_method
+from adu.methods.adu import AduConfig
+from adu.metrics import Scores
+
+
+class TrainConfig(StrictModel):
+    """How a run is trained; defaults are the paper's and its code family's (CoOp, MaPLe)."""
+
+    epochs: int = Field(50, ge=1, description="passes over the few-shot training images")
+    batch_size: int = Field(32, ge=2, description="images in a batch, over all workers")
+    lr: float = Field(0.0025, gt=0, description="learning rate of SGD after warm-up")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    warmup_epochs: int = Field(1, ge=0, description="first epochs, trained with warmup_lr")
+    warmup_lr: float = Field(1e-5, ge=0)
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass")
+    seed: int = Field(0, ge=0, description="of the initial weights, batches and augmentation")
+
+
+class RunConfig(StrictModel):
+    """One training run: what to forget, by which method, trained how."""
+
+    forget: tuple[str, ...]
+    method: MethodConfig = AduConfig()
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What an epoch gave.
+
+    Attributes:
+        epoch: Its number, from 1.
+        epochs: How many the run has.
+        lr: Learning rate that it was trained with.
+        losses: Mean of every loss term over the epoch's batches; ``total`` is the objective.
+        val: Scores on the validation images.
+        train_s: Time spent in training steps, data included.
+        val_s: Time spent on validation.
+        images_per_s: Training images per second, over all workers.
+    """
+
+    epoch: int
+    epochs: int
+    lr: float
+    losses: dict[str, float]
+    val: Scores
+    train_s: float
+    val_s: float
+    images_per_s: float
+
+
+class TrainingDivergedError(Exception):
+    """A loss term is no longer a finite number."""
+
+    def __init__(self, epoch: int, term: str) -> None:
+        super().__init__(f"loss term '{term}' is not finite in epoch {epoch}")
+        self.epoch = epoch
+        self.term = term
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.epoch, self.term)
+
+
+class Trainer:
+    """Trains one run, an epoch at a time.
+
+    Under torch.distributed every worker makes the same calls; the result does not depend on
+    their number. A run that was stopped after an epoch goes on exactly from its `state`.
+
+    Example:
+        >>> trainer = Trainer(RunConfig(forget=("sketch",)), context)
+        >>> for report in trainer.epochs():
+        ...     print(report.epoch, report.val.h)
+    """
+
+    def __init__(self, run: RunConfig, context: Context) -> None:
+        self.run = run
+        self.context = context
+        # The weights of a run depend on its seed alone, not on what the process did before.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(run.train.seed)
+            model = build_method(run.method, context.backbone, context.task(run.forget))
+        self.model = model.to(context.device)
+        self._parameters = list(self.model.trainable().values())
+        self._optimizer = _build_optimizer(self._parameters, run.train)
+        self._epochs_done = 0
+
+    def epochs(self) -> Iterator[EpochReport]:
+        """Trains the epochs that are left, giving a report after each.
+
+        A method without anything to train has no epochs.
+
+        Raises:
+            TrainingDivergedError: If a loss term is no longer finite.
+        """
+        while self._optimizer is not None and self._epochs_done < self.run.train.epochs:
+            yield self._run_epoch(self._epochs_done)
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on after the last epoch: weights, momentum, epoch number."""
+        weights = {name: p.detach().cpu().clone() for name, p in self.model.trainable().items()}
+        momentum = {
+            name: self._optimizer.state[p]["momentum_buffer"].cpu().clone()
+            for name, p in self.model.trainable().items()
+            if self._optimizer is not None and "momentum_buffer" in self._optimizer.state[p]
+        }
+        return {"epoch": self._epochs_done, "weights": weights, "momentum": momentum}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes back to a `state` of the same run."""
+        for name, parameter in self.model.trainable().items():
+            parameter.copy_(state["weights"][name])
+            if self._optimizer is not None and name in state["momentum"]:
+                buffer = state["momentum"][name].to(parameter.device).clone()
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+        self._epochs_done = state["epoch"]
+
+    def _run_epoch(self, epoch: int) -> EpochReport:
+        assert self._optimizer is not None
+        start_s = time.perf_counter()
+        lr = learning_rate(self.run.train, epoch)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        batches = balanced_batches(
+            self.context.train.domain_N,
+            self.run.train.batch_size,
+            seed=self.run.train.seed,
+            epoch=epoch,
+        )
+        steps = [self._step(rows_B.tolist(), epoch) for rows_B in batches]
+        losses = _mean_losses(steps, epoch)
+        train_s = time.perf_counter() - start_s
+        val = evaluate_images(self.model, self.context, self.context.val, self.run.forget)
+        val_s = time.perf_counter() - start_s - train_s
+        self._epochs_done = epoch + 1
+        return EpochReport(
+            epoch + 1,
+            self.run.train.epochs,
+            lr,
+            losses,
+            val,
+            train_s,
+            val_s,
+            sum(map(len, batches)) / train_s,
+        )
+
+    def _step(self, rows: list[int], epoch: int) -> dict[str, Tensor]:
+        """One step of SGD on a global batch; returns its detached loss terms."""
+        assert self._optimizer is not None
+        context, images = self.context, self.context.train
+        own = rows[rank_slice(len(rows), *rank_and_world_size())]
+        images_BCHW = train_batch(
+            images, own, context.backbone.transform, seed=self.run.train.seed, epoch=epoch
+        ).to(context.device)
+        self.model.train()
+        with torch.autocast(
+            context.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16"
+        ):
+            local = self.model(images_BCHW)
+        output = Output(
+            gather_batch(local.logits_BC, len(rows)), gather_batch(local.features_BE, len(rows))
+        )
+        class_B = images.class_N[rows].to(context.device)
+        domain_B = images.domain_N[rows].to(context.device)
+        losses = self.model.losses(output, class_B, domain_B)
+        self._optimizer.zero_grad()
+        losses["total"].backward()
+        average_gradients(self._parameters)
+        self._optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+
+def _mean_losses(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:
+    """Means over an epoch's steps, looked at once, since each look makes a GPU wait.
+
+    Raises:
+        TrainingDivergedError: Naming the term that was the first not to be finite; ``total``
+            only if no term that it is made of is.
+    """
+    terms = sorted(steps[0], key=lambda name: name == "total")
+    values_ST = torch.stack([torch.stack([step[name] for name in terms]) for step in steps]).cpu()
+    for step_T in values_ST.isfinite():
+        if not step_T.all():
+            raise TrainingDivergedError(epoch + 1, terms[int(step_T.int().argmin())])
+    return dict(zip(terms, values_ST.mean(dim=0).tolist(), strict=True))
+
+
+def learning_rate(config: TrainConfig, epoch: int) -> float:
+    """Learning rate of an epoch, from 0: constant warm-up, then the cosine over all epochs."""
+    if epoch < config.warmup_epochs:
+        return config.warmup_lr
+    return 0.5 * config.lr * (1 + math.cos(math.pi * epoch / config.epochs))
+
+
+def _build_optimizer(
+    parameters: list[torch.nn.Parameter], config: TrainConfig
+) -> torch.optim.SGD | None:
+    if not parameters:
+        return None
+    return torch.optim.SGD(
+        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )

@@ -1,0 +1,1 @@
+"""The commands that users run, and the Ray, Optuna and MLflow code behind them."""

@@ -1,0 +1,127 @@
+"""What every command shares: one YAML file, flags over it, and errors in one line.
+
+A command is a pydantic model (its configuration) and a function that takes it. Values are read in
+this order, later ones winning: the model's defaults, the file given with ``--config``, flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+from adu.config import StrictModel, parse_config
+from adu.errors import UserError
+
+ConfigT = TypeVar("ConfigT", bound=StrictModel)
+
+EXIT_OK = 0
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def run_command(
+    config_class: type[ConfigT],
+    body: Callable[[ConfigT], int],
+    shortcuts: Mapping[str, str],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Runs a command from its arguments and returns its exit code.
+
+    Args:
+        config_class: The command's configuration; its docstring is the help text.
+        body: The command itself; returns an exit code.
+        shortcuts: Long field path to short flag, such as ``{"data.manifest": "manifest"}``.
+        argv: The arguments; the process' own if None.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        return body(load_config(config_class, shortcuts, arguments))
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def load_config(
+    config_class: type[ConfigT], shortcuts: Mapping[str, str], argv: Sequence[str]
+) -> ConfigT:
+    """Reads the YAML file and the flags into a validated configuration.
+
+    Raises:
+        UserError: For an unreadable file or a wrong value.
+        SystemExit: With code 2 for an unknown flag, 0 after ``--help``.
+    """
+    parser = argparse.ArgumentParser(
+        description=config_class.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the fields below")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
+    source = CliSettingsSource(
+        _with_flags(config_class, shortcuts),
+        root_parser=parser,
+        cli_parse_args=False,
+    )
+    parsed = vars(parser.parse_args(argv))
+    file, _ = parsed.pop("config"), parsed.pop("debug")
+    given = {name: value for name, value in parsed.items() if value is not None}
+    flags = source(parsed_args=given)()  # type: ignore[call-overload]
+    values = read_yaml(Path(file)) if file else {}
+    try:
+        return parse_config(config_class, merge(values, flags), file or "command line")
+    except UserError as error:
+        # The file may be right and a flag wrong: name the source that fails by itself.
+        if file and flags:
+            parse_config(config_class, values, file)
+            raise UserError(str(error).replace(file, "command line", 1)) from error
+        raise
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping.
+
+    Raises:
+        UserError: If the file is missing, not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"config file {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"config file {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"config file {path}: holds a {type(values).__name__}, not a mapping")
+    return values
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lays one tree of values over another; neither is changed."""
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        both_trees = isinstance(value, Mapping) and isinstance(old, Mapping)
+        merged[name] = merge(old, value) if both_trees else value
+    return merged
+
+
+def _with_flags(
+    config_class: type[StrictModel], shortcuts: Mapping[str, str]
+) -> type[BaseSettings]:
+    settings = SettingsConfigDict(
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_shortcuts=dict(shortcuts),
+    )
+    return type(config_class.__name__, (config_class, BaseSettings), {"model_config": settings})

@@ -1,0 +1,192 @@
+"""Images from manifest to batch: decoding, augmentation, preparation, balance."""
+
+import io
+import os
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from adu.data import (
+    READ_LOG_VARIABLE,
+    ImageSet,
+    ImageTransform,
+    balanced_batches,
+    decode_image,
+    eval_batch,
+    read_images,
+    stream_batches,
+    train_batch,
+)
+from adu.errors import UserError
+from adu.manifest import load_manifest
+from tests.tiny import tiny_manifest
+
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+TRANSFORM = ImageTransform(32, MEAN, STD)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return load_manifest(str(tiny_manifest(tmp_path_factory.mktemp("data"))))
+
+
+def smooth_image(width, height, seed=0):
+    """A picture with structure at several scales, as photographs have."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def image_set(*shapes):
+    images = [smooth_image(w, h, seed) for seed, (w, h) in enumerate(shapes)]
+    return ImageSet(images, [f"id{i}" for i in range(len(images))], [0] * len(images), [0] * 2)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (90, 40), (40, 90), (32, 32), (24, 20), (227, 227)])
+def test_evaluation_images_match_open_clips_own_preparation(shape):
+    images = image_set(shape)
+    reference = open_clip.image_transform(32, is_train=False, mean=MEAN, std=STD)
+    expected_CHW = reference(Image.fromarray(images.image(0).permute(1, 2, 0).numpy()))
+    found_CHW = eval_batch(images, [0], TRANSFORM)[0]
+    # At most two of 256 grey levels: PIL and torch round their interpolation differently.
+    assert (found_CHW - expected_CHW).abs().max() <= 2.01 / 255 / min(STD)
+
+
+def test_augmentation_of_an_image_depends_on_seed_epoch_and_id_alone():
+    images = image_set((50, 40), (40, 50), (45, 45))
+    together = train_batch(images, [0, 1, 2], TRANSFORM, seed=3, epoch=5)
+    alone = train_batch(images, [2], TRANSFORM, seed=3, epoch=5)
+    assert torch.equal(together[2], alone[0])
+    for seed, epoch in ((4, 5), (3, 6)):
+        other = train_batch(images, [2], TRANSFORM, seed=seed, epoch=epoch)
+        assert not torch.equal(other[0], alone[0])
+
+
+def test_crops_cover_the_stated_share_and_half_are_mirrored():
+    # A ramp from left to right and top to bottom tells where a crop came from.
+    ramp = np.zeros((100, 100, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(100)[None], np.arange(100)[:, None]
+    images = ImageSet([ramp] * 300, [f"id{i}" for i in range(300)], [0] * 300, [0] * 300)
+    plain = ImageTransform(32, (0, 0, 0), (1, 1, 1))
+    batch = train_batch(images, range(300), plain, seed=0, epoch=0) * 255
+    widths = (batch[:, 0, 16, -1] - batch[:, 0, 16, 0]) * 32 / 31
+    heights = (batch[:, 1, -1, 16] - batch[:, 1, 0, 16]) * 32 / 31
+    areas = (widths.abs() * heights / 1e4).numpy()
+    ratios = (widths.abs() / heights).numpy()
+    assert 0.05 < areas.min() < 0.15
+    assert 0.85 < areas.max() <= 1.1
+    assert ratios.min() > 0.65 and ratios.max() < 1.5
+    assert 0.4 < (widths < 0).float().mean() < 0.6
+
+
+def test_a_very_long_image_is_cropped_within_the_allowed_ratio():
+    batch = train_batch(image_set((400, 4)), [0], TRANSFORM, seed=0, epoch=0)
+    assert batch.shape == (1, 3, 32, 32)
+
+
+def test_no_indices_give_an_empty_batch():
+    assert train_batch(image_set((40, 40)), [], TRANSFORM, seed=0, epoch=0).shape == (0, 3, 32, 32)
+
+
+def test_batches_hold_every_domain_equally_and_every_image_once():
+    domain_N = torch.tensor([0] * 12 + [1] * 12 + [2] * 12)
+    batches = balanced_batches(domain_N, 9, seed=0, epoch=0)
+    for rows in batches:
+        assert torch.bincount(domain_N[rows], minlength=3).tolist() == [3, 3, 3]
+    assert sorted(torch.cat(batches).tolist()) == list(range(36))
+
+
+def test_a_smaller_domain_starts_over():
+    domain_N = torch.tensor([0] * 8 + [1] * 3)
+    batches = balanced_batches(domain_N, 4, seed=0, epoch=0)
+    counts = torch.bincount(torch.cat(batches), minlength=11)
+    assert counts[:8].tolist() == [1] * 8
+    assert counts[8:].min() >= 2
+
+
+def test_batches_change_with_the_epoch_and_come_back_with_the_seed():
+    domain_N = torch.arange(40) % 2
+    first, again, next_one = (
+        torch.cat(balanced_batches(domain_N, 8, seed=1, epoch=e)) for e in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, next_one)
+
+
+def test_images_do_not_depend_on_the_number_of_threads(manifest):
+    one, many = (read_images(manifest, range(20), 64, threads) for threads in (1, 8))
+    assert one.image_ids == many.image_ids
+    assert all(torch.equal(one.image(i), many.image(i)) for i in range(20))
+
+
+def test_large_images_are_kept_small(manifest):
+    images = read_images(manifest, [0], 18, 1)
+    assert min(images.image(0).shape[1:]) == 18
+
+
+def test_an_image_that_changed_since_ingest_is_named(tmp_path):
+    manifest = load_manifest(str(tiny_manifest(tmp_path)))
+    uri = manifest.table["uri"][0].as_py()
+    Image.new("RGB", (9, 9)).save(uri)
+    with pytest.raises(UserError, match=f"{os.path.basename(uri)}: has changed"):  # noqa: PTH119
+        read_images(manifest, [0], 64, 1)
+
+
+def test_streaming_reads_only_what_is_asked_for(manifest, tmp_path, monkeypatch):
+    log = tmp_path / "reads"
+    monkeypatch.setenv(READ_LOG_VARIABLE, str(log))
+    batches = stream_batches(manifest, manifest.test_rows(), TRANSFORM, 4, 2)
+    assert not log.exists()
+    next(batches)
+    assert len(log.read_text().splitlines()) <= 8
+
+
+def test_streaming_gives_every_image_once_with_its_labels(manifest):
+    rows = manifest.test_rows()
+    batches = list(stream_batches(manifest, rows, TRANSFORM, 5, 2))
+    ids = [image_id for *_, ids_B in batches for image_id in ids_B]
+    assert ids == manifest.table["image_id"].take(rows).to_pylist()
+    for _, class_B, domain_B, ids_B in batches:
+        for c, d, image_id in zip(class_B, domain_B, ids_B, strict=True):
+            assert image_id.startswith(f"{manifest.domains[d]}/{manifest.classes[c]}/")
+
+
+def encoded(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, **{"format": "PNG", **options})
+    return buffer.getvalue()
+
+
+def test_transparent_parts_become_white():
+    image = decode_image(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 0))), "x")
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_rotation_in_exif_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.new("RGB", (8, 4)), format="JPEG", exif=exif)
+    assert decode_image(data, "x").size == (4, 8)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "I;16"])
+def test_every_colour_mode_becomes_rgb(mode):
+    image = Image.new("I;16" if mode == "I;16" else mode, (4, 4))
+    data = encoded(image, format="TIFF")
+    assert decode_image(data, "x").mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "image a/b/c.png: is empty"),
+        (b"no image", "image a/b/c.png: cannot be decoded"),
+        (encoded(Image.new("RGB", (64, 64), "red"))[:60], "image a/b/c.png: cannot be decoded"),
+    ],
+)
+def test_broken_images_are_named(data, message):
+    with pytest.raises(UserError, match=message):
+        decode_image(data, "a/b/c.png")

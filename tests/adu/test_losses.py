@@ -1,0 +1,143 @@
+"""The loss terms against the paper's formulas, written anew with loops in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from adu.losses import (
+    BANDWIDTH_SCALES,
+    domain_loss,
+    forget_loss,
+    gaussian_kernel,
+    memorize_loss,
+    mmd_squared,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def log_softmax_64(logits):
+    shifted = logits - logits.max()
+    return shifted - math.log(np.exp(shifted).sum())
+
+
+def mmd_64(features, domains, n_domains, estimator):
+    """MMD^2 from its definition: sums of kernel values over pairs of images."""
+    n = len(features)
+    squared = [[float(((a - b) ** 2).sum()) for b in features] for a in features]
+    width = sum(map(sum, squared)) / (n * (n - 1)) or 1.0
+
+    def k(i, j):
+        values = [math.exp(-squared[i][j] / (scale * width)) for scale in BANDWIDTH_SCALES]
+        return sum(values) / len(values)
+
+    least = 1 if estimator == "biased" else 2
+    groups = [[i for i in range(n) if domains[i] == d] for d in range(n_domains)]
+    groups = [g for g in groups if len(g) >= least]
+
+    def within(g):
+        if estimator == "biased":
+            return sum(k(i, j) for i in g for j in g) / len(g) ** 2
+        return sum(k(i, j) for i in g for j in g if i != j) / (len(g) * (len(g) - 1))
+
+    def between(g, h):
+        return sum(k(i, j) for i in g for j in h) / (len(g) * len(h))
+
+    pairs = [(g, h) for a, g in enumerate(groups) for h in groups[a + 1 :]]
+    if not pairs:
+        return 0.0
+    return sum(within(g) + within(h) - 2 * between(g, h) for g, h in pairs) / len(pairs)
+
+
+def random_batch(b=12, c=5, dtype=torch.float32):
+    logits = RNG.normal(size=(b, c)) * 3
+    classes = RNG.integers(0, c, b)
+    retain = RNG.random(b) < 0.6
+    retain[:2] = [True, False]
+    return logits, classes, retain
+
+
+def test_memorize_loss_is_mean_cross_entropy_over_retain_images():
+    logits, classes, retain = random_batch()
+    rows = [i for i in range(len(logits)) if retain[i]]
+    expected = -np.mean([log_softmax_64(logits[i])[classes[i]] for i in rows])
+    found = memorize_loss(torch.tensor(logits), torch.tensor(classes), torch.tensor(retain))
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_forget_loss_is_mean_cross_entropy_with_uniform():
+    logits, _, retain = random_batch()
+    rows = [i for i in range(len(logits)) if not retain[i]]
+    expected = np.mean([-log_softmax_64(logits[i]).mean() for i in rows])
+    found = forget_loss(torch.tensor(logits), torch.tensor(retain))
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_forget_loss_is_smallest_at_uniform():
+    loss = forget_loss(torch.zeros(3, 7), torch.zeros(3, dtype=torch.bool))
+    assert loss.item() == pytest.approx(math.log(7), rel=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize(
+    "domains",
+    [
+        [0, 0, 0, 1, 1, 1, 2, 2, 2],
+        [0, 0, 1, 1, 1, 1, 1, 1, 1],  # domain 2 is missing
+        [0, 1, 1, 1, 2, 2, 2, 2, 2],  # one image of domain 0
+        [1, 1, 1, 1, 1, 1, 1, 1, 1],  # nothing to compare
+    ],
+)
+def test_mmd_matches_its_definition(estimator, domains):
+    features = RNG.normal(size=(9, 6)) + np.array(domains)[:, None]
+    found = mmd_squared(torch.tensor(features), torch.tensor(domains), 3, estimator)
+    assert found.item() == pytest.approx(mmd_64(features, domains, 3, estimator), abs=1e-6)
+
+
+def test_mmd_of_identical_features_is_zero_with_a_finite_gradient():
+    features = torch.ones(6, 4, requires_grad=True)
+    value = mmd_squared(features, torch.tensor([0, 0, 0, 1, 1, 1]), 2)
+    value.backward()
+    assert value.item() == 0
+    assert torch.isfinite(features.grad).all()
+
+
+def test_mmd_stays_below_two_for_domains_far_apart():
+    features = torch.cat([torch.zeros(8, 4), torch.full((8, 4), 100.0)])
+    value = mmd_squared(features, torch.tensor([0] * 8 + [1] * 8), 2)
+    assert 0.5 < value.item() < 2
+
+
+def test_gaussian_kernel_of_an_image_with_itself_is_one():
+    diagonal = gaussian_kernel(torch.randn(5, 3)).diagonal()
+    assert torch.equal(diagonal, torch.ones(5))
+
+
+@pytest.mark.parametrize("missing", ["retain", "forget"])
+def test_a_missing_side_gives_zero_loss_and_zero_gradient(missing):
+    logits = torch.randn(4, 3, requires_grad=True)
+    retain = torch.full((4,), missing == "forget")
+    if missing == "retain":
+        loss = memorize_loss(logits, torch.zeros(4, dtype=torch.long), retain)
+    else:
+        loss = forget_loss(logits, retain)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_huge_and_bf16_logits_stay_finite():
+    logits = torch.tensor([[1e4, -1e4, 0.0]] * 2, dtype=torch.bfloat16)
+    retain = torch.tensor([True, False])
+    assert torch.isfinite(memorize_loss(logits, torch.tensor([1, 1]), retain))
+    assert torch.isfinite(forget_loss(logits, retain))
+
+
+def test_domain_loss_is_mean_cross_entropy():
+    logits = RNG.normal(size=(6, 4))
+    domains = RNG.integers(0, 4, 6)
+    expected = -np.mean([log_softmax_64(row)[d] for row, d in zip(logits, domains, strict=True)])
+    found = domain_loss(torch.tensor(logits), torch.tensor(domains))
+    assert found.item() == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,158 @@
+"""What the methods compute, on an open_clip model with random weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from adu.backbone import BackboneConfig, load_backbone
+from adu.errors import UserError
+from adu.methods import METHODS, build_method
+from adu.methods.adu import AduConfig
+from adu.methods.base import Task
+from adu.methods.baseline import BaselineConfig
+from adu.methods.zero_shot import ZeroShotConfig
+from tests.tiny import CLASSES, DOMAINS, N_BLOCKS, tiny_backbone
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tiny_backbone(tmp_path_factory.mktemp("model"))
+    return load_backbone(BackboneConfig(name=str(folder)), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def task(backbone):
+    return Task(CLASSES, DOMAINS, ("sketch",), backbone.text_features(CLASSES, "a {class}."))
+
+
+@pytest.fixture
+def images_BCHW():  # noqa: N802 - a fixture is called like what it gives
+    return torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def plain_tower(visual, images_BCHW, prompts_by_block, n_ctx):
+    """The tower with prompts, written from the description: always after the patches."""
+    x = visual.conv1(images_BCHW).flatten(2).transpose(1, 2)
+    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1)
+    x = x + visual.positional_embedding
+    for i, block in enumerate(visual.transformer.resblocks):
+        if i in prompts_by_block:
+            kept = x if i == 0 else x[:, :-n_ctx]
+            x = torch.cat([kept, prompts_by_block[i].expand(len(x), -1, -1)], 1)
+        if i == 0:
+            x = visual.ln_pre(x)
+        x = block(x)
+    return visual.ln_post(x)[:, 0] @ visual.proj
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ZeroShotConfig(),
+        BaselineConfig(n_ctx=0),
+        AduConfig(n_ctx=0),
+        AduConfig(n_ctx=0, instapg=False),
+    ],
+    ids=str,
+)
+def test_without_prompts_the_output_is_the_untouched_models_exactly(
+    backbone, task, images_BCHW, config
+):
+    with torch.no_grad():
+        output = build_method(config, backbone, task)(images_BCHW)
+        features_BE = F.normalize(backbone.clip.encode_image(images_BCHW), dim=-1)
+    assert torch.equal(output.features_BE, features_BE)
+
+
+def test_prompts_stand_after_the_patches_of_the_first_blocks(backbone, task, images_BCHW):
+    model = build_method(BaselineConfig(n_ctx=3, depth=2, init_std=1.0), backbone, task)
+    prompts = dict(enumerate(model.prompts.tokens))
+    with torch.no_grad():
+        expected_BE = plain_tower(backbone.clip.visual, images_BCHW, prompts, 3)
+        found_BE = model.image_features(images_BCHW)
+    torch.testing.assert_close(found_BE, expected_BE)
+
+
+@pytest.mark.parametrize("mode", ["carry", "add"])
+def test_instapg_makes_prompts_that_depend_on_the_image_from_its_block_on(
+    backbone, task, images_BCHW, mode
+):
+    config = AduConfig(n_ctx=2, depth=3, instapg_layer=1, instapg_mode=mode, init_std=1.0)
+    model = build_method(config, backbone, task)
+    with torch.no_grad():
+        found_BE = model.image_features(images_BCHW)
+        for i, image_CHW in enumerate(images_BCHW):
+            expected_E = one_image_by_hand(backbone.clip.visual, model, image_CHW[None], mode)
+            torch.testing.assert_close(found_BE[i], expected_E[0])
+
+
+def one_image_by_hand(visual, model, image_1CHW, mode):
+    """InstaPG in block 1 of three prompted ones, step by step for a single image."""
+    learned = list(model.prompts.tokens)
+    blocks = visual.transformer.resblocks
+    n_image_tokens = 1 + 16
+    x = visual.conv1(image_1CHW).flatten(2).transpose(1, 2)
+    x = torch.cat([visual.class_embedding[None, None], x], 1) + visual.positional_embedding
+    x = blocks[0](visual.ln_pre(torch.cat([x, learned[0][None]], 1)))[:, :n_image_tokens]
+    insta = model.instapg
+    queries, patches = insta.norm_prompts(learned[1][None]), insta.norm_patches(x[:, 1:])
+    instance = insta.attention(queries, patches, patches)[0]
+    x = blocks[1](torch.cat([x, learned[1][None] + instance], 1))
+    if mode == "add":
+        x = torch.cat([x[:, :n_image_tokens], learned[2][None] + instance], 1)
+    x = blocks[3](blocks[2](x))
+    return visual.ln_post(x)[:, 0] @ visual.proj
+
+
+@pytest.mark.parametrize("config", [BaselineConfig(), AduConfig(), AduConfig(instapg_mode="add")])
+def test_gradients_reach_everything_trainable_and_nothing_frozen(
+    backbone, task, images_BCHW, config
+):
+    model = build_method(config, backbone, task)
+    class_B = torch.tensor([0, 1, 2, 0, 1])
+    domain_B = torch.tensor([0, 1, 2, 2, 0])
+    model.losses(model(images_BCHW), class_B, domain_B)["total"].backward()
+    without = [name for name, p in model.trainable().items() if p.grad is None]
+    assert not without
+    assert all(p.grad is None for p in backbone.clip.parameters())
+
+
+def test_a_method_holds_only_what_it_trains(backbone, task):
+    model = build_method(AduConfig(), backbone, task)
+    assert set(model.state_dict()) == set(model.trainable())
+
+
+def test_default_depth_is_three_quarters_as_in_the_paper():
+    assert BaselineConfig().depth_in(12) == 9
+    assert BaselineConfig().depth_in(N_BLOCKS) == 3
+
+
+def test_adu_loss_is_the_papers_sum(backbone, task, images_BCHW):
+    config = AduConfig(gamma=3, **{"lambda": 2})
+    model = build_method(config, backbone, task)
+    terms = model.losses(
+        model(images_BCHW), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 1, 2, 2, 0])
+    )
+    expected = terms["memorize"] + terms["forget"] + 3 * terms["domain_ce"] - 2 * terms["mmd"]
+    torch.testing.assert_close(terms["total"], expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (BaselineConfig(depth=5), "method.depth = 5: the image tower has 4 blocks"),
+        (AduConfig(instapg_layer=3), "method.instapg_layer = 3: must be .* 1 to 2"),
+        (AduConfig(instapg_heads=3), "method.instapg_heads = 3: must divide .* 32"),
+    ],
+)
+def test_options_out_of_the_towers_range_name_field_and_range(backbone, task, config, message):
+    with pytest.raises(UserError, match=message):
+        build_method(config, backbone, task)
+
+
+def test_every_registered_method_builds_from_its_name_alone(backbone, task):
+    from adu.trainer import RunConfig
+
+    for name in METHODS:
+        run = RunConfig.model_validate({"forget": ["sketch"], "method": {"name": name}})
+        assert type(build_method(run.method, backbone, task)) is METHODS[name]

@@ -1,0 +1,76 @@
+"""URLs become file systems, and what is wrong with one becomes one line."""
+
+import pytest
+
+from adu import storage
+from adu.errors import UserError
+
+
+def urls(tmp_path, s3):
+    return [str(tmp_path / "a"), f"file://{tmp_path}/b", "memory://c", f"{s3}/d"]
+
+
+def test_bytes_come_back_from_every_kind_of_url(tmp_path, s3):
+    for base in urls(tmp_path, s3):
+        url = storage.join(base, "folder", "file")
+        assert not storage.exists(url)
+        storage.write_bytes(url, b"bytes")
+        assert storage.exists(url)
+        assert storage.read_bytes(url) == b"bytes"
+
+
+def test_arrow_sees_the_same_files(tmp_path, s3):
+    for base in urls(tmp_path, s3):
+        storage.write_bytes(storage.join(base, "file"), b"bytes")
+        fs, path = storage.arrow_filesystem_for(storage.join(base, "file"))
+        with fs.open_input_stream(path) as stream:
+            assert stream.read() == b"bytes"
+
+
+def test_a_local_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    storage.write_bytes(str(file), b"old")
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(UserError):
+        storage.write_bytes(str(file), b"new")
+    assert file.read_bytes() == b"old"
+
+
+def test_check_reachable_accepts_what_can_be_written_and_leaves_nothing(tmp_path, s3):
+    storage.check_reachable(f"{s3}/results", write=True)
+    storage.check_reachable(str(tmp_path / "results"), write=True)
+    assert list((tmp_path / "results").iterdir()) == []
+    fs, path = storage.filesystem_for(s3)
+    assert fs.find(path) == []
+
+
+def refusal(url, **kwargs):
+    with pytest.raises(UserError) as caught:
+        storage.check_reachable(url, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_bucket_is_named(s3):
+    assert refusal("s3://no-such-bucket/x").startswith("s3://no-such-bucket/x: no such")
+
+
+def test_a_wrong_key_is_told(s3, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    assert "access key or its secret is wrong" in refusal(s3) or "permission" in refusal(s3)
+
+
+def test_a_dead_endpoint_is_told(s3, monkeypatch, free_port):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setattr(storage, "MAX_ATTEMPTS", 1)
+    assert f"cannot connect to http://127.0.0.1:{free_port}" in refusal(s3)
+
+
+def test_a_file_in_the_way_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refusal(str(tmp_path / "file" / "results"), write=True)
+    assert "is a file, not a folder" in message
+
+
+def test_an_unknown_protocol_is_told():
+    assert "ftpx" in refusal("ftpx://host/path")

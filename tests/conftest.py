@@ -1,0 +1,36 @@
+"""Fixtures that several test folders use."""
+
+import socket
+import uuid
+
+import pytest
+
+from adu.storage import filesystem_for
+from tests.s3 import s3_server
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def s3_environment(tmp_path_factory):
+    """The AWS variables of a real S3 server that runs for the whole test session."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as environment:
+        yield environment
+
+
+@pytest.fixture
+def s3(s3_environment, monkeypatch) -> str:
+    """URL of an empty bucket, with the environment set so that it is reached."""
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"test-{uuid.uuid4().hex}"
+    filesystem_for(f"s3://{bucket}")[0].mkdir(bucket)
+    return f"s3://{bucket}"

@@ -1,0 +1,77 @@
+"""A real S3 server on loopback: SeaweedFS, with keys and its data in a folder."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+START_TIMEOUT_S = 60
+ACCESS_KEY, SECRET_KEY = "test-key", "test-secret"
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[dict[str, str]]:
+    """Runs the server; gives the AWS variables that reach it."""
+    weed = Path(sysconfig.get_path("scripts")) / "weed"
+    identities = {
+        "identities": [
+            {
+                "name": "tests",
+                "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+                "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+            }
+        ]
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "identities.json").write_text(json.dumps(identities))
+    ports = {name: _free_port() for name in ("master", "volume", "filer", "s3")}
+    command = [str(weed), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}"]
+    command += [f"-master.port={ports['master']}", f"-master.port.grpc={_free_port()}"]
+    command += [f"-volume.port={ports['volume']}", f"-volume.port.grpc={_free_port()}"]
+    command += [f"-filer.port={ports['filer']}", f"-filer.port.grpc={_free_port()}"]
+    command += ["-s3", f"-s3.port={ports['s3']}", f"-s3.port.grpc={_free_port()}"]
+    command += [f"-s3.config={folder / 'identities.json'}", "-master.volumeSizeLimitMB=64"]
+    # Every bucket takes several volumes; they are empty files until something is written.
+    command += ["-volume.max=1000", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            endpoint = f"http://127.0.0.1:{ports['s3']}"
+            _wait(endpoint, server, folder / "server.log")
+            yield {
+                "AWS_ENDPOINT_URL_S3": endpoint,
+                "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+                "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+                "AWS_REGION": "us-east-1",
+            }
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _wait(endpoint: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert server.poll() is None, log.read_text()[-2000:]
+        try:
+            urllib.request.urlopen(f"{endpoint}/healthz", timeout=1)
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise TimeoutError(f"no S3 server at {endpoint}: {log.read_text()[-2000:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

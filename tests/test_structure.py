@@ -1,0 +1,50 @@
+"""The project's layout: imports go one way, and no folder appears that nobody agreed on."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"adu", "pipeline", "search_spaces", "infra", "tests", ".ci"}
+
+
+def imported_packages(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"),
+    [
+        ("adu", {"ray", "mlflow", "optuna", "pipeline", "search_spaces", "tests"}),
+        ("pipeline", {"search_spaces", "tests", "infra"}),
+    ],
+)
+def test_imports_go_one_way(folder, forbidden):
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    wrong = {str(f.relative_to(ROOT)): imported_packages(f) & forbidden for f in files}
+    assert not {file: names for file, names in wrong.items() if names}
+
+
+def test_top_level_folders_are_the_agreed_ones():
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    tops = {line.split("/")[0] for line in listed.stdout.splitlines() if "/" in line}
+    assert tops <= FOLDERS
+
+
+def test_the_lock_names_no_package_index():
+    for file in ROOT.glob("requirements*.txt"):
+        assert "://" not in file.read_text(encoding="utf-8")
