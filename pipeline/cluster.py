@@ -1,0 +1,79 @@
+"""Where a command runs: a Ray cluster that is there already, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+from adu.errors import UserError
+
+# Read by Ray in this process or inherited by the processes that it starts.
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    # Configurations may hold relative paths: workers stay where the command was started.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # How fast a dead worker is noticed.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    # Ray would start every worker through `uv run` if the command was.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # Ray 2.60 warns that this will be the default.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Tune writes nothing but what it cannot do without, and leaves Ctrl-C to the command.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # A trial that failed has no metric to report.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+}
+
+# A cluster on one machine is not preempted; the watchers would cost a process an executor.
+LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected cluster.
+
+    Attributes:
+        local: Whether it was started by, and ends with, this process.
+        nodes: Resources of each node that is alive.
+    """
+
+    local: bool
+    nodes: tuple[dict[str, float], ...]
+
+
+def connect(address: str | None) -> Cluster:
+    """Connects to a cluster, or starts one on this machine with all its cores.
+
+    Args:
+        address: ``HOST:PORT`` or ``auto``; if unset, ``RAY_ADDRESS``, which ``ray job submit``
+            sets; if that is unset too, a cluster of its own is started.
+
+    Raises:
+        UserError: If no cluster answers at the address.
+    """
+    given = address or os.environ.get("RAY_ADDRESS") or None
+    if given == "local":
+        given = None
+    settings = SETTINGS if given else SETTINGS | LOCAL_SETTINGS
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    if given and "://" in given:
+        raise UserError(
+            f"address '{given}': must be HOST:PORT or auto (from outside a cluster, use "
+            "'ray job submit --address URL --working-dir . -- python pipeline/search.py ...')"
+        )
+    try:
+        ray.init(address=given or "local", log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        if given is None:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"address '{given}': no Ray cluster answers there: {reason}") from error
+    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    return Cluster(given is None, nodes)

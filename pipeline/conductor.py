@@ -1,0 +1,370 @@
+"""Conducts a search from the cluster's start to the summary: its studies, one after another."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from adu.metrics import Scores
+from adu.trainer import EpochReport
+from pipeline.cluster import connect
+from pipeline.command import EXIT_INTERRUPTED, EXIT_OK
+from pipeline.executor import ExecutorPool, check_runs, count_executors
+from pipeline.finals import FinalRun, FinalRunFailedError, final_runs, mean_scores, run_finals
+from pipeline.interrupt import Interrupt
+from pipeline.output import Output
+from pipeline.pictures import study_pictures
+from pipeline.plan import Plan, study_name
+from pipeline.progress import Progress
+from pipeline.recorder import Background, TrackedStudy
+from pipeline.session import SESSION, TestOutcome
+from pipeline.studies import StudyListener, best_trial, run_study
+from pipeline.summary import (
+    FinalRecord,
+    SearchRecord,
+    StudyRecord,
+    Timing,
+    TrialRecord,
+    read_study_record,
+    render_summary,
+    write_study_record,
+    write_summary,
+)
+from pipeline.tracking import Tracker, default_uri, short_name, ui_command
+
+EXIT_FAILED = 1
+
+SYNTHETIC_NOTE = "synthetic demo data"
+
+
+class Conductor:
+    """Runs a planned search.
+
+    Args:
+        plan: What to do.
+        output: Where to keep it.
+        interrupt: Says when to end early.
+        console: Where a person looks.
+        started_at: `time.monotonic` of the command's start.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        output: Output,
+        interrupt: Interrupt,
+        console: Console,
+        started_at: float,
+    ) -> None:
+        self._plan = plan
+        self._output = output
+        self._interrupt = interrupt
+        self._console = console
+        self._started_at = started_at
+        self._background = Background()
+        self._tracker: Tracker | None = None
+        self._timing = Timing()
+        self._overheads_s: dict[int, list[float]] = {}
+        self._records: list[StudyRecord] = []
+        self._failures: list[str] = []
+        self._clock = threading.Lock()
+
+    def run(self) -> int:
+        """Runs all studies and tells what came of them; returns the command's exit code.
+
+        Raises:
+            UserError: If the search cannot be started.
+        """
+        # A new SQLite file takes MLflow seconds, in which the workers start.
+        self._background.call(self._open_tracker)
+        resources = self._plan.config.resources
+        self._console.print(f"results in {self._output.folder}", highlight=False, soft_wrap=True)
+        cluster = connect(self._plan.config.address)
+        self._interrupt.install()
+        n_executors = count_executors(resources, cluster.nodes)
+        context = self._plan.context.model_dump(mode="json")
+        pool = ExecutorPool(SESSION, context, resources, n_executors)
+        progress = self._progress(n_executors)
+        try:
+            with progress:
+                progress.message(f"starting {n_executors} executors")
+                pool.start()
+                self._timing.executor_start_s = pool.wait_ready()
+                probes = [run.model_dump(mode="json", by_alias=True) for run in self._plan.probes()]
+                check_runs(pool.executors, probes)
+                self._background.flush()
+                progress.message("")
+                with self._interrupt.graceful(pool.interrupt):
+                    self._run_studies(pool, progress)
+            self._finish_tracking()
+        finally:
+            pool.close()
+        return self._conclude()
+
+    def _run_studies(self, pool: ExecutorPool, progress: Progress) -> None:
+        for forget in self._plan.forget_sets:
+            file = self._output.study_file(study_name(forget))
+            if file.exists():
+                record = read_study_record(file)
+                progress.study_restored(study_name(forget), record.trials)
+                progress.study_state(study_name(forget), "done")
+            else:
+                record = self._run_one(forget, pool, progress)
+                if record.complete:
+                    write_study_record(record, file)
+            self._records.append(record)
+            self._write_summary()
+
+    def _run_one(
+        self, forget: tuple[str, ...], pool: ExecutorPool, progress: Progress
+    ) -> StudyRecord:
+        name = study_name(forget)
+        study = self._plan.study(forget, self._output)
+        tracked = TrackedStudy(
+            self._require_tracker,
+            self._background,
+            lambda tracker: tracker.start_study(
+                f"{self._search_id()}/{name}", forget, self._tags(forget), self._shared_params()
+            ),
+            self._tags(forget),
+        )
+        progress.study_state(name, "searching")
+        listener = _Listeners(name, study.base.train.epochs, tracked, progress, self._count_epoch)
+        stop = self._interrupt.stop
+        run = run_study(study, pool.executors, listener, stop)
+        for executor, overheads_s in run.overheads_s.items():
+            self._overheads_s.setdefault(executor, []).extend(overheads_s)
+        record = StudyRecord(forget, run.trials, best_trial(run.trials), {}, complete=False)
+        if stop.is_set():
+            self._close_study(tracked, record, "KILLED")
+            return record
+        return self._run_finals(record, pool, progress, tracked)
+
+    def _run_finals(
+        self, record: StudyRecord, pool: ExecutorPool, progress: Progress, tracked: TrackedStudy
+    ) -> StudyRecord:
+        name = study_name(record.forget)
+        progress.study_state(name, "final runs")
+        config = self._plan.config
+        best = record.best.params if record.best else None
+        runs = final_runs(self._plan.base(record.forget), config.space, best, config.final.seeds)
+
+        def on_epoch(final: FinalRun, report: EpochReport) -> None:
+            self._count_epoch(report)
+            progress.trial_epoch(name, f"{final.stage}/{final.run.train.seed}", report)
+
+        try:
+            outcomes = run_finals(name, runs, pool.executors, self._interrupt.stop, on_epoch)
+        except FinalRunFailedError as error:
+            self._failures.append(f"{name}: {error}")
+            progress.study_state(name, "failed")
+            self._close_study(tracked, record, "FAILED")
+            return record
+        if outcomes is None:
+            self._close_study(tracked, record, "KILLED")
+            return record
+        record.finals = _final_records(runs, outcomes)
+        record.complete = True
+        self._log_finals(record, runs, outcomes, tracked)
+        self._close_study(tracked, record, "FINISHED")
+        progress.study_state(name, "done")
+        return record
+
+    def _log_finals(
+        self,
+        record: StudyRecord,
+        runs: Sequence[FinalRun],
+        outcomes: Sequence[TestOutcome],
+        tracked: TrackedStudy,
+    ) -> None:
+        manifest, tags = self._plan.manifest, self._tags(record.forget)
+
+        def log(tracker: Tracker, study_run: str) -> None:
+            for final, outcome in zip(runs, outcomes, strict=True):
+                tracker.log_final(
+                    study_run,
+                    final.stage,
+                    final.run,
+                    outcome.test,
+                    outcome.checkpoint,
+                    manifest,
+                    tags,
+                )
+
+        tracked.call(log)
+        by_stage = {final.stage: o for final, o in reversed(list(zip(runs, outcomes, strict=True)))}
+        if "best" not in by_stage:
+            return
+        note = SYNTHETIC_NOTE if manifest.synthetic else ""
+        pictures = study_pictures(
+            record, by_stage["zero_shot"].test, by_stage["best"].test, manifest.domains, note
+        )
+        folder = self._output.folder / "pictures" / study_name(record.forget)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in pictures.items():
+            (folder / name).write_bytes(data)
+        tracked.call(lambda tracker, study_run: tracker.log_pictures(study_run, pictures))
+
+    def _close_study(self, tracked: TrackedStudy, record: StudyRecord, status: str) -> None:
+        metrics: dict[str, float] = {"n_trials": len(record.trials)}
+        if record.best is not None and record.best.val is not None:
+            metrics |= {f"best/val_{k}": v for k, v in record.best.val.as_dict().items()}
+        for stage, final in record.finals.items():
+            metrics |= {f"{stage}/test_{k}": v for k, v in final.test.as_dict().items()}
+        tracked.call(lambda tracker, run: tracker.end_study(run, status, metrics))
+
+    def _conclude(self) -> int:
+        self._write_summary()
+        record = self._record()
+        uri = self._plan.config.tracking.uri or default_uri(self._output.folder)
+        folder = self._output.folder
+        self._console.print(render_summary(record, folder, ui_command(uri, folder)))
+        for failure in self._failures:
+            self._console.print(f"failed    {failure}", highlight=False, soft_wrap=True)
+        if record.interrupted:
+            return EXIT_INTERRUPTED
+        return EXIT_FAILED if self._failures else EXIT_OK
+
+    def _write_summary(self) -> None:
+        self._timing.wall_s = time.monotonic() - self._started_at
+        later = [s for overheads_s in self._overheads_s.values() for s in overheads_s[1:]]
+        self._timing.trial_overhead_median_s = median(later) if later else None
+        write_summary(self._record(), self._output.folder / "summary.json")
+
+    def _record(self) -> SearchRecord:
+        manifest = self._plan.manifest
+        details = {
+            "manifest": manifest.url,
+            "manifest_digest": manifest.digest,
+            "backbone": self._plan.config.context.backbone.name,
+            "tracking_uri": self._plan.config.tracking.uri or default_uri(self._output.folder),
+        }
+        return SearchRecord(
+            self._plan.name,
+            self._records,
+            self._timing,
+            manifest.synthetic,
+            self._interrupt.stop.is_set(),
+            details,
+        )
+
+    def _progress(self, n_executors: int) -> Progress:
+        synthetic = f" ({SYNTHETIC_NOTE})" if self._plan.manifest.synthetic else ""
+        # Three configurations are trained for each seed; zero-shot is not.
+        return Progress(
+            self._console,
+            f"search {self._plan.name}{synthetic}",
+            [study_name(forget) for forget in self._plan.forget_sets],
+            self._plan.config.search.trials,
+            n_executors,
+            3 * len(self._plan.config.final.seeds),
+            self._started_at,
+        )
+
+    def _count_epoch(self, report: EpochReport) -> None:
+        with self._clock:
+            self._timing.train_s += report.train_s + report.val_s
+
+    def _open_tracker(self) -> None:
+        uri = self._plan.config.tracking.uri
+        self._tracker = Tracker(uri, self._output.folder, self._plan.manifest.name)
+
+    def _require_tracker(self) -> Tracker:
+        assert self._tracker is not None
+        return self._tracker
+
+    def _finish_tracking(self) -> None:
+        """Waits for MLflow; what it could not write is told, the search's own results stand."""
+        try:
+            self._background.flush()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            self._failures.append(f"MLflow: some of the runs could not be written: {reason}")
+
+    def _search_id(self) -> str:
+        place = hashlib.sha256(str(self._output.folder).encode()).hexdigest()[:8]
+        return f"{self._output.folder.name}-{place}"
+
+    def _tags(self, forget: tuple[str, ...]) -> dict[str, str]:
+        return {
+            "forget": "+".join(forget),
+            "search": self._search_id(),
+            "backbone": self._plan.config.context.backbone.name,
+            "method": self._plan.config.method.name,
+            "manifest_digest": self._plan.manifest.digest,
+            "synthetic": str(self._plan.manifest.synthetic).lower(),
+        }
+
+    def _shared_params(self) -> dict[str, Any]:
+        config = self._plan.config
+        return {
+            "epochs": config.train.epochs,
+            "batch_size": config.train.batch_size,
+            "shots": config.context.data.shots,
+            "val_shots": config.context.data.val_shots,
+            "trials": config.search.trials,
+            "sampler": config.search.sampler,
+            "searched": ", ".join(short_name(path) for path in config.space),
+        }
+
+
+class _Listeners(StudyListener):
+    """Tells MLflow, the live view and the clock what happens in a study."""
+
+    def __init__(
+        self,
+        study: str,
+        epochs: int,
+        tracked: TrackedStudy,
+        progress: Progress,
+        count_epoch: Any,
+    ) -> None:
+        self._study = study
+        self._epochs = epochs
+        self._tracked = tracked
+        self._progress = progress
+        self._count_epoch = count_epoch
+
+    def trial_started(self, number: int, trial_id: str, params: Mapping[str, Any]) -> None:
+        self._tracked.trial_started(number, trial_id, params)
+        self._progress.trial_started(self._study, trial_id, self._epochs)
+
+    def epoch_ended(self, trial_id: str, report: EpochReport) -> None:
+        self._tracked.epoch_ended(trial_id, report)
+        self._progress.trial_epoch(self._study, trial_id, report)
+        self._count_epoch(report)
+
+    def trial_ended(self, trial: TrialRecord) -> None:
+        self._tracked.trial_ended(trial)
+        self._progress.trial_ended(self._study, trial)
+
+    def trial_abandoned(self, trial_id: str) -> None:
+        self._tracked.trial_abandoned(trial_id)
+        self._progress.run_ended(self._study, trial_id)
+
+
+def _final_records(
+    runs: Sequence[FinalRun], outcomes: Sequence[TestOutcome]
+) -> dict[str, FinalRecord]:
+    stages: dict[str, list[tuple[FinalRun, TestOutcome]]] = {}
+    for final, outcome in zip(runs, outcomes, strict=True):
+        stages.setdefault(final.stage, []).append((final, outcome))
+    return {stage: _final_record(stage, pairs) for stage, pairs in stages.items()}
+
+
+def _final_record(stage: str, pairs: Sequence[tuple[FinalRun, TestOutcome]]) -> FinalRecord:
+    tests: list[Scores] = [outcome.test.scores for _, outcome in pairs]
+    return FinalRecord(
+        stage,
+        pairs[0][0].run,
+        mean_scores([outcome.val for _, outcome in pairs]),
+        mean_scores(tests),
+        tuple(final.run.train.seed for final, _ in pairs),
+        tuple(tests),
+    )

@@ -1,0 +1,155 @@
+"""The final runs of a study: trained once more, in parallel, and then shown the test split.
+
+This is the first and only time that test images are read.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from adu.methods.baseline import BaselineConfig, PromptConfig
+from adu.methods.zero_shot import ZeroShotConfig
+from adu.metrics import Scores
+from adu.trainer import EpochReport, RunConfig
+from pipeline.executor import Executors, Lease
+from pipeline.mailbox import Command, Event
+from pipeline.session import TestOutcome, epoch_report
+from pipeline.space import Space, configure, defaults
+
+
+@dataclass(frozen=True)
+class FinalRun:
+    """One final run.
+
+    Attributes:
+        stage: What it stands for: ``zero_shot``, ``baseline``, ``paper_defaults`` or ``best``.
+        run: Its configuration; the seed is ``run.train.seed``.
+    """
+
+    stage: str
+    run: RunConfig
+
+
+class FinalRunFailedError(Exception):
+    """A final run that came to no result."""
+
+
+def final_runs(
+    base: RunConfig, space: Space, best: Mapping[str, Any] | None, seeds: Sequence[int]
+) -> list[FinalRun]:
+    """The runs that a study is judged by, the longest first.
+
+    Args:
+        base: The run's configuration apart from what is searched.
+        space: What was searched; its defaults are the paper's.
+        best: The best trial's parameters; None if there is none.
+        seeds: Every stage that trains is run once with each.
+    """
+    paper = configure(base, defaults(space))
+    stages = {"paper_defaults": paper, "baseline": _baseline(paper)}
+    if best is not None:
+        stages = {"best": configure(base, best)} | stages
+    seeded = [
+        FinalRun(stage, run.model_copy(update={"train": _seeded(run, seed)}))
+        for stage, run in stages.items()
+        for seed in seeds
+    ]
+    return [*seeded, FinalRun("zero_shot", paper.model_copy(update={"method": ZeroShotConfig()}))]
+
+
+def run_finals(
+    study: str,
+    runs: Sequence[FinalRun],
+    executors: Executors,
+    stop: threading.Event,
+    on_epoch: Callable[[FinalRun, EpochReport], None],
+) -> list[TestOutcome] | None:
+    """Runs final runs, as many at once as there are executors.
+
+    Args:
+        study: Name of the study, a part of run ids.
+        runs: What to run; equal configurations are run once.
+        executors: Where.
+        stop: Set when the search is interrupted.
+        on_epoch: Called after each epoch, in any thread.
+
+    Returns:
+        The outcomes in the order of the runs; None if the search was interrupted.
+
+    Raises:
+        FinalRunFailedError: If a run fails.
+    """
+    distinct = list({final.run.model_dump_json(): final for final in runs}.items())
+    with ThreadPoolExecutor(len(executors)) as threads:
+        pending = {
+            key: threads.submit(_run_one, f"{study}/final-{i}", final, executors, stop, on_epoch)
+            for i, (key, final) in enumerate(distinct)
+        }
+    outcomes = {key: future.result() for key, future in pending.items()}
+    if any(outcome is None for outcome in outcomes.values()):
+        return None
+    found = [outcomes[final.run.model_dump_json()] for final in runs]
+    return [outcome for outcome in found if outcome is not None]
+
+
+def mean_scores(scores: Sequence[Scores]) -> Scores:
+    """Scores averaged over runs: H is the mean of the runs' H (the paper's way)."""
+    n = len(scores)
+    return Scores(
+        mem=sum(s.mem for s in scores) / n,
+        for_=sum(s.for_ for s in scores) / n,
+        h=sum(s.h for s in scores) / n,
+        accuracy_by_domain={
+            domain: sum(s.accuracy_by_domain[domain] for s in scores) / n
+            for domain in scores[0].accuracy_by_domain
+        },
+        n_by_domain=scores[0].n_by_domain,
+    )
+
+
+def _run_one(
+    run_id: str,
+    final: FinalRun,
+    executors: Executors,
+    stop: threading.Event,
+    on_epoch: Callable[[FinalRun, EpochReport], None],
+) -> TestOutcome | None:
+    if stop.is_set():
+        return None
+    lease = executors.lease()
+    try:
+        values = final.run.model_dump(mode="json", by_alias=True)
+        lease.start(Command(run_id, values, kind="test"))
+        event = _follow(lease, lambda report: on_epoch(final, report))
+    finally:
+        lease.release()
+    if event.kind == "failed":
+        raise FinalRunFailedError(f"final run {final.stage}: {event.error}")
+    if event.kind == "interrupted":
+        return None
+    assert event.result is not None
+    outcome: TestOutcome = pickle.loads(event.result)
+    return outcome
+
+
+def _follow(lease: Lease, on_epoch: Callable[[EpochReport], None]) -> Event:
+    while (event := lease.advance()).epoch is not None:
+        on_epoch(epoch_report(event.epoch))
+    return event
+
+
+def _baseline(paper: RunConfig) -> RunConfig:
+    """The Baseline with the prompts that the paper's defaults have."""
+    shared: dict[str, Any] = {}
+    if isinstance(paper.method, PromptConfig):
+        shared = {name: getattr(paper.method, name) for name in PromptConfig.model_fields}
+    return paper.model_copy(update={"method": BaselineConfig(**shared)})
+
+
+def _seeded(run: RunConfig, seed: int) -> Any:
+    return run.train.model_copy(update={"seed": seed})

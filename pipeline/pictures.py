@@ -1,0 +1,208 @@
+"""The pictures of a study, as PNG files: readable on paper and without colour."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+
+from adu.evaluate import TestResult
+from adu.metrics import Scores, harmonic_mean
+from pipeline.summary import STAGES, StudyRecord
+
+DPI = 110
+# Colours that stay apart for colour-blind eyes (Okabe and Ito), and a marker for each.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+STAGE_MARKERS = {"zero_shot": "P", "baseline": "s", "paper_defaults": "D", "best": "*"}
+
+
+def study_pictures(
+    study: StudyRecord, before: TestResult, after: TestResult, domains: Sequence[str], note: str
+) -> dict[str, bytes]:
+    """All pictures of a study.
+
+    Args:
+        study: The finished study.
+        before: The untouched model on the test split.
+        after: The best configuration on the test split.
+        domains: Domain names in the order of their numbers.
+        note: Put under each title, such as "synthetic demo data".
+
+    Returns:
+        PNG bytes by file name.
+    """
+    maps = _feature_maps(before, after)
+    draw = {
+        "mem_against_for.png": lambda figure: draw_trade_off(figure.subplots(), study),
+        "history.png": lambda figure: draw_history(figure.subplots(), study),
+        "accuracy_by_domain.png": lambda figure: draw_domains(
+            figure.subplots(), study, before.scores, after.scores
+        ),
+        "features.png": lambda figure: draw_features(
+            figure.subplots(1, 2), maps, (before, after), domains, study.forget
+        ),
+    }
+    pictures = {}
+    for name, function in draw.items():
+        figure = _figure(9 if name == "features.png" else 6, 4.6, study, note)
+        function(figure)
+        pictures[name] = _png(figure)
+    figure = _figure(13, 10, study, note)
+    top, bottom = figure.subfigures(2, 1)
+    scatter, history = top.subplots(1, 2)
+    bars, first, second = bottom.subplots(1, 3, width_ratios=(1.2, 1, 1))
+    draw_trade_off(scatter, study)
+    draw_history(history, study)
+    draw_domains(bars, study, before.scores, after.scores)
+    draw_features(np.array([first, second]), maps, (before, after), domains, study.forget)
+    pictures["report.png"] = _png(figure)
+    return pictures
+
+
+def draw_trade_off(axes: Axes, study: StudyRecord) -> None:
+    """Mem against For: trials on validation images, final runs on test images."""
+    for state, filled in (("complete", True), ("stopped", False)):
+        scores = [t.val for t in study.trials if t.state == state and t.val is not None]
+        axes.scatter(
+            [100 * s.mem for s in scores],
+            [100 * s.for_ for s in scores],
+            s=28,
+            facecolors="#888888" if filled else "none",
+            edgecolors="#666666",
+            label=f"trial, {state} (validation)" if scores else None,
+        )
+    for colour, (stage, marker) in zip(COLOURS, STAGE_MARKERS.items(), strict=False):
+        if stage in study.finals:
+            test = study.finals[stage].test
+            axes.scatter(
+                100 * test.mem,
+                100 * test.for_,
+                s=170 if marker == "*" else 75,
+                marker=marker,
+                color=colour,
+                edgecolors="black",
+                zorder=3,
+                label=f"{STAGES[stage]} (test): H {100 * test.h:.1f}",
+            )
+    axes.set(xlabel="Mem, %", ylabel="For, %", xlim=(0, 103), ylim=(0, 103))
+    axes.set_title("Kept against forgotten", fontsize=11)
+    _draw_equal_h(axes)
+    axes.legend(fontsize=7, loc="lower left", framealpha=0.9)
+
+
+def draw_history(axes: Axes, study: StudyRecord) -> None:
+    """Validation H of every trial, and the best so far."""
+    trials = sorted(study.trials, key=lambda trial: trial.number)
+    for state, marker, filled in (("complete", "o", True), ("stopped", "o", False)):
+        chosen = [t for t in trials if t.state == state and t.val is not None]
+        axes.scatter(
+            [t.number for t in chosen],
+            [100 * t.val.h for t in chosen if t.val],
+            marker=marker,
+            s=30,
+            facecolors=COLOURS[0] if filled else "none",
+            edgecolors=COLOURS[0],
+            label=f"trial, {state}" if chosen else None,
+        )
+    failed = [t.number for t in trials if t.state == "failed"]
+    axes.scatter(failed, [0] * len(failed), marker="x", color="black", label=_or_none(failed))
+    complete = [(t.number, 100 * t.val.h) for t in trials if t.state == "complete" and t.val]
+    if complete:
+        best = np.maximum.accumulate([h for _, h in complete])
+        numbers = [number for number, _ in complete]
+        axes.step(numbers, best, where="post", color=COLOURS[1], label="best so far")
+    axes.set(xlabel="trial (0: the paper's defaults)", ylabel="validation H, %", ylim=(-3, 103))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_title("Optimisation history", fontsize=11)
+    axes.legend(fontsize=7, loc="lower right")
+
+
+def draw_domains(axes: Axes, study: StudyRecord, before: Scores, after: Scores) -> None:
+    """Accuracy of each domain before and after."""
+    domains = list(before.accuracy_by_domain)
+    places = np.arange(len(domains))
+    for shift, scores, label, colour, hatch in (
+        (-0.2, before, "before (zero-shot)", "#BBBBBB", ""),
+        (0.2, after, "after (ADU, searched)", COLOURS[0], "//"),
+    ):
+        heights = [100 * scores.accuracy_by_domain[domain] for domain in domains]
+        bars = axes.bar(
+            places + shift, heights, 0.38, label=label, color=colour, hatch=hatch, edgecolor="white"
+        )
+        axes.bar_label(bars, fmt="%.0f", fontsize=7)
+    names = [f"{name}\n(forget)" if name in study.forget else name for name in domains]
+    axes.set_xticks(places, [name.replace("_", "\n") for name in names], fontsize=8)
+    axes.set(ylabel="test accuracy, %", ylim=(0, 122))
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_title("Accuracy by domain", fontsize=11)
+    axes.legend(fontsize=7, loc="upper center", ncols=2)
+
+
+def draw_features(
+    axes: np.ndarray,
+    maps: Sequence[np.ndarray],
+    results: Sequence[TestResult],
+    domains: Sequence[str],
+    forget: Sequence[str],
+) -> None:
+    """Two-dimensional maps of test images' features before and after."""
+    for place, map_N2, result, title in zip(axes, maps, results, ("before", "after"), strict=True):
+        for number, domain in enumerate(domains):
+            rows = result.domain_N == number
+            place.scatter(
+                map_N2[rows, 0],
+                map_N2[rows, 1],
+                s=14,
+                marker=MARKERS[number % len(MARKERS)],
+                color=COLOURS[number % len(COLOURS)],
+                alpha=0.75,
+                linewidths=0,
+                label=f"{domain} (forget)" if domain in forget else domain,
+            )
+        place.set(xticks=[], yticks=[])
+        place.set_title(f"Features, {title} (t-SNE)", fontsize=11)
+    axes[-1].legend(fontsize=7, loc="best", framealpha=0.9)
+
+
+def _feature_maps(before: TestResult, after: TestResult) -> tuple[np.ndarray, np.ndarray]:
+    return _map_2d(before.features_NE), _map_2d(after.features_NE)
+
+
+def _map_2d(features_NE: np.ndarray) -> np.ndarray:
+    n = len(features_NE)
+    if n < 5:
+        return np.pad(features_NE[:, :2], ((0, 0), (0, max(0, 2 - features_NE.shape[1]))))
+    tsne = TSNE(init="pca", random_state=0, perplexity=min(30, (n - 1) / 3))
+    return tsne.fit_transform(features_NE.astype(np.float32))
+
+
+def _draw_equal_h(axes: Axes) -> None:
+    mem, for_ = np.meshgrid(np.linspace(0.5, 103, 120), np.linspace(0.5, 103, 120))
+    h = np.vectorize(harmonic_mean)(mem, for_)
+    lines = axes.contour(
+        mem, for_, h, levels=range(20, 100, 20), colors="#BBBBBB", linewidths=0.7, zorder=0
+    )
+    axes.clabel(lines, fmt="H %d", fontsize=7)
+
+
+def _or_none(failed: Sequence[int]) -> str | None:
+    return "trial, failed" if failed else None
+
+
+def _figure(width: float, height: float, study: StudyRecord, note: str) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"Forget {' + '.join(study.forget)}" + (f"  ({note})" if note else ""))
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

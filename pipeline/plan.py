@@ -1,0 +1,226 @@
+"""What a search is to do: its configuration, checked as far as it can be before anything starts."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from adu.config import StrictModel
+from adu.context import ContextConfig, check_forget_set
+from adu.errors import UserError
+from adu.manifest import Manifest, load_manifest
+from adu.methods import MethodConfig
+from adu.methods.adu import AduConfig
+from adu.trainer import RunConfig, TrainConfig
+from pipeline.executor import ResourcesConfig
+from pipeline.output import Output, open_output
+from pipeline.space import Parameter, check_space, configure
+from pipeline.studies import Study, StudyConfig
+
+DEMO = "demo"
+
+RESULTS = Path("results")
+
+
+def _split_domains(value: Any) -> Any:
+    """One forget set on the command line: ``cartoon+photo``."""
+    return tuple(value.split("+")) if isinstance(value, str) else value
+
+
+ForgetSet = Annotated[tuple[str, ...], BeforeValidator(_split_domains)]
+
+
+class ForgetSize(StrictModel):
+    """All forget sets of one size."""
+
+    size: int = Field(1, ge=1, description="domains in each forget set")
+
+
+class FinalConfig(StrictModel):
+    """The final runs, on which the test split is read."""
+
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="each trained run's seeds")
+
+
+class TrackingConfig(StrictModel):
+    """Where runs are tracked."""
+
+    uri: str | None = Field(
+        None, description="MLflow server or database; unset: mlflow.db beside the output"
+    )
+
+
+class SearchConfig(StrictModel):
+    """Search for what makes a CLIP model forget whole domains and keep the others.
+
+    For each forget set: search with Ray Tune and Optuna on validation images, then compare the
+    best trial, the paper's defaults, the Baseline and the untouched model on test images.
+    """
+
+    name: str | None = Field(None, description="name of the search; unset: the manifest's")
+    context: ContextConfig = ContextConfig()
+    forget: ForgetSize | tuple[ForgetSet, ...] = Field(
+        ForgetSize(), description="the forget sets: each domain,domain,... or all of one size"
+    )
+    method: MethodConfig = AduConfig()
+    train: TrainConfig = TrainConfig()
+    space: dict[str, Parameter] = Field(
+        min_length=1, description="what is searched: option path to range and default"
+    )
+    search: StudyConfig = StudyConfig()
+    final: FinalConfig = FinalConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    output: str | None = Field(None, description="folder; unset: results/NAME-DATE-TIME")
+    resume: bool = Field(False, description="go on with the search in the output folder")
+    address: str | None = Field(
+        None, description="HOST:PORT of a running Ray cluster; unset: RAY_ADDRESS, else a local one"
+    )
+
+
+SHORTCUTS = {
+    "context.data.manifest": "manifest",
+    "context.data.shots": "shots",
+    "context.backbone.name": "backbone",
+    "search.trials": "trials",
+    "search.seed": "seed",
+    "train.epochs": "epochs",
+    "tracking.uri": "tracking-uri",
+    "resources.workers-per-trial": "workers-per-trial",
+    "resources.cpus-per-worker": "cpus-per-worker",
+    "resources.gpus-per-worker": "gpus-per-worker",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search that has passed all checks that need no cluster.
+
+    Attributes:
+        config: The user's configuration.
+        name: The search's name.
+        manifest: The images.
+        context: Model and data as the workers are told, with absolute paths.
+        forget_sets: One study each.
+        folder: The output folder.
+    """
+
+    config: SearchConfig
+    name: str
+    manifest: Manifest
+    context: ContextConfig
+    forget_sets: tuple[tuple[str, ...], ...]
+    folder: Path
+
+    def open_output(self) -> Output:
+        """Creates the output folder, or opens the one to resume.
+
+        Raises:
+            UserError: If it cannot be written or holds another search.
+        """
+        return open_output(self.folder, self._identity(), resume=self.config.resume)
+
+    def base(self, forget: tuple[str, ...]) -> RunConfig:
+        """A study's run configuration apart from what is searched."""
+        return RunConfig(forget=forget, method=self.config.method, train=self.config.train)
+
+    def study(self, forget: tuple[str, ...], output: Output) -> Study:
+        """The study of a forget set."""
+        return Study(
+            study_name(forget),
+            self.base(forget),
+            self.config.space,
+            self.config.search,
+            output.journal,
+        )
+
+    def probes(self) -> list[RunConfig]:
+        """Runs at the ends of every range, to see whether the model takes them."""
+        base = self.base(self.forget_sets[0])
+        values = [
+            {path: value}
+            for path, parameter in self.config.space.items()
+            for value in parameter.examples
+        ]
+        return [configure(base, parameters) for parameters in values]
+
+    def _identity(self) -> dict[str, Any]:
+        # Where and on how much it runs may change between a start and a resume.
+        told = {"output", "resume", "address", "resources", "tracking"}
+        values = self.config.model_dump(mode="json", by_alias=True, exclude=told)
+        values["context"] = self.context.model_dump(mode="json")
+        return {**values, "forget": self.forget_sets, "manifest_digest": self.manifest.digest}
+
+
+def make_plan(config: SearchConfig, prepare_demo: Callable[[Path], Manifest]) -> Plan:
+    """Checks a configuration against its data.
+
+    Args:
+        config: The user's configuration.
+        prepare_demo: Gives the demo's manifest, written under a folder if need be.
+
+    Raises:
+        UserError: For anything that would keep the search from running.
+    """
+    check_space(config.space, RunConfig(forget=(), method=config.method, train=config.train))
+    parent = Path(config.output).absolute().parent if config.output else RESULTS.absolute()
+    if config.context.data.manifest == DEMO:
+        manifest = prepare_demo(parent / "data")
+    else:
+        manifest = load_manifest(config.context.data.manifest)
+    data = config.context.data
+    manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
+    name = config.name or manifest.name
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = Path(config.output).absolute() if config.output else parent / f"{name}-{stamp}"
+    return Plan(
+        config,
+        name,
+        manifest,
+        _absolute(config.context, manifest),
+        _forget_sets(config.forget, manifest.domains),
+        folder,
+    )
+
+
+def study_name(forget: Sequence[str]) -> str:
+    """A forget set as a part of file names and URLs."""
+    return "+".join(forget)
+
+
+def _forget_sets(
+    asked: ForgetSize | tuple[tuple[str, ...], ...], domains: tuple[str, ...]
+) -> tuple[tuple[str, ...], ...]:
+    if isinstance(asked, ForgetSize):
+        if asked.size >= len(domains):
+            raise UserError(
+                f"forget.size = {asked.size}: must leave a domain to retain "
+                f"(domains: {', '.join(domains)})"
+            )
+        return tuple(itertools.combinations(domains, asked.size))
+    for forget in asked:
+        check_forget_set(forget, domains)
+    sets = [tuple(domain for domain in domains if domain in forget) for forget in asked]
+    if not sets or len(set(sets)) < len(sets):
+        raise UserError("forget: must hold at least one forget set, and none twice")
+    return tuple(sets)
+
+
+def _absolute(context: ContextConfig, manifest: Manifest) -> ContextConfig:
+    """Local paths made absolute: workers may stand in another folder."""
+    data = context.data.model_copy(update={"manifest": _absolute_path(manifest.url)})
+    name = _absolute_path(context.backbone.name)
+    return ContextConfig(backbone=context.backbone.model_copy(update={"name": name}), data=data)
+
+
+def _absolute_path(name: str) -> str:
+    # Only what exists: 'demo' and open_clip's names are no paths.
+    is_path = name != DEMO and "://" not in name and os.path.exists(name)  # noqa: PTH110
+    return os.path.abspath(name) if is_path else name  # noqa: PTH100

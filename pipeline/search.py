@@ -1,0 +1,83 @@
+"""The search: from images to a compared, forgotten model, one study a forget set.
+
+python pipeline/search.py [--config search_spaces/pacs.yaml] [--manifest URL] [--forget a,b] ...
+ray job submit --working-dir . -- python pipeline/search.py --output /absolute/path ...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+
+from adu.errors import UserError
+from pipeline.command import EXIT_INTERRUPTED, run_command
+from pipeline.conductor import Conductor
+from pipeline.demo_data import prepare_demo
+from pipeline.interrupt import Interrupt
+from pipeline.output import point_latest
+from pipeline.plan import SHORTCUTS, SearchConfig, make_plan
+from pipeline.progress import quiet_ray
+from pipeline.tracking import Tracker
+
+DEFAULT_CONFIG = Path(__file__).parents[1] / "search_spaces" / "demo.yaml"
+
+
+def search(config: SearchConfig) -> int:
+    """Runs a search to its end, or as far as it is let; returns the exit code."""
+    started_at = time.monotonic()
+    _check_job_output(config)
+    Tracker.check(config.tracking.uri)
+    plan = make_plan(config, prepare_demo)
+    output = plan.open_output()
+    if not config.output:
+        point_latest(output.folder)
+    with Interrupt() as interrupt, quiet_ray(output.ray_log) as stdout:
+        try:
+            return Conductor(plan, output, interrupt, stdout, started_at).run()
+        except UserError:
+            # Nothing has been trained yet.
+            output.discard()
+            raise
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        finally:
+            ray.shutdown()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not any(argument.split("=")[0] in ("--config", "-h", "--help") for argument in arguments):
+        arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
+    return run_command(SearchConfig, search, SHORTCUTS, _join_domains(arguments))
+
+
+def _join_domains(arguments: Sequence[str]) -> list[str]:
+    """Writes the forget set ``a,b`` as ``a+b``: a comma would make it two sets."""
+    joined = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_set = before == "--forget" or argument.startswith("--forget=")
+        joined.append(argument.replace(",", "+") if is_set else argument)
+    return joined
+
+
+def _check_job_output(config: SearchConfig) -> None:
+    in_job = "/working_dir_files/" in str(Path.cwd())
+    if in_job and not (config.output and Path(config.output).is_absolute()):
+        raise UserError(
+            f"output {config.output or 'unset'}: must be an absolute path in a Ray job, whose "
+            "working directory is temporary"
+        )
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: taking torch apart takes the interpreter seconds.
+    os._exit(code)

@@ -1,0 +1,99 @@
+"""What the executors hold and run: `adu`'s context, trainer and evaluation."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from adu.checkpoint import checkpoint_bytes
+from adu.context import Context, ContextConfig, load_context
+from adu.evaluate import TestResult, evaluate_images, evaluate_test
+from adu.metrics import Scores
+from adu.trainer import EpochReport, RunConfig, Trainer
+
+SESSION = "pipeline.session:open_session"
+
+
+@dataclass(frozen=True)
+class TestOutcome:
+    """What a tested run gives.
+
+    Attributes:
+        val: Scores of the tested model on the validation images.
+        test: Scores and features on the test split.
+        checkpoint: What was trained, as a safetensors file; None if nothing was.
+    """
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    val: Scores
+    test: TestResult
+    checkpoint: bytes | None
+
+
+def open_session(config: dict[str, Any]) -> AduSession:
+    """Loads the frozen model and the few-shot images on a worker.
+
+    Args:
+        config: A `ContextConfig` as plain values.
+    """
+    from ray.train.torch import get_device
+
+    device = get_device()
+    assert isinstance(device, torch.device)
+    context = load_context(ContextConfig.model_validate(config), device)
+    # Read now what every run needs, so that the first one is not slower than the others.
+    _ = context.train, context.val
+    return AduSession(context)
+
+
+class AduSession:
+    """The frozen model and the few-shot images, ready for any run."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def start(self, run: dict[str, Any], state: bytes | None) -> AduRun:
+        """Begins a run, or goes on with one."""
+        return AduRun(RunConfig.model_validate(run), self._context, state)
+
+
+class AduRun:
+    """One run of the trainer."""
+
+    def __init__(self, run: RunConfig, context: Context, state: bytes | None) -> None:
+        self._run = run
+        self._context = context
+        self._trainer = Trainer(run, context)
+        if state is not None:
+            self._trainer.load_state(torch.load(io.BytesIO(state), weights_only=True))
+
+    def epochs(self) -> Iterator[dict[str, Any]]:
+        """Trains the epochs that are left; see `epoch_report` for the way back."""
+        for report in self._trainer.epochs():
+            yield asdict(report)
+
+    def state(self) -> bytes:
+        """The trainer's state."""
+        buffer = io.BytesIO()
+        torch.save(self._trainer.state(), buffer)
+        return buffer.getvalue()
+
+    def test(self) -> bytes:
+        """Evaluates on the test split; a pickled `TestOutcome`."""
+        model, context, forget = self._trainer.model, self._context, self._run.forget
+        val = evaluate_images(model, context, context.val, forget)
+        test = evaluate_test(model, context, forget)
+        trained = any(True for _ in model.trainable())
+        checkpoint = checkpoint_bytes(model, self._run, context) if trained else None
+        return pickle.dumps(TestOutcome(val, test, checkpoint))
+
+
+def epoch_report(values: dict[str, Any]) -> EpochReport:
+    """An epoch's report out of its plain values."""
+    return EpochReport(**{**values, "val": Scores(**values["val"])})

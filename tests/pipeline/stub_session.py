@@ -1,0 +1,73 @@
+"""A session without a model, for tests of the executors: it counts epochs and misbehaves on demand.
+
+Run options: ``epochs``, ``seconds`` of each, ``refuse`` at the start, ``raise_in`` and ``die_in``
+an epoch (``rank`` 0 or another; dies once, as ``flag`` records).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+from adu.errors import UserError
+
+
+class StubRun:
+    def __init__(self, run, state):
+        import torch.distributed as dist
+
+        self.run = run
+        self.done = pickle.loads(state) if state else 0
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        if run.get("refuse"):
+            raise UserError("option = 3: must be at most 2")
+
+    def epochs(self):
+        n_epochs = self.run.get("epochs", 3)
+        while self.done < n_epochs:
+            self._work(self.done + 1)
+            self.done += 1
+            yield {
+                "epoch": self.done,
+                "epochs": n_epochs,
+                "pid": os.getpid(),
+                "world_size": self.world_size,
+                "reported_at": time.time(),
+            }
+
+    def state(self):
+        return pickle.dumps(self.done)
+
+    def test(self):
+        return pickle.dumps(("tested", self.done))
+
+    def _work(self, epoch):
+        import torch
+        import torch.distributed as dist
+
+        time.sleep(self.run.get("seconds", 0.02))
+        if self.rank == self.run.get("rank", 0):
+            if self.run.get("raise_in") == epoch:
+                raise ValueError(f"boom in epoch {epoch}")
+            if self.run.get("die_in") == epoch and not Path(self.run["flag"]).exists():
+                Path(self.run["flag"]).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        if self.world_size > 1:
+            total = torch.ones(1)
+            dist.all_reduce(total)
+            assert total == self.world_size
+
+
+class StubSession:
+    def start(self, run, state):
+        return StubRun(run, state)
+
+
+def open_session(config):
+    if config.get("refuse"):
+        raise UserError("manifest x: has no card.json")
+    return StubSession()

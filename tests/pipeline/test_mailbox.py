@@ -1,0 +1,158 @@
+"""What an executor promises its callers, shown without Ray: the mailbox is plain asyncio."""
+
+import asyncio
+
+import pytest
+
+from pipeline.mailbox import MAX_RESTARTS, Command, Event, Mailbox
+
+
+def run(scenario):
+    return asyncio.run(asyncio.wait_for(scenario, 10))
+
+
+def epoch(number):
+    return {"epoch": number, "epochs": 3}
+
+
+async def train(mailbox, group, command, first=1, last=3):
+    """What a worker does with a command; returns the last epoch it has trained."""
+    for number in range(first, last + 1):
+        if not await mailbox.report(group, command.run_id, epoch(number), b"%d" % number):
+            return number
+    await mailbox.finish(group, command.run_id, None)
+    return last
+
+
+def test_a_run_waits_for_its_caller_after_every_epoch():
+    async def scenario():
+        mailbox = Mailbox(1)
+        group = await mailbox.enter()
+        await mailbox.post(Command("a", {}))
+        worker = asyncio.create_task(train(mailbox, group, await mailbox.take(group)))
+        assert (await mailbox.advance("a")).epoch == epoch(1)
+        await asyncio.sleep(0.05)
+        assert not mailbox._events, "the worker went on before the caller said so"
+        assert (await mailbox.advance("a")).epoch == epoch(2)
+        assert (await mailbox.advance("a")).epoch == epoch(3)
+        assert (await mailbox.advance("a")).kind == "done"
+        assert await worker == 3
+
+    run(scenario())
+
+
+def test_the_next_run_stops_the_one_before_after_the_epoch_it_has_reported():
+    async def scenario():
+        mailbox = Mailbox(1)
+        group = await mailbox.enter()
+        await mailbox.post(Command("a", {}))
+        worker = asyncio.create_task(train(mailbox, group, await mailbox.take(group)))
+        await mailbox.advance("a")
+        await mailbox.post(Command("b", {}))
+        assert await worker == 1
+        assert (await mailbox.take(group)).run_id == "b"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("caller_has_decided", [True, False])
+def test_restarted_workers_go_on_from_the_last_epoch(caller_has_decided):
+    async def scenario():
+        mailbox = Mailbox(1)
+        group = await mailbox.enter()
+        await mailbox.post(Command("a", {}))
+        command = await mailbox.take(group)
+        dying = asyncio.create_task(train(mailbox, group, command))
+        assert (await mailbox.advance("a")).epoch == epoch(1)
+        if caller_has_decided:
+            waiting = asyncio.create_task(mailbox.advance("a"))
+            assert (await waiting).epoch == epoch(2)
+        done = 2 if caller_has_decided else 1
+
+        group = await mailbox.enter()  # the old workers are dead, new ones are there
+        await dying
+        follower = asyncio.create_task(mailbox.advance("a"))
+        command = await mailbox.take(group)
+        assert (command.run_id, command.state) == ("a", b"%d" % done)
+        worker = asyncio.create_task(train(mailbox, group, command, first=done + 1))
+        assert (await follower).epoch == epoch(done + 1), "an epoch was lost or seen twice"
+        while (await mailbox.advance("a")).kind == "epoch":
+            pass
+        assert await worker == 3
+
+    run(scenario())
+
+
+def test_a_run_that_keeps_killing_its_workers_fails():
+    async def scenario():
+        mailbox = Mailbox(1)
+        await mailbox.post(Command("a", {}))
+        for _ in range(MAX_RESTARTS + 1):
+            assert (await mailbox.take(await mailbox.enter())).run_id == "a"
+        await mailbox.enter()
+        event = await mailbox.advance("a")
+        assert event.kind == "failed"
+        assert "a worker process died" in event.error
+
+    run(scenario())
+
+
+def test_an_exception_on_every_rank_fails_the_run_and_keeps_the_workers():
+    async def scenario():
+        mailbox = Mailbox(2)
+        group = await mailbox.enter()
+        await mailbox.post(Command("a", {}))
+        await mailbox.take(group)
+        failure = Event("failed", error="boom")
+        stays = await asyncio.gather(
+            *(mailbox.fail(group, "a", rank, failure) for rank in range(2))
+        )
+        assert stays == [True, True]
+        assert await mailbox.advance("a") == failure
+
+    run(scenario())
+
+
+def test_an_exception_on_one_rank_restarts_the_workers_and_not_the_run(monkeypatch):
+    monkeypatch.setattr("pipeline.mailbox.FAILURE_WINDOW_S", 0.05)
+
+    async def scenario():
+        mailbox = Mailbox(2)
+        group = await mailbox.enter()
+        await mailbox.post(Command("a", {}))
+        await mailbox.take(group)
+        assert not await mailbox.fail(group, "a", 1, Event("failed", error="boom"))
+        assert (await mailbox.take(await mailbox.enter())).run_id == "a"
+
+    run(scenario())
+
+
+def test_an_interrupt_ends_runs_at_once_and_lets_no_more_begin():
+    async def scenario():
+        mailbox = Mailbox(1)
+        group = await mailbox.enter()
+        await mailbox.post(Command("a", {}))
+        await mailbox.take(group)
+        waiting = asyncio.create_task(mailbox.advance("a"))
+        await asyncio.sleep(0)
+        await mailbox.interrupt()
+        assert (await waiting).kind == "interrupted"
+        await mailbox.post(Command("b", {}))
+        assert (await mailbox.advance("b")).kind == "interrupted"
+
+    run(scenario())
+
+
+def test_an_executor_has_one_tenant():
+    async def scenario():
+        mailbox = Mailbox(1)
+        assert await mailbox.lease("first") == "leased"
+        assert await mailbox.lease("second") == "busy"
+        await mailbox.release("second")
+        assert await mailbox.lease("second") == "busy"
+        await mailbox.release("first")
+        assert await mailbox.lease("second") == "leased"
+        await mailbox.break_down(Event("failed", error="gone"))
+        assert await mailbox.lease("third") == "gone"
+
+    run(scenario())
