@@ -67,7 +67,7 @@ def load_config(
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the fields below")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
-    source = CliSettingsSource(
+    source: CliSettingsSource[Any] = CliSettingsSource(
         _with_flags(config_class, shortcuts),
         root_parser=parser,
         cli_parse_args=False,
@@ -75,7 +75,7 @@ def load_config(
     parsed = vars(parser.parse_args(argv))
     file, _ = parsed.pop("config"), parsed.pop("debug")
     given = {name: value for name, value in parsed.items() if value is not None}
-    flags = source(parsed_args=given)()  # type: ignore[call-overload]
+    flags = source(parsed_args=given)()
     values = read_yaml(Path(file)) if file else {}
     try:
         return parse_config(config_class, merge(values, flags), file or "command line")
@@ -109,8 +109,10 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for name, value in above.items():
         old = merged.get(name)
-        both_trees = isinstance(value, Mapping) and isinstance(old, Mapping)
-        merged[name] = merge(old, value) if both_trees else value
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            merged[name] = merge(old, value)
+        else:
+            merged[name] = value
     return merged
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from adu.evaluate import TestResult
 from adu.metrics import Scores
 from adu.trainer import EpochReport
 from pipeline.cluster import connect
@@ -183,33 +184,20 @@ class Conductor:
         outcomes: Sequence[TestOutcome],
         tracked: TrackedStudy,
     ) -> None:
-        manifest, tags = self._plan.manifest, self._tags(record.forget)
-
-        def log(tracker: Tracker, study_run: str) -> None:
-            for final, outcome in zip(runs, outcomes, strict=True):
-                tracker.log_final(
-                    study_run,
-                    final.stage,
-                    final.run,
-                    outcome.test,
-                    outcome.checkpoint,
-                    manifest,
-                    tags,
-                )
-
-        tracked.call(log)
-        by_stage = {final.stage: o for final, o in reversed(list(zip(runs, outcomes, strict=True)))}
-        if "best" not in by_stage:
-            return
-        note = SYNTHETIC_NOTE if manifest.synthetic else ""
-        pictures = study_pictures(
-            record, by_stage["zero_shot"].test, by_stage["best"].test, manifest.domains, note
-        )
-        folder = self._output.folder / "pictures" / study_name(record.forget)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in pictures.items():
-            (folder / name).write_bytes(data)
-        tracked.call(lambda tracker, study_run: tracker.log_pictures(study_run, pictures))
+        manifest = self._plan.manifest
+        for final, outcome in zip(runs, outcomes, strict=True):
+            tracked.final(final.stage, final.run, outcome, manifest)
+        tests: dict[str, TestResult] = {}
+        for final, outcome in zip(runs, outcomes, strict=True):
+            # Of several seeds the first stands for its stage.
+            tests.setdefault(final.stage, outcome.test)
+        if "best" in tests:
+            note = SYNTHETIC_NOTE if manifest.synthetic else ""
+            before, after, domains = tests["zero_shot"], tests["best"], manifest.domains
+            tracked.pictures(
+                lambda: study_pictures(record, before, after, domains, note),
+                self._output.study_pictures(study_name(record.forget)),
+            )
 
     def _close_study(self, tracked: TrackedStudy, record: StudyRecord, status: str) -> None:
         metrics: dict[str, float] = {"n_trials": len(record.trials)}
@@ -217,7 +205,7 @@ class Conductor:
             metrics |= {f"best/val_{k}": v for k, v in record.best.val.as_dict().items()}
         for stage, final in record.finals.items():
             metrics |= {f"{stage}/test_{k}": v for k, v in final.test.as_dict().items()}
-        tracked.call(lambda tracker, run: tracker.end_study(run, status, metrics))
+        tracked.end(status, metrics)
 
     def _conclude(self) -> int:
         self._write_summary()

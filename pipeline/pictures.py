@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
 
 from adu.evaluate import TestResult
@@ -54,7 +55,7 @@ def study_pictures(
         function(figure)
         pictures[name] = _png(figure)
     figure = _figure(13, 10, study, note)
-    top, bottom = figure.subfigures(2, 1)
+    top, bottom = figure.subfigures(2, 1, squeeze=False)[:, 0]
     scatter, history = top.subplots(1, 2)
     bars, first, second = bottom.subplots(1, 3, width_ratios=(1.2, 1, 1))
     draw_trade_off(scatter, study)
@@ -118,7 +119,7 @@ def draw_history(axes: Axes, study: StudyRecord) -> None:
         numbers = [number for number, _ in complete]
         axes.step(numbers, best, where="post", color=COLOURS[1], label="best so far")
     axes.set(xlabel="trial (0: the paper's defaults)", ylabel="validation H, %", ylim=(-3, 103))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Optimisation history", fontsize=11)
     axes.legend(fontsize=7, loc="lower right")
 

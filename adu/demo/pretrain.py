@@ -167,7 +167,8 @@ def learning_rate(step: int, steps: int) -> float:
 
 def make_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
     """AdamW with decay on matrices only, and none on embeddings: unseen tokens must stay put."""
-    decayed, kept = [], []
+    decayed: list[torch.nn.Parameter] = []
+    kept: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2 and "embedding" not in name
         (decayed if is_matrix else kept).append(parameter)
@@ -221,8 +222,8 @@ def batch_loss(
     """Draw captions for a batch and compare them with its pictures."""
     captions_B = sampler.draw(classes_B, domains_B, generator)
     captions_U, counts_U = captions_B.unique(return_counts=True)
-    # bf16 matrix products are about 2.5 times as fast as fp32 on the CPUs that have them. On a CPU
-    # the fused attention's backward pass costs more than the rest of the step; plain products do not.
+    # bf16 matrix products are about 2.5 times as fast as fp32 on the CPUs that have them. There the
+    # fused attention's backward pass costs more than the rest of the step; plain products do not.
     with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", dtype=torch.bfloat16):
         images_BE = model.encode_image(pixels_BCHW, normalize=True)
         texts_UE = model.encode_text(sampler.tokens_L[captions_U], normalize=True)

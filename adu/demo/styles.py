@@ -8,6 +8,7 @@ Coordinates of a scene run from 0 to 1 across the image, y down.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from adu.demo.shapes import Colour, FloatArray, Part, any_colour
 
 IMAGE_SIZE = 64
-FloatImage = NDArray[np.float32]
+FloatImage = NDArray[np.floating[Any]]
 
 # Supersampling factors: outlines need more than shaded surfaces, which are blurred anyway.
 SOFT_SCALE = 2
@@ -118,7 +119,9 @@ def _dull_colour(rng: np.random.Generator) -> FloatImage:
     return (grey * rng.uniform(0.78, 1.15, 3)).astype(np.float32)
 
 
-def _shadow(labels_HW: NDArray[np.uint8], light: FloatArray, rng: np.random.Generator) -> FloatImage:
+def _shadow(
+    labels_HW: NDArray[np.uint8], light: FloatArray, rng: np.random.Generator
+) -> FloatImage:
     """The blurred silhouette, moved away from the light."""
     size = labels_HW.shape[0]
     distance = rng.uniform(0.03, 0.07) * size
@@ -320,7 +323,9 @@ def _clipart_ground(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
     """White, one pastel, stripes, dots or a big disc."""
     x_1W, y_H1 = grid(size)
     pastel_C = 255 - rng.uniform(10, 110, 3)
-    other_C = np.array([255.0, 255.0, 255.0]) if rng.uniform() < 0.6 else 255 - rng.uniform(0, 90, 3)
+    other_C = (
+        np.array([255.0, 255.0, 255.0]) if rng.uniform() < 0.6 else 255 - rng.uniform(0, 90, 3)
+    )
     kind = int(rng.integers(5))
     period = rng.uniform(0.12, 0.3)
     if kind == 0:
