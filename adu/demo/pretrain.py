@@ -238,15 +238,17 @@ def save_weights(model: open_clip.CLIP, folder: Path) -> None:
     save_file(state, folder / "open_clip_model.safetensors")
 
 
-def write_card(folder: Path, settings: dict[str, int], seconds: float) -> dict[str, Any]:
+def write_card(
+    folder: Path, settings: dict[str, int], seconds: float, images_per_cell: int = 100
+) -> dict[str, Any]:
     """Evaluate the saved weights on unseen renders and store the figures beside them."""
     card = {
         "data": "synthetic: drawn by adu.demo.render, no real image",
         "settings": settings,
         "pretraining_wall_time_s": round(seconds),
         "evaluation_seed": EVALUATION_SEED,
-        "zero_shot_accuracy": zero_shot_accuracy(folder),
-        "features": feature_report(folder),
+        "zero_shot_accuracy": zero_shot_accuracy(folder, images_per_cell),
+        "features": feature_report(folder, images_per_cell),
     }
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
@@ -256,7 +258,7 @@ def main() -> None:
     """Pre-train, save, evaluate, and print the card."""
     parser = argparse.ArgumentParser(description="Pre-train the tiny CLIP on synthetic pictures.")
     parser.add_argument("--out", type=Path, default=WEIGHTS_DIR, help="folder to write")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--images-per-cell", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

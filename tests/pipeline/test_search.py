@@ -1,0 +1,420 @@
+"""The main job, run as a user runs it: a real cluster, real trials, a real MLflow database."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+
+import optuna
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from mlflow import MlflowClient
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from PIL import Image
+
+from pipeline.search import main
+from tests.pipeline import commands
+from tests.tiny import DOMAINS, N_BLOCKS, tiny_backbone, tiny_manifest
+
+STAGES = {"zero_shot", "baseline", "paper_defaults", "best"}
+N_TRIALS = 4
+
+
+def config(folder: Path, epochs: int = 4, trials: int = N_TRIALS) -> dict:
+    return {
+        "name": "tiny",
+        "context": {
+            "backbone": {"name": str(folder / "model")},
+            "data": {"manifest": str(folder / "manifest"), "shots": 2, "val_shots": 1},
+        },
+        "forget": [["sketch"]],
+        "train": {"epochs": epochs, "batch_size": 8},
+        "space": {
+            "method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30},
+            "method.lambda": {"low": 0.1, "high": 30, "log": True, "default": 10},
+            "method.n_ctx": {"choices": [1, 2], "default": 2},
+            "method.instapg_layer": {"low": 1, "high": N_BLOCKS - 2, "default": 2},
+            "train.lr": {"low": 0.001, "high": 0.1, "log": True, "default": 0.0025},
+        },
+        "search": {
+            "trials": trials,
+            "startup_trials": 2,
+            "grace_epochs": 1,
+            "reduction_factor": 2,
+        },
+        "final": {"seeds": [0, 1]},
+        "resources": {"executors": 2},
+        "output": str(folder / "results" / "out"),
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder with a model and a manifest."""
+    folder = tmp_path_factory.mktemp("search")
+    tiny_backbone(folder / "model")
+    tiny_manifest(folder)
+    return folder
+
+
+def write_config(file: Path, values: dict) -> str:
+    file.write_text(yaml.safe_dump(values))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def finished(data) -> Path:
+    """The output folder of a search that has ended; its stdout and read log lie beside it."""
+    file = write_config(data / "search.yaml", config(data))
+    code, out, err = commands.run(
+        "search.py", ["--config", file], ADU_READ_LOG=str(data / "reads.txt")
+    )
+    assert code == 0, out + err
+    (data / "stdout.txt").write_text(out)
+    assert err == ""
+    return data / "results" / "out"
+
+
+@pytest.fixture(scope="module")
+def summary(finished) -> dict:
+    return json.loads((finished / "summary.json").read_text())
+
+
+def optuna_trials(output: Path) -> list[optuna.trial.FrozenTrial]:
+    storage = JournalStorage(JournalFileBackend(str(output / "optuna.journal")))
+    return optuna.load_study(study_name="sketch", storage=storage).get_trials()
+
+
+def test_the_summary_holds_every_stage_of_every_study(summary):
+    (study,) = summary["studies"]
+    assert study["forget"] == ["sketch"]
+    assert (study["n_trials"], study["selected_on"]) == (N_TRIALS, "val")
+    assert study["best"]["params"].keys() == config(Path())["space"].keys()
+    assert study["baselines"].keys() == STAGES - {"best"}
+    scores = [study["best"]["val"], study["best"]["test"]]
+    scores += [stage["test"] for stage in study["baselines"].values()]
+    for score in scores:
+        assert score.keys() == {"mem", "for", "h"}
+        assert all(0 <= value <= 1 for value in score.values())
+    assert study["best"]["seeds"] == [0, 1]
+
+
+def test_the_summary_says_where_the_time_went(summary):
+    timing = summary["timing"]
+    assert 0 < timing["executor_start_s"] < timing["wall_s"]
+    assert timing["train_s"] > 0
+    assert timing["trial_overhead_median_s"] > 0
+
+
+def test_the_best_trial_is_the_best_on_validation_images(finished, summary):
+    complete = [t for t in optuna_trials(finished) if t.state == TrialState.COMPLETE]
+    assert complete
+    best = summary["studies"][0]["best"]
+    assert best["val"]["h"] == max(trial.value for trial in complete)
+
+
+def test_the_first_trial_is_the_papers_defaults(finished):
+    first = optuna_trials(finished)[0]
+    space = config(Path())["space"]
+    assert first.params == {path: values["default"] for path, values in space.items()}
+
+
+def test_stopped_trials_are_pruned_and_keep_their_curve(finished):
+    for trial in optuna_trials(finished):
+        assert trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        n_epochs = len(trial.intermediate_values)
+        assert (n_epochs == 4) == (trial.state == TrialState.COMPLETE)
+
+
+def test_test_images_are_read_only_after_selection(finished, data):
+    table = pq.read_table(data / "manifest" / "manifest.parquet").to_pylist()
+    test_uris = {row["uri"] for row in table if row["split"] == "test"}
+    reads = [line.split(" ", 1) for line in (data / "reads.txt").read_text().splitlines()]
+    first_test_read = min(float(when) for when, uri in reads if uri in test_uris)
+    assert {uri for _, uri in reads} > test_uris, "not all test images were read"
+    selected = max(trial.datetime_complete.timestamp() for trial in optuna_trials(finished))
+    assert first_test_read > selected
+
+
+def test_every_few_shot_image_is_read_once_by_each_executor(finished, data):
+    lines = (data / "reads.txt").read_text().splitlines()
+    table = pq.read_table(data / "manifest" / "manifest.parquet").to_pylist()
+    train_uris = {row["uri"] for row in table if row["split"] != "test"}
+    reads = [uri for _, uri in (line.split(" ", 1) for line in lines) if uri in train_uris]
+    assert max(reads.count(uri) for uri in set(reads)) == 2
+
+
+def test_mlflow_has_a_run_for_everything(finished):
+    client = MlflowClient(f"sqlite:///{finished.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    runs = client.search_runs([experiment.experiment_id])
+    by_stage: dict[str, list] = {}
+    for run in runs:
+        by_stage.setdefault(run.data.tags["stage"], []).append(run)
+    counts = {stage: len(runs) for stage, runs in by_stage.items()}
+    assert counts == {
+        "study": 1,
+        "trial": N_TRIALS,
+        "zero_shot": 1,
+        "baseline": 2,
+        "paper_defaults": 2,
+        "best": 2,
+    }
+    (parent,) = by_stage["study"]
+    for run in runs:
+        if run is not parent:
+            assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["forget"] == "sketch"
+        assert run.info.status in ("FINISHED", "KILLED")
+    check_trial_run(client, by_stage["trial"][0])
+    check_final_run(client, by_stage["best"][0])
+    pictures = {
+        Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "pictures")
+    }
+    names = {"mem_against_for", "history", "accuracy_by_domain", "features", "report"}
+    assert pictures == {f"{name}.png" for name in names}
+
+
+def check_trial_run(client, run):
+    assert run.data.params.keys() == {"gamma", "lambda", "n_ctx", "instapg_layer", "lr"}
+    curves = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    n_epochs = int(run.data.metrics["epochs_done"])
+    for name in ("val/mem", "val/for", "val/h", "loss/total", "loss/memorize", "loss/forget"):
+        assert [point.step for point in curves[name]] == list(range(1, n_epochs + 1)), name
+
+
+def check_final_run(client, run):
+    assert {"test/mem", "test/for", "test/h", "test/accuracy/sketch"} <= run.data.metrics.keys()
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {"config.yaml", "checkpoint.safetensors"}
+    (used,) = run.inputs.dataset_inputs
+    assert run.data.tags["manifest_digest"].startswith(used.dataset.digest)
+
+
+def test_pictures_are_pictures(finished):
+    files = sorted((finished / "studies" / "sketch").glob("*.png"))
+    assert len(files) == 5
+    for file in files:
+        with Image.open(file) as image:
+            assert image.width > 500
+            assert len(image.convert("L").getcolors(1 << 16)) > 20, f"{file.name} is blank"
+
+
+def test_the_end_of_the_search_is_a_table_and_where_to_look(finished, data):
+    out = (data / "stdout.txt").read_text()
+    for label in ("zero-shot", "Baseline", "ADU, paper defaults", "ADU, searched"):
+        assert label in out
+    assert str(finished) in out
+    assert "mlflow ui --backend-store-uri sqlite:///" in out
+    assert "Traceback" not in out
+    assert max(len(line) for line in out.splitlines() if "/" not in line) <= 100
+
+
+def test_evaluation_of_the_checkpoint_gives_the_same_figures(finished, data, tmp_path):
+    client = MlflowClient(f"sqlite:///{finished.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    (run, *_) = client.search_runs(
+        [experiment.experiment_id], "tags.stage = 'best' AND params.seed = '0'"
+    )
+    checkpoint = client.download_artifacts(run.info.run_id, "checkpoint.safetensors")
+    code, out, err = commands.run(
+        "evaluate.py",
+        [
+            *("--checkpoint", checkpoint, "--manifest", str(data / "manifest")),
+            *("--output", str(tmp_path / "figures.json")),
+        ],
+    )
+    assert code == 0, err
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    for name in ("mem", "for", "h"):
+        assert figures["adu"][name] == run.data.metrics[f"test/{name}"]
+    assert "sketch (forget)" in out
+
+
+def test_another_search_in_the_same_folder_is_refused(finished, data, capsys):
+    before = (finished / "summary.json").read_bytes()
+    line = refused(capsys, "--config", str(data / "search.yaml"))
+    assert "holds a search already (--resume goes on with it" in line
+    changed = config(data) | {"train": {"epochs": 5, "batch_size": 8}}
+    file = write_config(data / "changed.yaml", changed)
+    line = refused(capsys, "--config", file, "--resume")
+    assert "train.epochs is 4 there and 5 now" in line
+    assert (finished / "summary.json").read_bytes() == before
+
+
+def test_a_finished_search_resumed_trains_nothing(finished, data, summary):
+    trials = optuna_trials(finished)
+    code, out, err = commands.run("search.py", ["--config", str(data / "search.yaml"), "--resume"])
+    assert code == 0, out + err
+    again = json.loads((finished / "summary.json").read_text())
+    assert again["studies"] == summary["studies"]
+    assert [t.number for t in optuna_trials(finished)] == [t.number for t in trials]
+
+
+def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(data, tmp_path):
+    # Long trials, so that the signal comes within one.
+    values = config(data, epochs=40) | {"output": str(tmp_path / "results" / "out")}
+    values["final"] = {"seeds": [0]}
+    file = write_config(tmp_path / "search.yaml", values)
+    log = tmp_path / "reads.txt"
+    process = commands.start("search.py", ["--config", file], ADU_READ_LOG=str(log))
+    output = tmp_path / "results" / "out"
+    wait_for(lambda: "COMPLETE" in states(output) or "PRUNED" in states(output), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert err == ""
+    assert "Interrupted" in out
+    assert "not finished: " in out
+    summary = json.loads((output / "summary.json").read_text())
+    n_before = summary["studies"][0]["n_trials"]
+    assert summary["interrupted"]
+    assert 1 <= n_before < N_TRIALS
+    assert "RUNNING" not in states(output)
+    assert_test_split_untouched(log, data)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive, f"left behind: {alive}"
+
+    code, out, err = commands.run("search.py", ["--config", file, "--resume"])
+    assert code == 0, out + err
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["studies"][0]["n_trials"] == N_TRIALS
+    assert not summary["interrupted"]
+    assert re.search(r"sketch\s+zero-shot", out)
+
+
+def states(output: Path) -> list[str]:
+    try:
+        return [trial.state.name for trial in optuna_trials(output)]
+    except (OSError, KeyError):
+        return []
+
+
+def wait_for(happened, process, timeout_s: float = 150) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def assert_test_split_untouched(log: Path, data: Path) -> None:
+    table = pq.read_table(data / "manifest" / "manifest.parquet").to_pylist()
+    test_uris = {row["uri"] for row in table if row["split"] == "test"}
+    reads = {line.split(" ", 1)[1] for line in log.read_text().splitlines()}
+    assert reads and not reads & test_uris
+
+
+# --- what a user can get wrong -----------------------------------------------------------------
+
+
+def refused(capsys, *arguments) -> str:
+    """Runs the command, expecting exit code 2 and one line; returns the line."""
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"forget": [["drawing"]]},
+            f"forget domain 'drawing': unknown (known domains: {', '.join(DOMAINS)})",
+        ),
+        ({"forget": [list(DOMAINS)]}, "at least one domain must be retained"),
+        ({"context.data.manifest": "/nowhere/manifest"}, "manifest /nowhere/manifest: "),
+        ({"context.data.shots": 500}, "500"),
+        ({"train.epochs": "many"}, "train.epochs"),
+        ({"train.epoch": 3}, "train.epoch"),
+        ({"method": {"name": "erase"}}, "erase"),
+        ({"space.method.colour": {"low": 1, "high": 2, "default": 1}}, "method.colour"),
+        ({"tracking.uri": "http://127.0.0.1:9"}, "tracking.uri http://127.0.0.1:9: no MLflow"),
+        ({"output": "/proc/search"}, "output /proc/search: cannot be written"),
+        ({"resources.executors": 5000}, "5000 executors of 1 worker need 5000 x 1 CPU"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(data, tmp_path, capsys, changes, says):
+    values = config(data) | {"output": str(tmp_path / "results" / "out")}
+    for path, value in changes.items():
+        *parents, name = path.split(".", path.count(".") if "space" not in path else 1)
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = value
+    file = write_config(tmp_path / "search.yaml", values)
+    assert says in refused(capsys, "--config", file)
+    assert not (tmp_path / "results" / "out").exists()
+
+
+def test_debug_shows_where_a_mistake_was_noticed(data, tmp_path, capsys):
+    file = write_config(tmp_path / "search.yaml", config(data) | {"forget": [["drawing"]]})
+    assert main(["--config", file, "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_unreachable_bucket_is_noticed_before_anything_starts(
+    data, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    values = config(data) | {"output": str(tmp_path / "out")}
+    values["context"]["data"]["manifest"] = "s3://bucket/manifest"
+    file = write_config(tmp_path / "search.yaml", values)
+    assert "s3://bucket/manifest" in refused(capsys, "--config", file)
+    assert not (tmp_path / "out").exists()
+
+
+# --- real images -------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not (commands.PACS.is_dir() and commands.PACS_CLIP.is_dir()),
+    reason="needs ../shared/data/pacs and ../shared/models/pacs-clip",
+)
+def test_a_search_on_photographs_and_drawings(tmp_path):
+    for cell in sorted(commands.PACS.glob("*/*")):
+        place = tmp_path / "pacs" / cell.parent.name / cell.name
+        place.mkdir(parents=True)
+        for file in sorted(cell.iterdir())[:8]:
+            (place / file.name).symlink_to(file)
+    manifest, output = str(tmp_path / "manifest"), tmp_path / "results" / "out"
+    code, out, err = commands.run(
+        "ingest.py", ["--source", str(tmp_path / "pacs"), "--out", manifest, "--name", "pacs"]
+    )
+    assert code == 0, out + err
+    space = {"train.lr": {"low": 0.001, "high": 0.1, "log": True, "default": 0.02}}
+    values = {
+        "context": {"data": {"shots": 2, "val_shots": 1}},
+        "train": {"epochs": 1},
+        "space": space,
+        "search": {"trials": 2},
+        "forget": [["sketch"]],
+    }
+    file = write_config(tmp_path / "pacs.yaml", values)
+    code, out, err = commands.run(
+        "search.py",
+        [
+            *("--config", file, "--manifest", manifest),
+            *("--backbone", str(commands.PACS_CLIP), "--output", str(output)),
+        ],
+    )
+    assert code == 0, out + err
+    (study,) = json.loads((output / "summary.json").read_text())["studies"]
+    # The stand-in for a pre-trained CLIP knows photographs and drawings alike.
+    before = study["baselines"]["zero_shot"]["accuracy_by_domain"]
+    assert min(before.values()) > 0.7
+    assert study["n_trials"] == 2
+    assert (output / "studies" / "sketch" / "report.png").stat().st_size > 10_000
