@@ -2,7 +2,7 @@
 
     python -m adu.demo.pretrain
 
-About 13 minutes on two cores with bf16 matrix units. Writes an open_clip folder and `card.json`.
+About 20 minutes on two cores with bf16 matrix units. Writes an open_clip folder and `card.json`.
 
 Shape suffixes: N = pictures, B = batch, C = colour channels, H = height, W = width, U = distinct
 captions of a batch, L = caption length in tokens, E = embedding.
