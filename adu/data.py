@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from adu import storage
 from adu.config import StrictModel
@@ -172,7 +171,7 @@ def train_batch(
         _, full_height, full_width = image_CHW.shape
         top, left, height, width = _random_crop(rng, full_height, full_width, transform.crop_scale)
         crop_CHW = image_CHW[:, top : top + height, left : left + width]
-        crop_CHW = _resize(crop_CHW, [size, size], transform)
+        crop_CHW = _resize(crop_CHW, (size, size), transform)
         mirrored = transform.hflip and rng.random() < 0.5
         batch_BCHW[row] = crop_CHW.flip(-1) if mirrored else crop_CHW
     return _normalised(batch_BCHW, transform)
@@ -187,8 +186,13 @@ def eval_batch(images: ImageSet, indices: Sequence[int], transform: ImageTransfo
     size = transform.image_size
     batch_BCHW = torch.empty((len(indices), 3, size, size), dtype=torch.uint8)
     for row, i in enumerate(indices):
-        resized_CHW = _resize(images.image(i), [size], transform)
-        batch_BCHW[row] = transforms.center_crop(resized_CHW, [size, size])
+        image_CHW = images.image(i)
+        _, height, width = image_CHW.shape
+        short = min(height, width)
+        height, width = size * height // short, size * width // short
+        resized_CHW = _resize(image_CHW, (height, width), transform)
+        top, left = round((height - size) / 2), round((width - size) / 2)
+        batch_BCHW[row] = resized_CHW[:, top : top + size, left : left + size]
     return _normalised(batch_BCHW, transform)
 
 
@@ -289,9 +293,8 @@ def _random_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _resize(image_CHW: Tensor, size: list[int], transform: ImageTransform) -> Tensor:
-    mode = InterpolationMode(transform.interpolation)
-    return transforms.resize(image_CHW, size, interpolation=mode, antialias=True)
+def _resize(image_CHW: Tensor, size: tuple[int, int], transform: ImageTransform) -> Tensor:
+    return F.interpolate(image_CHW[None], size, mode=transform.interpolation, antialias=True)[0]
 
 
 def _normalised(images_BCHW: Tensor, transform: ImageTransform) -> Tensor:

@@ -6,13 +6,13 @@ Tensor names carry their shape: B images, T tokens, W token width, E feature wid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from adu.errors import UserError
+if TYPE_CHECKING:
+    from open_clip.transformer import VisionTransformer
 
 
 class ViTTower(nn.Module):
@@ -64,18 +64,3 @@ class ViTTower(nn.Module):
         """Turns the last block's tokens, without prompts, into features_BE."""
         pooled_BW, _ = self.visual._pool(tokens_BTW)
         return pooled_BW if self.visual.proj is None else pooled_BW @ self.visual.proj
-
-
-def open_tower(visual: nn.Module, name: str) -> ViTTower:
-    """Opens an image tower for prompts.
-
-    Raises:
-        UserError: If the tower is of a kind that cannot take tokens.
-    """
-    if isinstance(visual, VisionTransformer):
-        return ViTTower(visual)
-    raise UserError(
-        f"backbone {name}: its image tower is a {type(visual).__name__}, which takes no prompts "
-        "(allowed: models whose image tower is open_clip's VisionTransformer, such as "
-        "ViT-B-16-quickgelu, ViT-B-32, ViT-L-14, ViT-H-14)"
-    )

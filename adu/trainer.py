@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -36,6 +36,10 @@ class TrainConfig(StrictModel):
     weight_decay: float = Field(5e-4, ge=0)
     warmup_epochs: int = Field(1, ge=0, description="first epochs, trained with warmup_lr")
     warmup_lr: float = Field(1e-5, ge=0)
+    crop_scale_min: float = Field(
+        0.08, gt=0, le=1, description="smallest share of an image that a training crop covers"
+    )
+    hflip: bool = Field(True, description="whether half of the training images are mirrored")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass")
     seed: int = Field(0, ge=0, description="of the initial weights, batches and augmentation")
 
@@ -105,6 +109,11 @@ class Trainer:
             torch.manual_seed(run.train.seed)
             model = build_method(run.method, context.backbone, context.task(run.forget))
         self.model = model.to(context.device)
+        self._transform = replace(
+            context.backbone.transform,
+            crop_scale=(run.train.crop_scale_min, 1.0),
+            hflip=run.train.hflip,
+        )
         self._parameters = list(self.model.trainable().values())
         self._optimizer = _build_optimizer(self._parameters, run.train)
         self._epochs_done = 0
@@ -175,7 +184,7 @@ class Trainer:
         context, images = self.context, self.context.train
         own = rows[rank_slice(len(rows), *rank_and_world_size())]
         images_BCHW = train_batch(
-            images, own, context.backbone.transform, seed=self.run.train.seed, epoch=epoch
+            images, own, self._transform, seed=self.run.train.seed, epoch=epoch
         ).to(context.device)
         self.model.train()
         with torch.autocast(

@@ -20,7 +20,6 @@ from pipeline.executor import ExecutorPool, check_runs, count_executors
 from pipeline.finals import FinalRun, FinalRunFailedError, final_runs, mean_scores, run_finals
 from pipeline.interrupt import Interrupt
 from pipeline.output import Output
-from pipeline.pictures import study_pictures
 from pipeline.plan import Plan, study_name
 from pipeline.progress import Progress
 from pipeline.recorder import Background, TrackedStudy
@@ -192,12 +191,18 @@ class Conductor:
             # Of several seeds the first stands for its stage.
             tests.setdefault(final.stage, outcome.test)
         if "best" in tests:
-            note = SYNTHETIC_NOTE if manifest.synthetic else ""
-            before, after, domains = tests["zero_shot"], tests["best"], manifest.domains
             tracked.pictures(
-                lambda: study_pictures(record, before, after, domains, note),
+                lambda: self._draw(record, tests["zero_shot"], tests["best"]),
                 self._output.study_pictures(study_name(record.forget)),
             )
+
+    def _draw(self, record: StudyRecord, before: TestResult, after: TestResult) -> dict[str, bytes]:
+        # Takes seconds to import, which the start of a search need not wait for.
+        from pipeline.pictures import study_pictures
+
+        manifest = self._plan.manifest
+        note = SYNTHETIC_NOTE if manifest.synthetic else ""
+        return study_pictures(record, before, after, manifest.domains, note)
 
     def _close_study(self, tracked: TrackedStudy, record: StudyRecord, status: str) -> None:
         metrics: dict[str, float] = {"n_trials": len(record.trials)}

@@ -28,10 +28,10 @@ def test_a_picture_depends_on_its_name_and_seed_alone(domain):
         assert not np.array_equal(first, np.asarray(different))
 
 
-def test_sketches_have_no_colour_and_the_others_do():
+def test_sketches_have_the_least_colour():
     def saturation(domain: str) -> float:
         pictures = [np.asarray(render(domain, name, 0, 0), dtype=float) for name in CLASSES]
         return float(np.mean([np.ptp(picture, axis=2).mean() for picture in pictures]))
 
-    assert saturation("sketch") < 10
-    assert min(saturation(domain) for domain in DOMAINS if domain != "sketch") > 15
+    others = [saturation(domain) for domain in DOMAINS if domain != "sketch"]
+    assert saturation("sketch") < 0.7 * min(others)
