@@ -40,6 +40,8 @@ from pipeline.tracking import Tracker, default_uri, short_name, ui_command
 
 EXIT_FAILED = 1
 
+CLOSE_TIMEOUT_S = 10.0
+
 SYNTHETIC_NOTE = "synthetic demo data"
 
 
@@ -104,7 +106,8 @@ class Conductor:
                     self._run_studies(pool, progress)
             self._finish_tracking()
         finally:
-            pool.close()
+            # A cluster of our own goes down as a whole; there is nothing to hand back.
+            pool.close(timeout_s=0 if cluster.local else CLOSE_TIMEOUT_S)
         return self._conclude()
 
     def _run_studies(self, pool: ExecutorPool, progress: Progress) -> None:
