@@ -17,7 +17,7 @@ help:  ## list the targets
 setup: $(VENV)/.runtime  ## install what the commands need into .venv
 
 search: $(VENV)/.runtime  ## search on the built-in demo: forget each of its four domains in turn
-	$(BIN)/python pipeline/search.py --config search_spaces/demo.yaml $(ARGS)
+	$(BIN)/python pipeline/search.py $(ARGS)
 
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -83,13 +83,13 @@ class Conductor:
         Raises:
             UserError: If the search cannot be started.
         """
-        # A new SQLite file takes MLflow seconds, in which the workers start.
-        self._background.call(self._open_tracker)
         resources = self._plan.config.resources
         self._console.print(f"results in {self._output.folder}", highlight=False, soft_wrap=True)
         cluster = connect(self._plan.config.address)
         self._interrupt.install()
         n_executors = count_executors(resources, cluster.nodes)
+        # A new SQLite file takes MLflow seconds, in which the workers start.
+        self._background.call(self._open_tracker)
         context = self._plan.context.model_dump(mode="json")
         pool = ExecutorPool(SESSION, context, resources, n_executors)
         progress = self._progress(n_executors)

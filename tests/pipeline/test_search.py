@@ -332,7 +332,7 @@ def refused(capsys, *arguments) -> str:
             {"forget": [["drawing"]]},
             f"forget domain 'drawing': unknown (known domains: {', '.join(DOMAINS)})",
         ),
-        ({"forget": [list(DOMAINS)]}, "at least one domain must be retained"),
+        ({"forget": [list(DOMAINS)]}, "is all domains, none is left to retain"),
         ({"context.data.manifest": "/nowhere/manifest"}, "manifest /nowhere/manifest: "),
         ({"context.data.shots": 500}, "500"),
         ({"train.epochs": "many"}, "train.epochs"),
