@@ -6,6 +6,7 @@ Every function takes the *global* batch; gathering it from the workers is `adu.d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Estimator = Literal["biased", "unbiased"]
+Kernel = Literal["gaussian", "gaussian_median", "laplace", "linear"]
 
 # Widths of the Gaussians, as multiples of the mean squared distance between two features.
 BANDWIDTH_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -49,24 +51,26 @@ def domain_loss(domain_logits_BD: Tensor, domain_B: Tensor) -> Tensor:
 
 
 def mmd_squared(
-    features_BE: Tensor, domain_B: Tensor, n_domains: int, estimator: Estimator = "biased"
+    features_BE: Tensor,
+    domain_B: Tensor,
+    n_domains: int,
+    estimator: Estimator = "biased",
+    kernel: Kernel = "gaussian",
 ) -> Tensor:
     """Mean squared maximum mean discrepancy over all pairs of domains in the batch.
-
-    The kernel is the mean of five Gaussians around the detached mean squared distance, so that
-    MMD^2 stays below 2 whatever their number and lambda keeps one meaning.
 
     Args:
         features_BE: Image features.
         domain_B: Domain of each image.
         n_domains: D.
         estimator: Whether an image is compared with itself ("biased") or not ("unbiased").
+        kernel: A key of `KERNELS`.
 
     Returns:
         A scalar; domains without an image (or with one, if unbiased) are left out of the mean,
         and with fewer than two domains left it is 0, still part of the graph.
     """
-    kernel_BB = gaussian_kernel(features_BE.float())
+    kernel_BB = KERNELS[kernel](features_BE.float())
     member_BD = F.one_hot(domain_B, n_domains).to(kernel_BB.dtype)
     n_D = member_BD.sum(dim=0)
     sums_DD = member_BD.T @ kernel_BB @ member_BD
@@ -74,8 +78,8 @@ def mmd_squared(
         within_D = sums_DD.diagonal() / n_D.clamp(min=1).square()
         present_D = n_D >= 1
     else:
-        # The kernel of an image with itself is 1.
-        within_D = (sums_DD.diagonal() - n_D) / (n_D * (n_D - 1)).clamp(min=1)
+        own_D = member_BD.T @ kernel_BB.diagonal()
+        within_D = (sums_DD.diagonal() - own_D) / (n_D * (n_D - 1)).clamp(min=1)
         present_D = n_D >= 2
     between_DD = sums_DD / (n_D[:, None] * n_D[None, :]).clamp(min=1)
     mmd_DD = within_D[:, None] + within_D[None, :] - 2 * between_DD
@@ -84,15 +88,59 @@ def mmd_squared(
 
 
 def gaussian_kernel(features_BE: Tensor) -> Tensor:
-    """Mean over `BANDWIDTH_SCALES` of exp(-||x - y||^2 / (scale * mean ||x - y||^2))."""
-    # The differences themselves, not |x|^2 + |y|^2 - 2xy: exact zeros for identical features.
-    squared_BB = (features_BE[:, None, :] - features_BE[None, :, :]).square().sum(dim=-1)
-    n = len(features_BE)
-    mean = squared_BB.detach().sum() / max(n * (n - 1), 1)
-    # Identical features everywhere: any positive width gives the right kernel, all ones.
-    width = torch.where(mean > 0, mean, torch.ones_like(mean))
+    """Mean over `BANDWIDTH_SCALES` of exp(-||x - y||^2 / (scale * mean ||x - y||^2)).
+
+    The mean of the Gaussians, not their sum: MMD^2 stays below 2 whatever their number, and lambda
+    keeps one meaning.
+    """
+    squared_BB = _squared_distances(features_BE)
+    width = _mean_width(squared_BB)
     kernels = [torch.exp(-squared_BB / (scale * width)) for scale in BANDWIDTH_SCALES]
     return torch.stack(kernels).mean(dim=0)
+
+
+def gaussian_median_kernel(features_BE: Tensor) -> Tensor:
+    """exp(-||x - y||^2 / median ||x - y||^2), the median over pairs of different images."""
+    squared_BB = _squared_distances(features_BE)
+    n = len(features_BE)
+    above_BB = torch.ones_like(squared_BB, dtype=torch.bool).triu(diagonal=1)
+    pairs = squared_BB.detach()[above_BB] if n > 1 else squared_BB.new_zeros(1)
+    return torch.exp(-squared_BB / _positive(pairs.median()))
+
+
+def laplace_kernel(features_BE: Tensor) -> Tensor:
+    """exp(-|x - y|_1 / mean |x - y|_1)."""
+    distances_BB = (features_BE[:, None, :] - features_BE[None, :, :]).abs().sum(dim=-1)
+    return torch.exp(-distances_BB / _mean_width(distances_BB))
+
+
+def linear_kernel(features_BE: Tensor) -> Tensor:
+    """<x, y>: MMD^2 is then the squared distance of the domains' means."""
+    return features_BE @ features_BE.T
+
+
+KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gaussian": gaussian_kernel,
+    "gaussian_median": gaussian_median_kernel,
+    "laplace": laplace_kernel,
+    "linear": linear_kernel,
+}
+
+
+def _squared_distances(features_BE: Tensor) -> Tensor:
+    # The differences themselves, not |x|^2 + |y|^2 - 2xy: exact zeros for identical features.
+    return (features_BE[:, None, :] - features_BE[None, :, :]).square().sum(dim=-1)
+
+
+def _mean_width(distances_BB: Tensor) -> Tensor:
+    """Mean distance of two different images; no gradient flows through a kernel's width."""
+    n = len(distances_BB)
+    return _positive(distances_BB.detach().sum() / max(n * (n - 1), 1))
+
+
+def _positive(width: Tensor) -> Tensor:
+    # Identical features everywhere: any positive width gives the right kernel, all ones.
+    return torch.where(width > 0, width, torch.ones_like(width))
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

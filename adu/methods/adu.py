@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adu.backbone import Backbone
 from adu.errors import UserError
-from adu.losses import Estimator, domain_loss, mmd_squared
+from adu.losses import Estimator, Kernel, domain_loss, mmd_squared
 from adu.methods.base import Output, Task
 from adu.methods.baseline import Baseline, PromptConfig
 from adu.model import prompted_features
@@ -29,6 +29,7 @@ class AduConfig(PromptConfig):
     gamma: float = Field(30.0, ge=0, description="weight of the domain classification loss")
     lambda_: float = Field(10.0, ge=0, alias="lambda", description="weight of MMD^2 (maximised)")
     mmd_estimator: Estimator = Field("biased", description="how MMD^2 is estimated")
+    mmd_kernel: Kernel = Field("gaussian", description="kernel of MMD^2")
     instapg: bool = Field(True, description="whether prompts are made for each image")
     instapg_layer: int | None = Field(
         None, ge=1, description="block where InstaPG stands, from 0; unset: the middle one"
@@ -95,7 +96,11 @@ class Adu(Baseline):
         terms = super().losses(output, class_B, domain_B)
         terms["domain_ce"] = domain_loss(self.domain_head(output.features_BE), domain_B)
         terms["mmd"] = mmd_squared(
-            output.features_BE, domain_B, len(self.task.domains), self.config.mmd_estimator
+            output.features_BE,
+            domain_B,
+            len(self.task.domains),
+            self.config.mmd_estimator,
+            self.config.mmd_kernel,
         )
         terms["total"] = (
             terms["total"]

@@ -8,6 +8,7 @@ import torch
 
 from adu.losses import (
     BANDWIDTH_SCALES,
+    KERNELS,
     domain_loss,
     forget_loss,
     gaussian_kernel,
@@ -23,16 +24,31 @@ def log_softmax_64(logits):
     return shifted - math.log(np.exp(shifted).sum())
 
 
-def mmd_64(features, domains, n_domains, estimator):
-    """MMD^2 from its definition: sums of kernel values over pairs of images."""
+def kernel_64(features, name):
+    """A function of two image numbers: the kernel from its definition."""
     n = len(features)
-    squared = [[float(((a - b) ** 2).sum()) for b in features] for a in features]
-    width = sum(map(sum, squared)) / (n * (n - 1)) or 1.0
+    norm = 1 if name == "laplace" else 2
+    apart = [[float((abs(a - b) ** norm).sum()) for b in features] for a in features]
+    pairs = [apart[i][j] for i in range(n) for j in range(i + 1, n)]
+    mean = sum(pairs) / len(pairs) or 1.0
+    # Of an even number of pairs torch takes the lower one in the middle.
+    median = sorted(pairs)[(len(pairs) - 1) // 2] or 1.0
+    scales = {"gaussian": BANDWIDTH_SCALES, "laplace": (1.0,), "gaussian_median": (1.0,)}
+    width = median if name == "gaussian_median" else mean
 
     def k(i, j):
-        values = [math.exp(-squared[i][j] / (scale * width)) for scale in BANDWIDTH_SCALES]
+        if name == "linear":
+            return float(sum(a * b for a, b in zip(features[i], features[j], strict=True)))
+        values = [math.exp(-apart[i][j] / (scale * width)) for scale in scales[name]]
         return sum(values) / len(values)
 
+    return k
+
+
+def mmd_64(features, domains, n_domains, estimator, kernel="gaussian"):
+    """MMD^2 from its definition: sums of kernel values over pairs of images."""
+    n = len(features)
+    k = kernel_64(features, kernel)
     least = 1 if estimator == "biased" else 2
     groups = [[i for i in range(n) if domains[i] == d] for d in range(n_domains)]
     groups = [g for g in groups if len(g) >= least]
@@ -80,6 +96,7 @@ def test_forget_loss_is_smallest_at_uniform():
     assert loss.item() == pytest.approx(math.log(7), rel=1e-6)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
 @pytest.mark.parametrize(
     "domains",
@@ -90,18 +107,33 @@ def test_forget_loss_is_smallest_at_uniform():
         [1, 1, 1, 1, 1, 1, 1, 1, 1],  # nothing to compare
     ],
 )
-def test_mmd_matches_its_definition(estimator, domains):
+def test_mmd_matches_its_definition(kernel, estimator, domains):
     features = RNG.normal(size=(9, 6)) + np.array(domains)[:, None]
-    found = mmd_squared(torch.tensor(features), torch.tensor(domains), 3, estimator)
-    assert found.item() == pytest.approx(mmd_64(features, domains, 3, estimator), abs=1e-6)
+    found = mmd_squared(torch.tensor(features), torch.tensor(domains), 3, estimator, kernel)
+    expected = mmd_64(features, domains, 3, estimator, kernel)
+    assert found.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-def test_mmd_of_identical_features_is_zero_with_a_finite_gradient():
+def test_mmd_with_the_linear_kernel_is_the_distance_of_the_means():
+    features = RNG.normal(size=(10, 3))
+    domains = np.array([0] * 4 + [1] * 6)
+    found = mmd_squared(torch.tensor(features), torch.tensor(domains), 2, "biased", "linear")
+    apart = features[:4].mean(axis=0) - features[4:].mean(axis=0)
+    assert found.item() == pytest.approx((apart**2).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_mmd_of_identical_features_is_zero_with_a_finite_gradient(kernel):
     features = torch.ones(6, 4, requires_grad=True)
-    value = mmd_squared(features, torch.tensor([0, 0, 0, 1, 1, 1]), 2)
+    value = mmd_squared(features, torch.tensor([0, 0, 0, 1, 1, 1]), 2, kernel=kernel)
     value.backward()
     assert value.item() == 0
     assert torch.isfinite(features.grad).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_mmd_of_one_image_is_zero(kernel):
+    assert mmd_squared(torch.randn(1, 4), torch.tensor([1]), 2, kernel=kernel).item() == 0
 
 
 def test_mmd_stays_below_two_for_domains_far_apart():
