@@ -110,7 +110,7 @@ class Tracker:
         self, study_run: str, trial_id: str, params: Mapping[str, Any], tags: Mapping[str, str]
     ) -> str:
         """Finds or creates the run of a trial; returns its id."""
-        name = f"trial {tags['trial_number']}" if "trial_number" in tags else f"trial {trial_id}"
+        name = _run_name(tags, f"trial {tags.get('trial_number', trial_id)}")
         own = {PARENT_TAG: study_run, TRIAL_TAG: trial_id, "stage": "trial"}
         run_id = self._find_or_create(name, {**tags, **own}, TRIAL_TAG, trial_id, study_run)
         self._log_params(run_id, {short_name(path): value for path, value in params.items()})
@@ -141,7 +141,8 @@ class Tracker:
         """Finds or creates the run of a final run and logs all that came of it; returns its id."""
         seed = run.train.seed
         key = f"{study_run}/{stage}/{seed}"
-        name = STAGES[stage] if stage == "zero_shot" else f"{STAGES[stage]}, seed {seed}"
+        label = STAGES[stage] if stage == "zero_shot" else f"{STAGES[stage]}, seed {seed}"
+        name = _run_name(tags, label)
         own = {PARENT_TAG: study_run, STAGE_TAG: key, "stage": stage, "method": run.method.name}
         run_id = self._find_or_create(name, {**tags, **own}, STAGE_TAG, key, study_run)
         config = run.model_dump(mode="json", by_alias=True)
@@ -251,6 +252,11 @@ def metrics_of_test(result: TestResult) -> dict[str, float]:
     metrics = {f"test/{name}": value for name, value in result.scores.as_dict().items()}
     accuracy = result.scores.accuracy_by_domain
     return metrics | {f"test/accuracy/{domain}": value for domain, value in accuracy.items()}
+
+
+def _run_name(tags: Mapping[str, str], label: str) -> str:
+    """Says the forget set too: MLflow's charts and comparisons show nothing but a run's name."""
+    return f"{tags['forget']}: {label}" if "forget" in tags else label
 
 
 @contextlib.contextmanager
