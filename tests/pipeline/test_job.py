@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -70,8 +70,17 @@ def cluster(tmp_path_factory):
         wait_for_dashboard(address, head, log)
         yield address, environment
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(30)
+        end_with_children(head)
+
+
+def end_with_children(head):
+    """Ends a head node. `ray stop` would end every Ray of the machine."""
+    processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    head.wait(30)
+    psutil.wait_procs(processes, timeout=30)
 
 
 def wait_for_dashboard(address, head, log):
