@@ -40,8 +40,6 @@ from pipeline.tracking import Tracker, default_uri, short_name, ui_command
 
 EXIT_FAILED = 1
 
-CLOSE_TIMEOUT_S = 10.0
-
 SYNTHETIC_NOTE = "synthetic demo data"
 
 
@@ -83,8 +81,10 @@ class Conductor:
         Raises:
             UserError: If the search cannot be started.
         """
-        resources = self._plan.config.resources
         self._console.print(f"results in {self._output.folder}", highlight=False, soft_wrap=True)
+        if self._restore_all():
+            return self._conclude()
+        resources = self._plan.config.resources
         cluster = connect(self._plan.config.address)
         self._interrupt.install()
         n_executors = count_executors(resources, cluster.nodes)
@@ -105,10 +105,18 @@ class Conductor:
                 with self._interrupt.graceful(pool.interrupt):
                     self._run_studies(pool, progress)
             self._finish_tracking()
+            return self._conclude()
         finally:
-            # A cluster of our own goes down as a whole; there is nothing to hand back.
-            pool.close(timeout_s=0 if cluster.local else CLOSE_TIMEOUT_S)
-        return self._conclude()
+            # After the table: a person need not wait for it, and Ray must not go before it.
+            pool.close()
+
+    def _restore_all(self) -> bool:
+        """Takes the records of a search that was resumed with nothing left to do."""
+        files = [self._output.study_file(study_name(f)) for f in self._plan.forget_sets]
+        if not all(file.exists() for file in files):
+            return False
+        self._records = [read_study_record(file) for file in files]
+        return True
 
     def _run_studies(self, pool: ExecutorPool, progress: Progress) -> None:
         for forget in self._plan.forget_sets:

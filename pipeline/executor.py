@@ -216,7 +216,7 @@ class ExecutorPool:
         for mailbox in self._mailboxes:
             mailbox.interrupt.remote()
 
-    def close(self, timeout_s: float) -> None:
+    def close(self, timeout_s: float = 10.0) -> None:
         """Shuts the executors down, and waits for that as long as it may."""
         for mailbox in self._mailboxes:
             mailbox.close.remote()

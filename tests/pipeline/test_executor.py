@@ -41,7 +41,7 @@ def pools(cluster):
         pool.wait_ready()
     yield {1: singles, 2: double}
     for pool in (singles, double):
-        pool.close(timeout_s=10)
+        pool.close()
 
 
 @pytest.fixture(params=[1, 2], ids=["1 worker", "2 workers"])
@@ -141,7 +141,7 @@ def test_a_session_that_cannot_be_opened_says_why(cluster):
     pool.start()
     with pytest.raises(UserError, match=r"^manifest x: has no card\.json$"):
         pool.wait_ready()
-    pool.close(timeout_s=10)
+    pool.close()
 
 
 @pytest.mark.parametrize(

@@ -122,13 +122,10 @@ def test_a_search_as_a_job(cluster, tmp_path):
         "train": {"epochs": 2, "batch_size": 8},
         "space": {"method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30}},
         "search": {"trials": 3},
+        "resources": {"executors": 1},
     }
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(values))
-
-    refused = submit(cluster, "--config", str(file), "--output", "results/job")
-    assert refused.returncode != 0
-    assert "error: output results/job: must be an absolute path in a Ray job" in refused.stdout
 
     output = tmp_path / "results" / "job"
     done = submit(cluster, "--config", str(file), "--output", str(output))
