@@ -105,6 +105,7 @@ class Conductor:
                 with self._interrupt.graceful(pool.interrupt):
                     self._run_studies(pool, progress)
             self._finish_tracking()
+            self._write_summary()
             return self._conclude()
         finally:
             # After the table: a person need not wait for it, and Ray must not go before it.
@@ -224,7 +225,6 @@ class Conductor:
         tracked.end(status, metrics)
 
     def _conclude(self) -> int:
-        self._write_summary()
         record = self._record()
         uri = self._plan.config.tracking.uri or default_uri(self._output.folder)
         folder = self._output.folder
