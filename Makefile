@@ -33,7 +33,7 @@ format: $(VENV)/.dev  ## let ruff mend and format the code
 
 ui: $(VENV)/.runtime  ## open the MLflow UI on the last results (http://127.0.0.1:5000)
 	@test -f $(RESULTS)/mlflow.db || { echo "no results yet: run 'make search' first" >&2; exit 2; }
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(RESULTS)/mlflow.db --host 127.0.0.1 --port $(PORT)
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(RESULTS)/mlflow.db --default-artifact-root $(RESULTS)/artifacts --host 127.0.0.1 --port $(PORT)
 
 lock: $(VENV)/bin/python  ## pin exact versions anew after a change of pyproject.toml
 	$(UV) pip compile pyproject.toml --python-version 3.11 --upgrade --quiet --no-header --no-emit-index-url --annotation-style line -o requirements.txt

@@ -260,7 +260,7 @@ def test_a_finished_search_resumed_trains_nothing(finished, data, summary):
 
 def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(data, tmp_path):
     # Long trials, so that the signal comes within one.
-    values = config(data, epochs=40) | {"output": str(tmp_path / "results" / "out")}
+    values = config(data, epochs=20, trials=3) | {"output": str(tmp_path / "results" / "out")}
     values |= {"final": {"seeds": [0]}, "resources": {"executors": 1}}
     file = write_config(tmp_path / "search.yaml", values)
     log = tmp_path / "reads.txt"
@@ -277,7 +277,7 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(data, tmp_path):
     summary = json.loads((output / "summary.json").read_text())
     n_before = summary["studies"][0]["n_trials"]
     assert summary["interrupted"]
-    assert 1 <= n_before < N_TRIALS
+    assert 1 <= n_before < 3
     assert "RUNNING" not in states(output)
     assert_test_split_untouched(log, data)
     _, alive = psutil.wait_procs(children, timeout=10)
@@ -286,7 +286,7 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(data, tmp_path):
     code, out, err = commands.run("search.py", ["--config", file, "--resume"])
     assert code == 0, out + err
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["studies"][0]["n_trials"] == N_TRIALS
+    assert summary["studies"][0]["n_trials"] == 3
     assert not summary["interrupted"]
     assert re.search(r"sketch\W+zero-shot", out)
 
@@ -410,7 +410,7 @@ def test_a_search_on_photographs_and_drawings(tmp_path):
         "context": {"data": {"shots": 2, "val_shots": 1}},
         "train": {"epochs": 1},
         "space": space,
-        "search": {"trials": 2},
+        "search": {"trials": 1},
         "forget": [["sketch"]],
         "resources": {"executors": 1},
     }
@@ -427,5 +427,5 @@ def test_a_search_on_photographs_and_drawings(tmp_path):
     # The stand-in for a pre-trained CLIP knows photographs and drawings alike.
     before = study["baselines"]["zero_shot"]["accuracy_by_domain"]
     assert min(before.values()) > 0.7
-    assert study["n_trials"] == 2
+    assert study["n_trials"] == 1
     assert (output / "studies" / "sketch" / "report.png").stat().st_size > 10_000
