@@ -21,7 +21,7 @@ from torch import Tensor
 from adu.config import StrictModel
 from adu.data import ImageTransform
 from adu.errors import UserError
-from adu.tower import ViTTower
+from adu.tower import Tower
 
 
 class BackboneConfig(StrictModel):
@@ -49,7 +49,7 @@ class Backbone:
 
     name: str
     clip: Any
-    tower: ViTTower
+    tower: Tower
     tokenizer: Any
     transform: ImageTransform
 
@@ -72,6 +72,6 @@ def load_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
     from adu.openclip import load_clip  # takes seconds, which only a model is worth
 
     with tempfile.TemporaryDirectory() as scratch:
-        loaded = load_clip(config.name, Path(scratch))
-    loaded.clip.eval().requires_grad_(False).to(device)
-    return Backbone(config.name, loaded.clip, loaded.tower, loaded.tokenizer, loaded.transform)
+        backbone = load_clip(config.name, Path(scratch))
+    backbone.clip.eval().requires_grad_(False).to(device)
+    return backbone

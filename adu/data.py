@@ -163,18 +163,8 @@ def train_batch(
     Returns:
         images_BCHW, float32.
     """
-    size = transform.image_size
-    batch_BCHW = torch.empty((len(indices), 3, size, size), dtype=torch.uint8)
-    for row, i in enumerate(indices):
-        image_CHW = images.image(i)
-        rng = _generator(seed, epoch, images.image_ids[i])
-        _, full_height, full_width = image_CHW.shape
-        top, left, height, width = _random_crop(rng, full_height, full_width, transform.crop_scale)
-        crop_CHW = image_CHW[:, top : top + height, left : left + width]
-        crop_CHW = _resize(crop_CHW, (size, size), transform)
-        mirrored = transform.hflip and rng.random() < 0.5
-        batch_BCHW[row] = crop_CHW.flip(-1) if mirrored else crop_CHW
-    return _normalised(batch_BCHW, transform)
+    views = [_random_view(images, i, transform, seed, epoch) for i in indices]
+    return _normalised(views, transform)
 
 
 def eval_batch(images: ImageSet, indices: Sequence[int], transform: ImageTransform) -> Tensor:
@@ -183,17 +173,7 @@ def eval_batch(images: ImageSet, indices: Sequence[int], transform: ImageTransfo
     Returns:
         images_BCHW, float32.
     """
-    size = transform.image_size
-    batch_BCHW = torch.empty((len(indices), 3, size, size), dtype=torch.uint8)
-    for row, i in enumerate(indices):
-        image_CHW = images.image(i)
-        _, height, width = image_CHW.shape
-        short = min(height, width)
-        height, width = size * height // short, size * width // short
-        resized_CHW = _resize(image_CHW, (height, width), transform)
-        top, left = round((height - size) / 2), round((width - size) / 2)
-        batch_BCHW[row] = resized_CHW[:, top : top + size, left : left + size]
-    return _normalised(batch_BCHW, transform)
+    return _normalised([_central_view(images.image(i), transform) for i in indices], transform)
 
 
 def stream_batches(
@@ -275,6 +255,31 @@ def _generator(seed: int, epoch: int, name: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
+def _random_view(
+    images: ImageSet, i: int, transform: ImageTransform, seed: int, epoch: int
+) -> Tensor:
+    """A random part of an image, resized to the model's size, perhaps mirrored."""
+    image_CHW = images.image(i)
+    rng = _generator(seed, epoch, images.image_ids[i])
+    _, full_height, full_width = image_CHW.shape
+    top, left, height, width = _random_crop(rng, full_height, full_width, transform.crop_scale)
+    crop_CHW = image_CHW[:, top : top + height, left : left + width]
+    crop_CHW = _resize(crop_CHW, (transform.image_size, transform.image_size), transform)
+    mirrored = transform.hflip and rng.random() < 0.5
+    return crop_CHW.flip(-1) if mirrored else crop_CHW
+
+
+def _central_view(image_CHW: Tensor, transform: ImageTransform) -> Tensor:
+    """The central square of an image whose short side is resized to the model's size."""
+    size = transform.image_size
+    _, height, width = image_CHW.shape
+    short = min(height, width)
+    height, width = size * height // short, size * width // short
+    resized_CHW = _resize(image_CHW, (height, width), transform)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return resized_CHW[:, top : top + size, left : left + size]
+
+
 def _random_crop(
     rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]
 ) -> tuple[int, int, int, int]:
@@ -297,7 +302,13 @@ def _resize(image_CHW: Tensor, size: tuple[int, int], transform: ImageTransform)
     return F.interpolate(image_CHW[None], size, mode=transform.interpolation, antialias=True)[0]
 
 
-def _normalised(images_BCHW: Tensor, transform: ImageTransform) -> Tensor:
+def _normalised(views: Sequence[Tensor], transform: ImageTransform) -> Tensor:
+    """Joins uint8 images of the model's size into images_BCHW; none give an empty batch."""
+    batch_BCHW = torch.empty(
+        (len(views), 3, transform.image_size, transform.image_size), dtype=torch.uint8
+    )
+    for row, view_CHW in enumerate(views):
+        batch_BCHW[row] = view_CHW
     mean_C11 = torch.tensor(transform.mean)[:, None, None]
     std_C11 = torch.tensor(transform.std)[:, None, None]
-    return (images_BCHW.float() / 255 - mean_C11) / std_C11
+    return (batch_BCHW.float() / 255 - mean_C11) / std_C11

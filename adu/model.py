@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from adu.tower import ViTTower
+from adu.tower import Tower
 
 # (block number, image tokens before it) to the prompts_BPW that it gets; None leaves the
 # prompts of the block before where they are.
@@ -18,7 +18,7 @@ PromptSource = Callable[[int, Tensor], Tensor | None]
 
 
 def prompted_features(
-    tower: ViTTower, images_BCHW: Tensor, first_BPW: Tensor | None, prompts_at: PromptSource
+    tower: Tower, images_BCHW: Tensor, first_BPW: Tensor | None, prompts_at: PromptSource
 ) -> Tensor:
     """Runs a tower with prompts.
 
@@ -33,11 +33,11 @@ def prompted_features(
     """
     tokens_BTW = tower.embed(images_BCHW, first_BPW)
     n_image_tokens = tokens_BTW.shape[1] - (0 if first_BPW is None else first_BPW.shape[1])
-    for i, block in enumerate(tower.blocks):
+    for i in range(tower.n_blocks):
         if i > 0:
             image_BTW = tokens_BTW[:, :n_image_tokens]
             prompts_BPW = prompts_at(i, image_BTW)
             if prompts_BPW is not None:
                 tokens_BTW = torch.cat([image_BTW, prompts_BPW.to(image_BTW.dtype)], dim=1)
-        tokens_BTW = block(tokens_BTW)
+        tokens_BTW = tower.block(i, tokens_BTW)
     return tower.pool(tokens_BTW[:, :n_image_tokens])

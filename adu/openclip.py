@@ -9,43 +9,29 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
 
 from adu import storage
+from adu.backbone import Backbone
 from adu.data import ImageTransform
 from adu.demo import WEIGHTS_DIR
 from adu.errors import UserError
-from adu.tower import ViTTower
+from adu.tower import EvaTower, TimmTower, Tower, ViTTower
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
-@dataclass(frozen=True)
-class LoadedClip:
-    """A model as open_clip gives it.
-
-    Attributes:
-        clip: The model.
-        tower: Its image tower, opened for prompts.
-        tokenizer: Captions to token numbers.
-        transform: How images are prepared for it.
-    """
-
-    clip: Any
-    tower: ViTTower
-    tokenizer: Any
-    transform: ImageTransform
-
-
-def load_clip(name: str, scratch: Path) -> LoadedClip:
-    """Loads a model.
+def load_clip(name: str, scratch: Path) -> Backbone:
+    """Loads a model, as open_clip gives it.
 
     Args:
         name: As in `adu.backbone.BackboneConfig`.
@@ -57,10 +43,10 @@ def load_clip(name: str, scratch: Path) -> LoadedClip:
     architecture, weights = _locate(name, scratch)
     clip, transform = _create(name, architecture, weights)
     tower = open_tower(clip.visual, name)
-    return LoadedClip(clip, tower, open_clip.get_tokenizer(architecture), transform)
+    return Backbone(name, clip, tower, open_clip.get_tokenizer(architecture), transform)
 
 
-def open_tower(visual: nn.Module, name: str) -> ViTTower:
+def open_tower(visual: nn.Module, name: str) -> Tower:
     """Opens an image tower for prompts.
 
     Raises:
@@ -68,11 +54,29 @@ def open_tower(visual: nn.Module, name: str) -> ViTTower:
     """
     if isinstance(visual, VisionTransformer):
         return ViTTower(visual)
+    trunk = visual.trunk if isinstance(visual, TimmModel) else visual
+    # Exactly these: what inherits from them may well do something else between its blocks.
+    if type(trunk) is TimmVisionTransformer:
+        return TimmTower(visual)
+    if type(trunk) is Eva:
+        return EvaTower(visual)
     raise UserError(
-        f"backbone {name}: its image tower is a {type(visual).__name__}, which takes no prompts "
-        "(allowed: models whose image tower is open_clip's VisionTransformer, such as "
-        "ViT-B-16-quickgelu, ViT-B-32, ViT-L-14, ViT-H-14)"
+        f"backbone {name}: its image tower is a {type(trunk).__name__}, which takes no prompts "
+        f"(allowed: {', '.join(promptable_architectures())})"
     )
+
+
+def promptable_architectures() -> list[str]:
+    """The names of open_clip's models whose image tower takes prompts."""
+    return [name for name in open_clip.list_models() if _takes_prompts(name)]
+
+
+def _takes_prompts(architecture: str) -> bool:
+    vision = open_clip.get_model_config(architecture)["vision_cfg"]
+    timm_name = vision.get("timm_model_name")
+    if timm_name is None:
+        return isinstance(vision.get("layers", 12), int)
+    return timm_name.startswith(("vit_", "eva"))
 
 
 def _locate(name: str, scratch: Path) -> tuple[str, str | None]:

@@ -1,66 +1,147 @@
-"""An open_clip image tower, opened at the places where prompts go in.
+"""Image towers of open_clip, opened at the places where prompts go in.
 
-Tensor names carry their shape: B images, T tokens, W token width, E feature width.
+Tensor names carry their shape: B images, T tokens, N patches, P prompt tokens, W token width,
+E feature width, R twice the width that rotary positions turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from open_clip.transformer import VisionTransformer
 
-
-class ViTTower(nn.Module):
-    """open_clip's own VisionTransformer as embedding, blocks and pooling.
+class Tower(nn.Module, ABC):
+    """A vision transformer as embedding, blocks and pooling.
 
     Run one after the other, without prompts, the three give exactly what the tower gives.
+
+    Attributes:
+        n_blocks: Transformer blocks.
+        width: W.
+        heads: Attention heads of a block.
+        n_prefix: Tokens before the patches: class token and registers.
     """
 
-    def __init__(self, visual: VisionTransformer) -> None:
+    n_blocks: int
+    width: int
+    heads: int
+    n_prefix: int
+
+    @abstractmethod
+    def embed(self, images_BCHW: Tensor, prompts_BPW: Tensor | None) -> Tensor:
+        """Turns images into the first block's tokens_BTW.
+
+        Prompts follow the patches, after the positional embedding and before the norm that
+        stands ahead of the blocks, as in the code family of the paper (VPT, IVLP, MaPLe).
+        """
+
+    @abstractmethod
+    def block(self, i: int, tokens_BTW: Tensor) -> Tensor:
+        """Runs one block; prompts are the tokens after the patches."""
+
+    @abstractmethod
+    def pool(self, tokens_BTW: Tensor) -> Tensor:
+        """Turns the last block's tokens, without prompts, into features_BE."""
+
+
+class ViTTower(Tower):
+    """open_clip's own VisionTransformer: ViT-B-16, ViT-L-14, ViT-H-14 and their kin."""
+
+    def __init__(self, visual: Any) -> None:
         super().__init__()
         self.visual = visual
-
-    @property
-    def blocks(self) -> Sequence[Any]:
-        """The transformer blocks, tokens_BTW to tokens_BTW."""
-        return self.visual.transformer.resblocks
-
-    @property
-    def width(self) -> int:
-        """W."""
-        return self.visual.conv1.out_channels
-
-    @property
-    def heads(self) -> int:
-        """Attention heads of a block."""
-        return self.blocks[0].attn.num_heads
-
-    @property
-    def n_prefix(self) -> int:
-        """Tokens before the patches: the class token."""
-        return 1
+        self.n_blocks = len(visual.transformer.resblocks)
+        self.width = visual.conv1.out_channels
+        self.heads = visual.transformer.resblocks[0].attn.num_heads
+        self.n_prefix = 1
 
     def embed(self, images_BCHW: Tensor, prompts_BPW: Tensor | None) -> Tensor:
-        """Turns images into the first block's tokens.
-
-        Prompts follow the patches, after the positional embedding and before ``ln_pre``, as in
-        the code family of the paper (VPT, IVLP, MaPLe).
-        """
+        """See `Tower.embed`."""
         visual = self.visual
         patches_BNW = visual.conv1(images_BCHW).flatten(2).transpose(1, 2)
         class_token_BW = visual.class_embedding.to(patches_BNW.dtype).expand(len(images_BCHW), -1)
         tokens_BTW = torch.cat([class_token_BW[:, None], patches_BNW], dim=1)
         tokens_BTW = tokens_BTW + visual.positional_embedding.to(tokens_BTW.dtype)
-        if prompts_BPW is not None:
-            tokens_BTW = torch.cat([tokens_BTW, prompts_BPW.to(tokens_BTW.dtype)], dim=1)
-        return visual.ln_pre(tokens_BTW)
+        return visual.ln_pre(_with_prompts(tokens_BTW, prompts_BPW))
+
+    def block(self, i: int, tokens_BTW: Tensor) -> Tensor:
+        """See `Tower.block`."""
+        return self.visual.transformer.resblocks[i](tokens_BTW)
 
     def pool(self, tokens_BTW: Tensor) -> Tensor:
-        """Turns the last block's tokens, without prompts, into features_BE."""
+        """See `Tower.pool`."""
         pooled_BW, _ = self.visual._pool(tokens_BTW)
         return pooled_BW if self.visual.proj is None else pooled_BW @ self.visual.proj
+
+
+class TimmTower(Tower):
+    """timm's VisionTransformer within open_clip: SigLIP, SigLIP 2 and others."""
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        self.visual = visual
+        self.trunk = visual.trunk
+        self.n_blocks = len(self.trunk.blocks)
+        self.width = self.trunk.embed_dim
+        self.heads = self.trunk.blocks[0].attn.num_heads
+        self.n_prefix = self.trunk.num_prefix_tokens
+
+    def embed(self, images_BCHW: Tensor, prompts_BPW: Tensor | None) -> Tensor:
+        """See `Tower.embed`."""
+        tokens_BTW = self.trunk._pos_embed(self.trunk.patch_embed(images_BCHW))
+        return self.trunk.norm_pre(_with_prompts(tokens_BTW, prompts_BPW))
+
+    def block(self, i: int, tokens_BTW: Tensor) -> Tensor:
+        """See `Tower.block`."""
+        return self.trunk.blocks[i](tokens_BTW)
+
+    def pool(self, tokens_BTW: Tensor) -> Tensor:
+        """See `Tower.pool`."""
+        return self.visual.head(self.trunk.forward_head(self.trunk.norm(tokens_BTW)))
+
+
+class EvaTower(TimmTower):
+    """timm's Eva within open_clip: EVA, EVA02 and Perception Encoders.
+
+    Its attention turns patches by where they are in the image (rotary positions). Prompts are
+    nowhere in it and are not turned.
+    """
+
+    def embed(self, images_BCHW: Tensor, prompts_BPW: Tensor | None) -> Tensor:
+        """See `Tower.embed`."""
+        tokens_BTW, _ = self.trunk._pos_embed(self.trunk.patch_embed(images_BCHW))
+        return self.trunk.norm_pre(_with_prompts(tokens_BTW, prompts_BPW))
+
+    def block(self, i: int, tokens_BTW: Tensor) -> Tensor:
+        """See `Tower.block`."""
+        if self.trunk.rope is None:
+            return self.trunk.blocks[i](tokens_BTW)
+        angles_NR = self._angles(i)
+        n_prompts = tokens_BTW.shape[1] - self.n_prefix - angles_NR.shape[-2]
+        return self.trunk.blocks[i](tokens_BTW, rope=_with_still(angles_NR, n_prompts))
+
+    def _angles(self, i: int) -> Tensor:
+        """Sines and cosines (..., N, R) of a block: one set for all or one for each."""
+        rope = self.trunk.rope
+        fixed_grid = hasattr(rope, "feat_shape")
+        angles: Tensor = rope.get_embed(*([] if fixed_grid else [self.trunk.patch_embed.grid_size]))
+        return angles[i] if getattr(self.trunk, "rope_mixed", False) else angles
+
+
+def _with_prompts(tokens_BTW: Tensor, prompts_BPW: Tensor | None) -> Tensor:
+    if prompts_BPW is None:
+        return tokens_BTW
+    return torch.cat([tokens_BTW, prompts_BPW.to(tokens_BTW.dtype)], dim=1)
+
+
+def _with_still(angles_NR: Tensor, n_prompts: int) -> Tensor:
+    """Adds an angle of zero for each prompt: the first half of R are sines, the rest cosines."""
+    if n_prompts == 0:
+        return angles_NR
+    half = angles_NR.shape[-1] // 2
+    still_PR = angles_NR.new_zeros((*angles_NR.shape[:-2], n_prompts, 2 * half))
+    still_PR[..., half:] = 1
+    return torch.cat([angles_NR, still_PR], dim=-2)

@@ -64,12 +64,12 @@ class Adu(Baseline):
         self.config = config
         tower = backbone.tower
         if config.instapg and config.n_ctx:
-            self.layer = config.instapg_layer_in(len(tower.blocks))
+            self.layer = config.instapg_layer_in(tower.n_blocks)
             self.instapg = InstaPG(tower.width, config.instapg_heads or tower.heads)
             if config.instapg_mode == "carry":
                 self.prompts.keep_first(self.layer + 1)
         else:
-            self.layer = len(tower.blocks)
+            self.layer = tower.n_blocks
         # Trained together, needed by nobody at inference (paper, section 4.1).
         self.domain_head = nn.Linear(task.text_CE.shape[1], len(task.domains))
 

@@ -50,7 +50,7 @@ class Baseline(Method):
 
     def __init__(self, config: PromptConfig, backbone: Backbone, task: Task) -> None:
         super().__init__(backbone, task)
-        depth = config.depth_in(len(backbone.tower.blocks)) if config.n_ctx else 0
+        depth = config.depth_in(backbone.tower.n_blocks) if config.n_ctx else 0
         self.prompts = DeepPrompts(depth, config.n_ctx, backbone.tower.width, config.init_std)
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
