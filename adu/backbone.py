@@ -23,6 +23,8 @@ from adu.data import ImageTransform
 from adu.errors import UserError
 from adu.tower import Tower
 
+DEFAULT_TEMPLATE = "a photo of a {class}."
+
 
 class BackboneConfig(StrictModel):
     """The pre-trained model and the words that it is asked with."""
@@ -31,7 +33,7 @@ class BackboneConfig(StrictModel):
         "demo", description="'demo', ARCH:WEIGHTS of open_clip, or an open_clip model folder or URL"
     )
     template: str = Field(
-        "a photo of a {class}.", description="caption of a class, with {class} for its name"
+        DEFAULT_TEMPLATE, description="caption of a class, with {class} for its name"
     )
 
 
@@ -56,9 +58,14 @@ class Backbone:
     @torch.no_grad()
     def text_features(self, classes: Sequence[str], template: str) -> Tensor:
         """Unit-length text_CE of the classes' captions (underscores read as spaces)."""
-        captions = [template.replace("{class}", name.replace("_", " ")) for name in classes]
-        tokens_CT = self.tokenizer(captions).to(next(self.clip.parameters()).device)
+        tokens_CT = self.caption_tokens(classes, template)
         return F.normalize(self.clip.encode_text(tokens_CT).float(), dim=-1)
+
+    def caption_tokens(self, classes: Sequence[str], template: str) -> Tensor:
+        """tokens_CT of the classes' captions, on the model's device."""
+        captions = [template.replace("{class}", name.replace("_", " ")) for name in classes]
+        tokens_CT: Tensor = self.tokenizer(captions)
+        return tokens_CT.to(next(self.clip.parameters()).device)
 
 
 def load_backbone(config: BackboneConfig, device: torch.device) -> Backbone:

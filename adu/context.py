@@ -1,6 +1,7 @@
 """What is loaded once and then serves run after run: the frozen model and the decoded images.
 
-Tensor names carry their shape: C classes, E feature width.
+Tensor names carry their shape: N images, B images of a batch, C classes, E feature
+width.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adu.backbone import Backbone, BackboneConfig, load_backbone
 from adu.config import StrictModel
-from adu.data import DataConfig, ImageSet, read_images
+from adu.data import DataConfig, ImageSet, eval_batch, read_images
 from adu.errors import UserError
 from adu.manifest import FewShotSplit, Manifest, load_manifest
 from adu.methods import Task
@@ -22,6 +24,8 @@ from adu.methods import Task
 # Decoded images keep at most this multiple of the model's input size on their short side: random
 # crops down to 8 % of the area still find more pixels than a resize of the whole would leave.
 STORED_SIZE_FACTOR = 2
+
+FEATURE_BATCH_SIZE = 64
 
 
 class ContextConfig(StrictModel):
@@ -55,6 +59,17 @@ class Context:
         """The few-shot validation images."""
         return self._read(self._split.val_rows)
 
+    @cached_property
+    @torch.no_grad()
+    def train_features(self) -> Tensor:
+        """Unit-length features_NE of the training images, by the untouched model."""
+        shares = []
+        for start in range(0, len(self.train), FEATURE_BATCH_SIZE):
+            rows = range(start, min(start + FEATURE_BATCH_SIZE, len(self.train)))
+            images_BCHW = eval_batch(self.train, rows, self.backbone.transform)
+            shares.append(self.backbone.clip.encode_image(images_BCHW.to(self.device)).float())
+        return F.normalize(torch.cat(shares), dim=-1)
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of their numbers."""
@@ -72,7 +87,8 @@ class Context:
             UserError: If the forget set is empty, unknown or everything.
         """
         check_forget_set(forget, self.domains)
-        return Task(self.classes, self.domains, forget, self.text_CE)
+        template = self.config.backbone.template
+        return Task(self.classes, self.domains, forget, self.text_CE, template)
 
     @cached_property
     def _split(self) -> FewShotSplit:

@@ -233,6 +233,16 @@ def balanced_batches(domain_N: Tensor, batch_size: int, *, seed: int, epoch: int
     return batches
 
 
+def plain_batches(n_images: int, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
+    """Cuts an epoch into batches without a look at the domains; the last one may be short.
+
+    Returns:
+        Image numbers of each batch.
+    """
+    order = torch.from_numpy(_generator(seed, epoch, "batches").permutation(n_images))
+    return list(order.split(batch_size))
+
+
 def _fetch(uri: str) -> bytes:
     log = os.environ.get(READ_LOG_VARIABLE)
     if log:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from adu.config import StrictModel
 from adu.context import Context
-from adu.data import balanced_batches, train_batch
+from adu.data import balanced_batches, plain_batches, train_batch
 from adu.distributed import average_gradients, gather_batch, rank_and_world_size, rank_slice
 from adu.evaluate import evaluate_images
-from adu.methods import MethodConfig, Output, build_method
+from adu.methods import Method, MethodConfig, Output, build_method
 from adu.methods.adu import AduConfig
 from adu.metrics import Scores
 
@@ -36,6 +36,16 @@ class TrainConfig(StrictModel):
     weight_decay: float = Field(5e-4, ge=0)
     warmup_epochs: int = Field(1, ge=0, description="first epochs, trained with warmup_lr")
     warmup_lr: float = Field(1e-5, ge=0)
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of lr, after warm-up")
+    sampling: Literal["balanced", "plain"] = Field(
+        "balanced", description="whether every batch has equally many images of each domain"
+    )
+    grad_clip: float | None = Field(
+        None, gt=0, description="largest norm of all gradients together; unset: no limit"
+    )
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="evaluate a moving average of the weights; unset: the last"
+    )
     crop_scale_min: float = Field(
         0.08, gt=0, le=1, description="smallest share of an image that a training crop covers"
     )
@@ -114,8 +124,16 @@ class Trainer:
             crop_scale=(run.train.crop_scale_min, 1.0),
             hflip=run.train.hflip,
         )
+        if model.needs_features:
+            images = context.train
+            domain_N, class_N = (
+                images.domain_N.to(context.device),
+                images.class_N.to(context.device),
+            )
+            model.prepare(context.train_features, class_N, domain_N)
         self._parameters = list(self.model.trainable().values())
-        self._optimizer = _build_optimizer(self._parameters, run.train)
+        self._optimizer = _build_optimizer(self.model, run.train)
+        self._average = _Average(self._parameters, run.train.ema_decay)
         self._epochs_done = 0
 
     def epochs(self) -> Iterator[EpochReport]:
@@ -130,14 +148,19 @@ class Trainer:
             yield self._run_epoch(self._epochs_done)
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on after the last epoch: weights, momentum, epoch number."""
+        """All that is needed to go on after the last epoch."""
         weights = {name: p.detach().cpu().clone() for name, p in self.model.trainable().items()}
         momentum = {
             name: self._optimizer.state[p]["momentum_buffer"].cpu().clone()
             for name, p in self.model.trainable().items()
             if self._optimizer is not None and "momentum_buffer" in self._optimizer.state[p]
         }
-        return {"epoch": self._epochs_done, "weights": weights, "momentum": momentum}
+        average = {
+            name: value.cpu().clone()
+            for name, value in zip(self.model.trainable(), self._average.values, strict=False)
+        }
+        done = self._epochs_done
+        return {"epoch": done, "weights": weights, "momentum": momentum, "average": average}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
@@ -147,6 +170,8 @@ class Trainer:
             if self._optimizer is not None and name in state["momentum"]:
                 buffer = state["momentum"][name].to(parameter.device).clone()
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer
+        for value, saved in zip(self._average.values, state["average"].values(), strict=True):
+            value.copy_(saved)
         self._epochs_done = state["epoch"]
 
     def _run_epoch(self, epoch: int) -> EpochReport:
@@ -154,19 +179,18 @@ class Trainer:
         start_s = time.perf_counter()
         lr = learning_rate(self.run.train, epoch)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        batches = balanced_batches(
-            self.context.train.domain_N,
-            self.run.train.batch_size,
-            seed=self.run.train.seed,
-            epoch=epoch,
-        )
+            if group["scheduled"]:
+                group["lr"] = lr
+        batches = self._batches(epoch)
         steps = [self._step(rows_B.tolist(), epoch) for rows_B in batches]
         losses = _mean_losses(steps, epoch)
         train_s = time.perf_counter() - start_s
+        self._average.exchange()
         val = evaluate_images(self.model, self.context, self.context.val, self.run.forget)
         val_s = time.perf_counter() - start_s - train_s
         self._epochs_done = epoch + 1
+        if self._epochs_done < self.run.train.epochs:
+            self._average.exchange()
         return EpochReport(
             epoch + 1,
             self.run.train.epochs,
@@ -177,6 +201,12 @@ class Trainer:
             val_s,
             sum(map(len, batches)) / train_s,
         )
+
+    def _batches(self, epoch: int) -> list[Tensor]:
+        train, images = self.run.train, self.context.train
+        if train.sampling == "plain":
+            return plain_batches(len(images), train.batch_size, seed=train.seed, epoch=epoch)
+        return balanced_batches(images.domain_N, train.batch_size, seed=train.seed, epoch=epoch)
 
     def _step(self, rows: list[int], epoch: int) -> dict[str, Tensor]:
         """One step of SGD on a global batch; returns its detached loss terms."""
@@ -200,7 +230,10 @@ class Trainer:
         self._optimizer.zero_grad()
         losses["total"].backward()
         average_gradients(self._parameters)
+        if self.run.train.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.run.train.grad_clip)
         self._optimizer.step()
+        self._average.update()
         return {name: value.detach() for name, value in losses.items()}
 
 
@@ -220,17 +253,48 @@ def _mean_losses(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float]
 
 
 def learning_rate(config: TrainConfig, epoch: int) -> float:
-    """Learning rate of an epoch, from 0: constant warm-up, then the cosine over all epochs."""
+    """Learning rate of an epoch, from 0: constant warm-up, then the schedule."""
     if epoch < config.warmup_epochs:
         return config.warmup_lr
+    if config.schedule == "constant":
+        return config.lr
     return 0.5 * config.lr * (1 + math.cos(math.pi * epoch / config.epochs))
 
 
-def _build_optimizer(
-    parameters: list[torch.nn.Parameter], config: TrainConfig
-) -> torch.optim.SGD | None:
-    if not parameters:
+def _build_optimizer(model: Method, config: TrainConfig) -> torch.optim.SGD | None:
+    trainable, own = model.trainable(), model.step_sizes()
+    if not trainable:
         return None
+    groups: list[dict[str, Any]] = [
+        {"params": [trainable[name]], "lr": lr, "weight_decay": 0.0, "scheduled": False}
+        for name, lr in own.items()
+    ]
+    others = [parameter for name, parameter in trainable.items() if name not in own]
+    if others:
+        groups.append({"params": others, "scheduled": True})
     return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
+
+
+class _Average:
+    """An exponential moving average of parameters, which can stand in for them."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], decay: float | None) -> None:
+        self._parameters = parameters if decay is not None else []
+        self._decay = decay or 0.0
+        self.values = [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes a step's weights in."""
+        for value, parameter in zip(self.values, self._parameters, strict=True):
+            value.lerp_(parameter, 1 - self._decay)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Puts the average in the place of the weights and the other way round."""
+        for i, parameter in enumerate(self._parameters):
+            trained = parameter.detach().clone()
+            parameter.copy_(self.values[i])
+            self.values[i] = trained

@@ -35,15 +35,16 @@ MODEL = {
         "vocab_size": 49408,
         "width": 16,
         "heads": 2,
-        "layers": 1,
+        "layers": 2,
     },
 }
 
 
-def tiny_backbone(folder: Path, seed: int = 0) -> Path:
-    """Writes an open_clip model folder with random weights."""
+def tiny_backbone(folder: Path, seed: int = 0, **changes: object) -> Path:
+    """Writes an open_clip model folder with random weights; changes are to `MODEL`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(json.dumps({"model_cfg": MODEL, "preprocess_cfg": {}}))
+    config = {"model_cfg": MODEL | changes, "preprocess_cfg": {}}
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)

@@ -16,11 +16,23 @@ from adu.errors import UserError
 from adu.methods.adu import Adu, AduConfig
 from adu.methods.base import Method, Output, Task
 from adu.methods.baseline import Baseline, BaselineConfig
+from adu.methods.clipfit import ClipFit, ClipFitConfig
+from adu.methods.coop import CoOp, CoOpConfig
+from adu.methods.lp_plus_plus import LpPlusPlus, LpPlusPlusConfig
+from adu.methods.maple import MaPLe, MaPLeConfig
 from adu.methods.zero_shot import ZeroShot, ZeroShotConfig
 
 __all__ = ["METHODS", "Method", "MethodConfig", "Output", "Task", "build_method"]
 
-METHODS: dict[str, type[Method]] = {"zero_shot": ZeroShot, "baseline": Baseline, "adu": Adu}
+METHODS: dict[str, type[Method]] = {
+    "zero_shot": ZeroShot,
+    "baseline": Baseline,
+    "adu": Adu,
+    "lp++": LpPlusPlus,
+    "clipfit": ClipFit,
+    "coop": CoOp,
+    "maple": MaPLe,
+}
 
 DEFAULT_METHOD = "adu"
 
@@ -36,7 +48,11 @@ def _tag(values: Any) -> str:
 MethodConfig = Annotated[
     Annotated[ZeroShotConfig, Tag("name=zero_shot")]
     | Annotated[BaselineConfig, Tag("name=baseline")]
-    | Annotated[AduConfig, Tag("name=adu")],
+    | Annotated[AduConfig, Tag("name=adu")]
+    | Annotated[LpPlusPlusConfig, Tag("name=lp++")]
+    | Annotated[ClipFitConfig, Tag("name=clipfit")]
+    | Annotated[CoOpConfig, Tag("name=coop")]
+    | Annotated[MaPLeConfig, Tag("name=maple")],
     Discriminator(_tag),
 ]
 

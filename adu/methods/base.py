@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adu.backbone import Backbone
+from adu.backbone import DEFAULT_TEMPLATE, Backbone
 from adu.losses import forget_loss, memorize_loss
 
 
@@ -25,12 +25,14 @@ class Task:
         domains: Domain names, in the order of their numbers.
         forget: The forget domains; every other one is a retain domain.
         text_CE: Unit-length text features of the classes.
+        template: The caption that they are of.
     """
 
     classes: tuple[str, ...]
     domains: tuple[str, ...]
     forget: tuple[str, ...]
     text_CE: Tensor
+    template: str = DEFAULT_TEMPLATE
 
     def retain_mask(self, domain_B: Tensor) -> Tensor:
         """True where an image is of a retain domain."""
@@ -50,7 +52,12 @@ class Method(nn.Module, ABC):
     """A CLIP with something learnable in it.
 
     Only parameters with ``requires_grad`` are trained, saved and loaded; the backbone has none.
+
+    Attributes:
+        needs_features: Whether `prepare` is to be called before training.
     """
+
+    needs_features = False
 
     def __init__(self, backbone: Backbone, task: Task) -> None:
         super().__init__()
@@ -67,14 +74,35 @@ class Method(nn.Module, ABC):
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """Returns features_BE, of any length."""
 
-    def forward(self, images_BCHW: Tensor) -> Output:
-        """Classifies images by their similarity to the class captions."""
-        features_BE = F.normalize(self.image_features(images_BCHW).float(), dim=-1)
+    def text_features(self) -> Tensor:
+        """Unit-length text_CE that images are compared with."""
+        return self.task.text_CE
+
+    def class_logits(self, features_BE: Tensor) -> Tensor:
+        """Scores unit-length image features by their similarity to the class captions."""
         clip = self.backbone.clip
-        logits_BC = clip.logit_scale.exp() * features_BE @ self.task.text_CE.T
+        logits_BC = clip.logit_scale.exp() * features_BE @ self.text_features().T
         if getattr(clip, "logit_bias", None) is not None:
             logits_BC = logits_BC + clip.logit_bias
-        return Output(logits_BC, features_BE)
+        return logits_BC
+
+    def forward(self, images_BCHW: Tensor) -> Output:
+        """Classifies images."""
+        features_BE = F.normalize(self.image_features(images_BCHW).float(), dim=-1)
+        return Output(self.class_logits(features_BE), features_BE)
+
+    def prepare(self, features_NE: Tensor, class_N: Tensor, domain_N: Tensor) -> None:
+        """Looks at the untouched model's features of all training images before training.
+
+        Only called where `needs_features` is set. All workers are given the same.
+        """
+
+    def step_sizes(self) -> dict[str, float]:
+        """Learning rates of parameters, by name, that have one of their own.
+
+        These are neither scheduled nor decayed; every other parameter follows the trainer's.
+        """
+        return {}
 
     def losses(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
         """The loss terms of a global batch, by name; ``total`` is what is minimised."""

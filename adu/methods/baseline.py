@@ -16,6 +16,7 @@ from adu.errors import UserError
 from adu.methods.base import Method, Task
 from adu.model import prompted_features
 from adu.prompts import DeepPrompts
+from adu.text import TextContext
 
 
 class PromptConfig(StrictModel):
@@ -26,6 +27,10 @@ class PromptConfig(StrictModel):
         None, ge=1, description="prompted blocks from the first on; unset: three quarters of them"
     )
     init_std: float = Field(0.02, gt=0, description="standard deviation of the prompts' init")
+
+    text_n_ctx: int = Field(
+        0, ge=0, le=64, description="learned tokens before the class name; 0: the caption as it is"
+    )
 
     def depth_in(self, n_blocks: int) -> int:
         """The number of prompted blocks; 9 of 12 by default, as in the paper.
@@ -52,6 +57,12 @@ class Baseline(Method):
         super().__init__(backbone, task)
         depth = config.depth_in(backbone.tower.n_blocks) if config.n_ctx else 0
         self.prompts = DeepPrompts(depth, config.n_ctx, backbone.tower.width, config.init_std)
+        if config.text_n_ctx:
+            self.text_context = TextContext(backbone, task.classes, config.text_n_ctx)
+
+    def text_features(self) -> Tensor:
+        """The captions' text_CE, or that of the learned context."""
+        return self.text_context() if hasattr(self, "text_context") else super().text_features()
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """Runs the tower with each block's prompts; returns features_BE."""

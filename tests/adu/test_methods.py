@@ -10,6 +10,10 @@ from adu.methods import METHODS, build_method
 from adu.methods.adu import AduConfig
 from adu.methods.base import Task
 from adu.methods.baseline import BaselineConfig
+from adu.methods.clipfit import ClipFitConfig
+from adu.methods.coop import CoOpConfig
+from adu.methods.lp_plus_plus import LpPlusPlusConfig
+from adu.methods.maple import MaPLeConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from tests.tiny import CLASSES, DOMAINS, N_BLOCKS, tiny_backbone
 
@@ -104,7 +108,20 @@ def one_image_by_hand(visual, model, image_1CHW, mode):
     return visual.ln_post(x)[:, 0] @ visual.proj
 
 
-@pytest.mark.parametrize("config", [BaselineConfig(), AduConfig(), AduConfig(instapg_mode="add")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        BaselineConfig(),
+        AduConfig(),
+        AduConfig(instapg_mode="add"),
+        AduConfig(text_n_ctx=2),
+        LpPlusPlusConfig(),
+        ClipFitConfig(),
+        CoOpConfig(n_ctx=4),
+        MaPLeConfig(depth=1),
+    ],
+    ids=str,
+)
 def test_gradients_reach_everything_trainable_and_nothing_frozen(
     backbone, task, images_BCHW, config
 ):
@@ -154,5 +171,7 @@ def test_every_registered_method_builds_from_its_name_alone(backbone, task):
     from adu.trainer import RunConfig
 
     for name in METHODS:
-        run = RunConfig.model_validate({"forget": ["sketch"], "method": {"name": name}})
+        # CoOp's 16 tokens are more than the tiny text tower's context has room for.
+        options = {"n_ctx": 4} if name == "coop" else {}
+        run = RunConfig.model_validate({"forget": ["sketch"], "method": {"name": name, **options}})
         assert type(build_method(run.method, backbone, task)) is METHODS[name]

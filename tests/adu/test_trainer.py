@@ -7,8 +7,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from adu.checkpoint import checkpoint_bytes, load_checkpoint
+from adu.data import plain_batches
+from adu.methods import METHODS
 from adu.methods.adu import AduConfig
 from adu.methods.baseline import BaselineConfig
+from adu.methods.maple import MaPLeConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.trainer import RunConfig, TrainConfig, Trainer, TrainingDivergedError, learning_rate
 from tests.tiny import tiny_context
@@ -70,18 +74,71 @@ def test_same_seed_gives_the_same_bits_whatever_ran_before(context):
     assert_same_bits(first, second)
 
 
+def test_a_constant_schedule_keeps_the_rate_after_warm_up():
+    config = TrainConfig(epochs=10, lr=0.1, schedule="constant")
+    assert [learning_rate(config, epoch) for epoch in range(3)] == [1e-5, 0.1, 0.1]
+
+
 @pytest.mark.parametrize("stop_after", [1, 2])
-def test_a_stopped_run_goes_on_to_the_same_bits(context, stop_after):
-    _, undisturbed = final_weights(Trainer(adu_run(), context))
-    stopped = Trainer(adu_run(), context)
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.5}, {"sampling": "plain"}], ids=str)
+def test_a_stopped_run_goes_on_to_the_same_bits(context, stop_after, options):
+    _, undisturbed = final_weights(Trainer(adu_run(**options), context))
+    stopped = Trainer(adu_run(**options), context)
     for report in stopped.epochs():
         if report.epoch == stop_after:
             break
-    resumed = Trainer(adu_run(), context)
+    resumed = Trainer(adu_run(**options), context)
     resumed.load_state(stopped.state())
     reports, weights = final_weights(resumed)
     assert [r.epoch for r in reports] == list(range(stop_after + 1, 4))
     assert_same_bits(undisturbed, weights)
+
+
+def test_the_average_of_the_weights_is_what_ends_up_in_the_model(context):
+    """One step an epoch: the moving average can be told from the weights of every epoch."""
+    options = {"batch_size": 18, "ema_decay": 0.75}
+    plain = Trainer(adu_run(**options | {"ema_decay": None}), context)
+    name, parameter = next(iter(plain.model.trainable().items()))
+    average = parameter.detach().double().clone()
+    for _ in plain.epochs():
+        average = 0.75 * average + 0.25 * parameter.detach().double()
+    _, weights = final_weights(Trainer(adu_run(**options), context))
+    torch.testing.assert_close(weights[name].double(), average, atol=1e-6, rtol=0)
+
+
+def test_gradients_are_clipped_to_the_norm_that_is_asked_for(context):
+    run = adu_run(epochs=1, batch_size=18, warmup_epochs=0, momentum=0, weight_decay=0, lr=1.0)
+    clipped = run.model_copy(update={"train": run.train.model_copy(update={"grad_clip": 1e-3})})
+    trainer = Trainer(clipped, context)
+    before = [p.detach().clone() for p in trainer.model.trainable().values()]
+    list(trainer.epochs())
+    after = trainer.model.trainable().values()
+    change = sum((a - b).double().square().sum() for a, b in zip(after, before, strict=True))
+    assert change.sqrt().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_plain_sampling_takes_every_image_once(context):
+    batches = plain_batches(11, 4, seed=0, epoch=1)
+    assert [len(b) for b in batches] == [4, 4, 3]
+    assert sorted(torch.cat(batches).tolist()) == list(range(11))
+    assert not torch.equal(batches[0], plain_batches(11, 4, seed=0, epoch=2)[0])
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "zero_shot"])
+def test_every_method_trains_and_its_state_and_checkpoint_come_back(context, tmp_path, name):
+    options = {"n_ctx": 2} if name in ("coop", "maple") else {}
+    values = {"forget": ["sketch"], "method": {"name": name, **options}}
+    run = RunConfig.model_validate(values | {"train": {"epochs": 2, "batch_size": 9, "lr": 0.01}})
+    reports, weights = final_weights(Trainer(run, context))
+    assert len(reports) == 2
+    stopped = Trainer(run, context)
+    next(stopped.epochs())
+    resumed = Trainer(run, context)
+    resumed.load_state(stopped.state())
+    assert_same_bits(weights, final_weights(resumed)[1])
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(checkpoint_bytes(resumed.model, run, context))
+    assert_same_bits(weights, dict(load_checkpoint(str(file), context)[0].trainable()))
 
 
 def test_zero_shot_has_no_epochs(context):
@@ -104,17 +161,18 @@ def test_bf16_trains_close_to_fp32(context):
     assert bf16[-1].losses["memorize"] == pytest.approx(fp32[-1].losses["memorize"], rel=0.05)
 
 
-def worker(rank, world_size, folder, port, run, results):
+def worker(rank, world_size, folder, port, runs, results):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
     )
-    trainer = Trainer(run, load_again(folder))
-    reports, weights = final_weights(trainer)
-    results[rank] = (
-        [(r.losses, r.val) for r in reports],
-        {k: v.numpy() for k, v in weights.items()},
-    )
+    context = load_again(folder)
+    for i, run in enumerate(runs):
+        reports, weights = final_weights(Trainer(run, context))
+        results[rank, i] = (
+            [(r.losses, r.val) for r in reports],
+            {k: v.numpy() for k, v in weights.items()},
+        )
     dist.destroy_process_group()
 
 
@@ -130,22 +188,31 @@ def load_again(folder):
     return load_context(config, torch.device("cpu"))
 
 
-@pytest.mark.parametrize(
-    "method", [BaselineConfig(n_ctx=2), AduConfig(n_ctx=2, gamma=1.0, **{"lambda": 1.0})], ids=str
-)
-def test_two_workers_train_as_one_on_the_same_global_batch(context, folder, free_port, method):
-    # A batch of 9 over 2 workers: their shares differ in size, which must not matter either.
-    run = adu_run().model_copy(update={"method": method})
-    alone_reports, alone = final_weights(Trainer(run, context))
+METHODS_TO_SHARE_OUT = [
+    BaselineConfig(n_ctx=2),
+    AduConfig(n_ctx=2, gamma=1.0, **{"lambda": 1.0}),
+    MaPLeConfig(depth=2),
+]
+
+
+@pytest.mark.parametrize("n_workers", [2, 4])
+def test_many_workers_train_as_one_on_the_same_global_batch(context, folder, free_port, n_workers):
+    # Batches of 9, six steps in all; the workers' shares differ in size, which must not matter.
+    runs = [adu_run().model_copy(update={"method": method}) for method in METHODS_TO_SHARE_OUT]
+    alone = [final_weights(Trainer(run, context)) for run in runs]
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
-        mp.spawn(worker, (2, folder, free_port, run, results), nprocs=2)
-        by_rank = dict(results)
-    for reports, weights in by_rank.values():
+        mp.spawn(worker, (n_workers, folder, free_port, runs, results), nprocs=n_workers)
+        shared_out = dict(results)
+    assert len(shared_out) == n_workers * len(runs)
+    for (_, i), (reports, weights) in shared_out.items():
+        alone_reports, alone_weights = alone[i]
         for (losses, val), report in zip(reports, alone_reports, strict=True):
-            assert losses == pytest.approx(report.losses, abs=1e-5)
+            # From one epoch to the next, rounding of sums in another order adds up.
+            tolerance = 1e-6 if report.epoch == 1 else 1e-5
+            assert losses == pytest.approx(report.losses, rel=tolerance, abs=tolerance)
             assert val == report.val
         for name, weight in weights.items():
             torch.testing.assert_close(
-                torch.from_numpy(weight), alone[name], atol=1e-5, rtol=0, msg=name
+                torch.from_numpy(weight), alone_weights[name], atol=1e-5, rtol=0, msg=name
             )
