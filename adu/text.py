@@ -56,6 +56,11 @@ class PromptedText:
         return int(self._tower.token_embedding.weight.shape[1])
 
     @property
+    def embedding_std(self) -> float:
+        """Standard deviation of the numbers in the word embeddings."""
+        return float(self._tower.token_embedding.weight.std())
+
+    @property
     def n_blocks(self) -> int:
         """Blocks of the text tower."""
         return len(self._tower.transformer.resblocks)

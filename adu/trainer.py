@@ -21,6 +21,7 @@ from adu.context import Context
 from adu.data import balanced_batches, plain_batches, train_batch
 from adu.distributed import average_gradients, gather_batch, rank_and_world_size, rank_slice
 from adu.evaluate import evaluate_images
+from adu.evolution import Evolution
 from adu.methods import Method, MethodConfig, Output, build_method
 from adu.methods.adu import AduConfig
 from adu.metrics import Scores
@@ -134,6 +135,10 @@ class Trainer:
         self._parameters = list(self.model.trainable().values())
         self._optimizer = _build_optimizer(self.model, run.train)
         self._average = _Average(self._parameters, run.train.ema_decay)
+        self._evolution = None
+        if model.evolution is not None:
+            sigma, population = model.evolution.sigma, model.evolution.population
+            self._evolution = Evolution(self._parameters, sigma, population, run.train.seed + 1)
         self._epochs_done = 0
 
     def epochs(self) -> Iterator[EpochReport]:
@@ -159,8 +164,11 @@ class Trainer:
             name: value.cpu().clone()
             for name, value in zip(self.model.trainable(), self._average.values, strict=False)
         }
-        done = self._epochs_done
-        return {"epoch": done, "weights": weights, "momentum": momentum, "average": average}
+        state = {"epoch": self._epochs_done, "weights": weights, "momentum": momentum}
+        state["average"] = average
+        if self._evolution is not None:
+            state["evolution"] = self._evolution.history
+        return state
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
@@ -172,6 +180,8 @@ class Trainer:
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer
         for value, saved in zip(self._average.values, state["average"].values(), strict=True):
             value.copy_(saved)
+        if self._evolution is not None:
+            self._evolution.replay(state["evolution"])
         self._epochs_done = state["epoch"]
 
     def _run_epoch(self, epoch: int) -> EpochReport:
@@ -226,6 +236,8 @@ class Trainer:
         )
         class_B = images.class_N[rows].to(context.device)
         domain_B = images.domain_N[rows].to(context.device)
+        if self._evolution is not None:
+            return self._evolution.step(lambda: self._losses(output, class_B, domain_B))
         losses = self.model.losses(output, class_B, domain_B)
         self._optimizer.zero_grad()
         losses["total"].backward()
@@ -235,6 +247,11 @@ class Trainer:
         self._optimizer.step()
         self._average.update()
         return {name: value.detach() for name, value in losses.items()}
+
+    def _losses(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
+        """The terms with the parameters of now, which change no image's features."""
+        logits_BC = self.model.class_logits(output.features_BE)
+        return self.model.losses(Output(logits_BC, output.features_BE), class_B, domain_B)
 
 
 def _mean_losses(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:

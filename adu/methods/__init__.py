@@ -16,6 +16,7 @@ from adu.errors import UserError
 from adu.methods.adu import Adu, AduConfig
 from adu.methods.base import Method, Output, Task
 from adu.methods.baseline import Baseline, BaselineConfig
+from adu.methods.bbf import Bbf, BbfConfig
 from adu.methods.clipfit import ClipFit, ClipFitConfig
 from adu.methods.coop import CoOp, CoOpConfig
 from adu.methods.lp_plus_plus import LpPlusPlus, LpPlusPlusConfig
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "adu": Adu,
     "lp++": LpPlusPlus,
     "clipfit": ClipFit,
+    "bbf": Bbf,
     "coop": CoOp,
     "maple": MaPLe,
 }
@@ -51,6 +53,7 @@ MethodConfig = Annotated[
     | Annotated[AduConfig, Tag("name=adu")]
     | Annotated[LpPlusPlusConfig, Tag("name=lp++")]
     | Annotated[ClipFitConfig, Tag("name=clipfit")]
+    | Annotated[BbfConfig, Tag("name=bbf")]
     | Annotated[CoOpConfig, Tag("name=coop")]
     | Annotated[MaPLeConfig, Tag("name=maple")],
     Discriminator(_tag),

@@ -48,6 +48,19 @@ class Output:
     features_BE: Tensor
 
 
+@dataclass(frozen=True)
+class EvolutionOptions:
+    """How a method is trained without gradients.
+
+    Attributes:
+        sigma: First step size of CMA-ES.
+        population: Candidates in a generation.
+    """
+
+    sigma: float
+    population: int
+
+
 class Method(nn.Module, ABC):
     """A CLIP with something learnable in it.
 
@@ -55,9 +68,12 @@ class Method(nn.Module, ABC):
 
     Attributes:
         needs_features: Whether `prepare` is to be called before training.
+        evolution: Set where what is learned is found by CMA-ES; it may then change
+            `class_logits` alone.
     """
 
     needs_features = False
+    evolution: EvolutionOptions | None = None
 
     def __init__(self, backbone: Backbone, task: Task) -> None:
         super().__init__()

@@ -126,7 +126,7 @@ def test_plain_sampling_takes_every_image_once(context):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "zero_shot"])
 def test_every_method_trains_and_its_state_and_checkpoint_come_back(context, tmp_path, name):
-    options = {"n_ctx": 2} if name in ("coop", "maple") else {}
+    options = {"n_ctx": 2} if name in ("coop", "maple", "bbf") else {}
     values = {"forget": ["sketch"], "method": {"name": name, **options}}
     run = RunConfig.model_validate(values | {"train": {"epochs": 2, "batch_size": 9, "lr": 0.01}})
     reports, weights = final_weights(Trainer(run, context))
