@@ -30,8 +30,8 @@ RESULTS = Path("results")
 
 
 def _split_domains(value: Any) -> Any:
-    """One forget set on the command line: ``cartoon+photo``."""
-    return tuple(value.split("+")) if isinstance(value, str) else value
+    """One forget set on the command line: ``cartoon+photo`` or ``cartoon,photo``."""
+    return tuple(value.replace(",", "+").split("+")) if isinstance(value, str) else value
 
 
 ForgetSet = Annotated[tuple[str, ...], BeforeValidator(_split_domains)]
@@ -184,7 +184,7 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[Path], Manifest]) ->
         config,
         name,
         manifest,
-        _absolute(config.context, manifest),
+        absolute_context(config.context, manifest),
         _forget_sets(config.forget, manifest.domains),
         folder,
     )
@@ -213,7 +213,7 @@ def _forget_sets(
     return tuple(sets)
 
 
-def _absolute(context: ContextConfig, manifest: Manifest) -> ContextConfig:
+def absolute_context(context: ContextConfig, manifest: Manifest) -> ContextConfig:
     """Local paths made absolute: workers may stand in another folder."""
     data = context.data.model_copy(update={"manifest": _absolute_path(manifest.url)})
     name = _absolute_path(context.backbone.name)

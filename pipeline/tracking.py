@@ -141,7 +141,8 @@ class Tracker:
         """Finds or creates the run of a final run and logs all that came of it; returns its id."""
         seed = run.train.seed
         key = f"{study_run}/{stage}/{seed}"
-        label = STAGES[stage] if stage == "zero_shot" else f"{STAGES[stage]}, seed {seed}"
+        label = STAGES.get(stage, stage)
+        label = label if stage == "zero_shot" else f"{label}, seed {seed}"
         name = _run_name(tags, label)
         own = {PARENT_TAG: study_run, STAGE_TAG: key, "stage": stage, "method": run.method.name}
         run_id = self._find_or_create(name, {**tags, **own}, STAGE_TAG, key, study_run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Tag
+from pydantic import BeforeValidator, Discriminator, Tag
 
 from adu.backbone import Backbone
 from adu.config import StrictModel
@@ -46,6 +46,11 @@ def _tag(values: Any) -> str:
     return f"name={name}"
 
 
+def _named(values: Any) -> Any:
+    """A method by its name alone, with all its defaults."""
+    return {"name": values} if isinstance(values, str) else values
+
+
 # Which options a method has depends on its name; without one it is ADU.
 MethodConfig = Annotated[
     Annotated[ZeroShotConfig, Tag("name=zero_shot")]
@@ -57,6 +62,7 @@ MethodConfig = Annotated[
     | Annotated[CoOpConfig, Tag("name=coop")]
     | Annotated[MaPLeConfig, Tag("name=maple")],
     Discriminator(_tag),
+    BeforeValidator(_named),
 ]
 
 

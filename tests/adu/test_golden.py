@@ -1,4 +1,4 @@
-"""The demo's loss curve and final metrics for ADU, pinned: numerics change on purpose or not at all.
+"""The demo's loss curve and metrics for ADU, pinned: numerics change on purpose or not at all.
 
 After a change on purpose, write the file anew and say why in CHANGELOG.md:
 
