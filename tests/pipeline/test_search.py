@@ -378,6 +378,7 @@ def test_an_unreachable_bucket_is_noticed_before_anything_starts(
     data, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     values = config(data) | {"output": str(tmp_path / "out")}
