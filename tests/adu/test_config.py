@@ -28,11 +28,11 @@ from adu.trainer import RunConfig
         ),
         (
             {"forget": ["sketch"], "method": {"name": "baseline", "gamma": 1}},
-            r"run.yaml: unknown field 'method.gamma' \(known: n_ctx, depth, init_std, name\)",
+            r"run.yaml: unknown field 'method.gamma' \(known: n_ctx, depth, init_std, text_n_ctx, name\)",
         ),
         (
             {"forget": ["sketch"], "method": {"name": "amnesia"}},
-            r"method.name = 'amnesia': unknown method \(known: zero_shot, baseline, adu\)",
+            r"method.name = 'amnesia': unknown method \(known: zero_shot, baseline, adu, ",
         ),
         ({"method": {}}, "run.yaml: field 'forget' is missing"),
     ],
