@@ -9,7 +9,7 @@ PORT    ?= 5000
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test lint format ui lock clean
+.PHONY: help setup search test bench-train lint format ui lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -21,6 +21,9 @@ search: $(VENV)/.runtime  ## search on the built-in demo: forget each of its fou
 
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+bench-train: $(VENV)/.dev  ## time a training step against the frozen forward alone
+	$(BIN)/python -m tests.benchmarks.train_speed $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .

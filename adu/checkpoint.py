@@ -34,6 +34,7 @@ def checkpoint_bytes(model: Method, run: RunConfig, context: Context) -> bytes:
         "backbone": context.config.backbone.model_dump(mode="json"),
         "classes": context.classes,
         "domains": context.domains,
+        "data": context.config.data.model_dump(mode="json"),
         "manifest_digest": context.manifest.digest,
     }
     return safetensors.torch.save(tensors, metadata={CARD_KEY: json.dumps(card)})

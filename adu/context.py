@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adu.backbone import Backbone, BackboneConfig, load_backbone
 from adu.config import StrictModel
-from adu.data import DataConfig, ImageSet, eval_batch, read_images
+from adu.data import DataConfig, ImageSet, eval_batch, read_images, select_images
 from adu.errors import UserError
 from adu.manifest import FewShotSplit, Manifest, load_manifest
 from adu.methods import Task
@@ -52,12 +52,12 @@ class Context:
     @cached_property
     def train(self) -> ImageSet:
         """The few-shot training images."""
-        return self._read(self._split.train_rows)
+        return self.read(self._split.train_rows)
 
     @cached_property
     def val(self) -> ImageSet:
         """The few-shot validation images."""
-        return self._read(self._split.val_rows)
+        return self.read(self._split.val_rows)
 
     @cached_property
     @torch.no_grad()
@@ -95,7 +95,8 @@ class Context:
         data = self.config.data
         return self.manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
 
-    def _read(self, rows: np.ndarray) -> ImageSet:
+    def read(self, rows: np.ndarray) -> ImageSet:
+        """Reads and decodes images of the manifest."""
         stored_size = STORED_SIZE_FACTOR * self.backbone.transform.image_size
         return read_images(self.manifest, rows, stored_size, self.config.data.read_threads)
 
@@ -106,7 +107,16 @@ def load_context(config: ContextConfig, device: torch.device) -> Context:
     Raises:
         UserError: If the model or the manifest cannot be used.
     """
-    manifest = load_manifest(config.data.manifest)
+    manifest = select_images(load_manifest(config.data.manifest), config.data)
+    return open_context(config, manifest, device)
+
+
+def open_context(config: ContextConfig, manifest: Manifest, device: torch.device) -> Context:
+    """Loads the model for a manifest that is there already.
+
+    Raises:
+        UserError: If the model cannot be used.
+    """
     backbone = load_backbone(config.backbone, device)
     text_CE = backbone.text_features(manifest.classes, config.backbone.template)
     return Context(config, backbone, manifest, text_CE, device)

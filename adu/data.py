@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,6 +39,10 @@ class DataConfig(StrictModel):
     """Which images, and how many of them to learn from."""
 
     manifest: str = Field("demo", description="folder or URL of a manifest, or 'demo'")
+    classes: Literal["all", "base", "novel"] = Field(
+        "all", description="base: the first half of the classes alone; novel: the others"
+    )
+    unseen_domains: tuple[str, ...] = Field((), description="domains that are left out")
     shots: int = Field(8, ge=1, description="training images of each domain and class")
     val_shots: int = Field(4, ge=1, description="validation images of each domain and class")
     split_seed: int = Field(0, ge=0, description="which few-shot split is drawn")
@@ -96,6 +101,31 @@ class ImageSet:
         """The pixels of one image as uint8, (channels, height, width), without a copy."""
         pixels = self._pixels[self._offsets[i] : self._offsets[i + 1]]
         return pixels.view(self._shapes[i]).permute(2, 0, 1)
+
+
+def select_images(manifest: Manifest, config: DataConfig) -> Manifest:
+    """The part of a manifest that a configuration asks for.
+
+    Raises:
+        UserError: If it leaves an unknown domain out, or no class.
+    """
+    known = manifest.domains
+    for domain in config.unseen_domains:
+        if domain not in known:
+            raise UserError(
+                f"context.data.unseen_domains '{domain}': unknown (known: {', '.join(known)})"
+            )
+    # As CoOp splits them: the larger half is the base.
+    n_base = (len(manifest.classes) + 1) // 2
+    classes = {
+        "all": manifest.classes,
+        "base": manifest.classes[:n_base],
+        "novel": manifest.classes[n_base:],
+    }[config.classes]
+    if not classes:
+        raise UserError(f"context.data.classes = '{config.classes}': leaves no class")
+    seen = tuple(domain for domain in known if domain not in config.unseen_domains)
+    return manifest.select(classes, seen)
 
 
 def read_images(

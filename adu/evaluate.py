@@ -107,6 +107,16 @@ def evaluate_test(
     )
 
 
+def image_features(model: Method, images: ImageSet, context: Context) -> Tensor:
+    """Unit-length features_NE of decoded images."""
+    shares = []
+    for start in range(0, len(images), EVAL_BATCH_SIZE):
+        rows = range(start, min(start + EVAL_BATCH_SIZE, len(images)))
+        images_BCHW = eval_batch(images, rows, context.backbone.transform)
+        shares.append(_predict(model, images_BCHW.to(context.device))[1])
+    return torch.cat(shares)
+
+
 @torch.no_grad()
 def _predict(model: Method, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     model.eval()

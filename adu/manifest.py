@@ -11,12 +11,13 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adu import storage
@@ -77,6 +78,17 @@ class Manifest:
     source: str
     synthetic: bool
     table: pa.Table
+
+    def select(self, classes: Sequence[str], domains: Sequence[str]) -> Manifest:
+        """The images of these classes and domains; names that it does not have are left out."""
+        kept_classes = tuple(name for name in classes if name in self.classes)
+        kept_domains = tuple(name for name in domains if name in self.domains)
+        if (kept_classes, kept_domains) == (self.classes, self.domains):
+            return self
+        in_classes = pc.is_in(self.table["class"], pa.array(kept_classes, pa.string()))
+        in_domains = pc.is_in(self.table["domain"], pa.array(kept_domains, pa.string()))
+        table = self.table.filter(pc.and_(in_classes, in_domains))
+        return replace(self, classes=kept_classes, domains=kept_domains, table=table)
 
     def cell_counts(self, split: str) -> dict[Cell, int]:
         """Number of images of each domain and class in a split, for all of them."""

@@ -1,12 +1,18 @@
-"""Mem, For and H: what a run is judged by (Kawamura et al., section 5).
+"""Mem, For and H, what a run is judged by (Kawamura et al., section 5), and certainty.
 
-All values are fractions in [0, 1]; tables print them as percentages.
+Accuracies are fractions in [0, 1]; tables print them as percentages. Tensor names carry their
+shape: N images, C classes, K bins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -59,3 +65,24 @@ def scores_from_counts(
     for_ = 1 - sum(correct[domain] for domain in forget) / n_forget
     accuracy = {domain: correct[domain] / n for domain, n in total.items() if n}
     return Scores(mem, for_, harmonic_mean(mem, for_), accuracy, dict(total))
+
+
+def entropy(logits_NC: Tensor) -> float:
+    """Mean entropy of the class probabilities, in nats: 0 is sure, log C knows nothing."""
+    log_p_NC = logits_NC.double().log_softmax(dim=-1)
+    return -(log_p_NC.exp() * log_p_NC).sum(dim=-1).mean().item()
+
+
+def calibration_error(logits_NC: Tensor, class_N: Tensor) -> float:
+    """Expected calibration error (Guo et al., ICML 2017, equation 5).
+
+    The gap between confidence and accuracy in each of `CALIBRATION_BINS` equally wide bins of
+    confidence, weighted by the images in it.
+    """
+    confidence_N, predicted_N = logits_NC.double().softmax(dim=-1).max(dim=-1)
+    right_N = (predicted_N == class_N).double()
+    # A bin holds its upper edge: a confidence of 1 falls into the last.
+    bin_N = (confidence_N * CALIBRATION_BINS).ceil().long().clamp(min=1) - 1
+    zeros_K = torch.zeros(CALIBRATION_BINS, dtype=torch.double, device=logits_NC.device)
+    gap_K = zeros_K.index_add(0, bin_N, confidence_N - right_N)
+    return (gap_K.abs().sum() / len(class_N)).item()

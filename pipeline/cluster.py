@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from dataclasses import dataclass
 
 import ray
@@ -32,6 +33,10 @@ SETTINGS = {
 
 # A cluster on one machine is not preempted; the watchers would cost a process an executor.
 LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+# Names of the threads that wait inside Ray for as long as an executor lives.
+EXECUTOR_THREAD = "executor"
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,14 @@ def connect(address: str | None) -> Cluster:
         raise UserError(f"address '{given}': no Ray cluster answers there: {reason}") from error
     nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     return Cluster(given is None, nodes)
+
+
+def leave() -> None:
+    """Leaves the cluster at the end of a command.
+
+    ``ray.shutdown`` under a thread that still waits for an executor crashes the process now and
+    then. It is about to end anyway: a cluster of its own ends with it, and any other takes back
+    what it held.
+    """
+    if not any(thread.name.startswith(EXECUTOR_THREAD) for thread in threading.enumerate()):
+        ray.shutdown()

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from adu.config import StrictModel
 from adu.errors import UserError
+from pipeline.cluster import EXECUTOR_THREAD
 from pipeline.mailbox import Command, Event, Mailbox
 from pipeline.worker import WorkerSetup, one_line, serve
 
@@ -170,7 +171,12 @@ class ExecutorPool:
             mailbox_class.remote(resources.workers_per_trial) for _ in range(n_executors)
         ]
         self._threads = [
-            threading.Thread(target=self._fit, args=(index,), daemon=True, name=f"executor-{index}")
+            threading.Thread(
+                target=self._fit,
+                args=(index,),
+                daemon=True,
+                name=f"{EXECUTOR_THREAD}-{index}",
+            )
             for index in range(n_executors)
         ]
 
@@ -216,8 +222,12 @@ class ExecutorPool:
         for mailbox in self._mailboxes:
             mailbox.interrupt.remote()
 
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Shuts the executors down, and waits for that as long as it may."""
+    def close(self, timeout_s: float = 3.0) -> None:
+        """Shuts the executors down, and waits for that as long as it may.
+
+        The workers leave within a second. `fit` returns 12 s later, when Ray has given up
+        waiting for a helper of its own, which a process that is about to end need not see.
+        """
         for mailbox in self._mailboxes:
             mailbox.close.remote()
         deadline = time.monotonic() + timeout_s

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from adu.config import StrictModel
 from adu.context import ContextConfig, check_forget_set
+from adu.data import DataConfig, select_images
 from adu.errors import UserError
 from adu.manifest import Manifest, load_manifest
 from adu.methods import MethodConfig
@@ -171,12 +172,7 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[Path], Manifest]) ->
     """
     check_space(config.space, RunConfig(forget=(), method=config.method, train=config.train))
     parent = Path(config.output).absolute().parent if config.output else RESULTS.absolute()
-    if config.context.data.manifest == DEMO:
-        manifest = prepare_demo(parent / "data")
-    else:
-        manifest = load_manifest(config.context.data.manifest)
-    data = config.context.data
-    manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
+    manifest = open_manifest(config.context.data, parent, prepare_demo)
     name = config.name or manifest.name
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = Path(config.output).absolute() if config.output else parent / f"{name}-{stamp}"
@@ -188,6 +184,27 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[Path], Manifest]) ->
         _forget_sets(config.forget, manifest.domains),
         folder,
     )
+
+
+def open_manifest(
+    data: DataConfig, parent: Path, prepare_demo: Callable[[Path], Manifest]
+) -> Manifest:
+    """The images that a configuration asks for, with enough of them for its shots.
+
+    Args:
+        data: Which images.
+        parent: Folder in which the demo's lie, or are drawn.
+        prepare_demo: Gives the demo's manifest, written under a folder if need be.
+
+    Raises:
+        UserError: If there is no such manifest or it has too few images.
+    """
+    is_demo = data.manifest == DEMO
+    manifest = select_images(
+        prepare_demo(parent / "data") if is_demo else load_manifest(data.manifest), data
+    )
+    manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
+    return manifest
 
 
 def study_name(forget: Sequence[str]) -> str:

@@ -6,16 +6,14 @@ python pipeline/reproduce.py main|ablation|sensitivity|depth --manifest URL --ba
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import ray
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -24,17 +22,18 @@ from adu import storage
 from adu.config import StrictModel, parse_config
 from adu.context import ContextConfig
 from adu.errors import UserError
-from adu.manifest import Manifest, load_manifest
+from adu.manifest import Manifest
 from adu.methods.adu import AduConfig
+from adu.methods.baseline import PromptConfig
 from adu.trainer import EpochReport, RunConfig, TrainConfig
-from pipeline.cluster import connect
-from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, merge, run_command
+from pipeline.cluster import connect, leave
+from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, merge, run_and_exit, run_command
 from pipeline.demo_data import prepare_demo
 from pipeline.executor import ExecutorPool, ResourcesConfig, count_executors
 from pipeline.finals import FinalRun, FinalRunFailedError, run_finals
 from pipeline.interrupt import Interrupt
 from pipeline.output import open_output
-from pipeline.plan import DEMO, RESULTS, absolute_context, study_name
+from pipeline.plan import RESULTS, absolute_context, open_manifest, study_name
 from pipeline.progress import quiet_ray
 from pipeline.session import SESSION
 from pipeline.tables import TABLES, Row, table_rows
@@ -89,16 +88,26 @@ class Job:
 
     def runs(self, row: Row) -> list[FinalRun]:
         """A row's runs, seed by seed."""
-        adu = self.config.method.model_dump(mode="json", by_alias=True)
-        method = merge(adu, row.method) if row.method["name"] == "adu" else row.method
+        method = self._method(row)
+        # Without anything to train, every seed is the same.
+        seeds = self.config.seeds if row.method["name"] != "zero_shot" else self.config.seeds[:1]
         runs = []
-        for seed in self.config.seeds:
+        for seed in seeds:
             train = self.config.train.model_copy(update={"seed": seed})
             for forget in row.forget_sets(self.manifest.domains):
                 values: dict[str, Any] = {"forget": forget, "method": method}
                 run = parse_config(RunConfig, values, f"row '{row.label}'")
                 runs.append(FinalRun(row.label, run.model_copy(update={"train": train})))
         return runs
+
+    def _method(self, row: Row) -> Mapping[str, Any]:
+        """A row's method: ADU and the Baseline have the user's prompts."""
+        given = self.config.method.model_dump(mode="json", by_alias=True)
+        if row.method["name"] == "baseline":
+            given = {name: given[name] for name in PromptConfig.model_fields}
+        elif row.method["name"] != "adu":
+            given = {}
+        return merge(given, row.method)
 
     def file(self, row: Row) -> Path:
         """Where a finished row is kept."""
@@ -126,7 +135,7 @@ def reproduce(config: ReproduceConfig) -> int:
         except KeyboardInterrupt:
             code = EXIT_INTERRUPTED
         finally:
-            ray.shutdown()
+            leave()
         console.print(_table(job))
         console.print(f"{time.monotonic() - started_at:.0f} s, results in {job.folder}")
         return code
@@ -228,16 +237,13 @@ def _by_seed(job: Job, row: Row) -> list[dict[str, float]]:
     runs = json.loads(file.read_text())["runs"]
     return [
         {m: mean(run["test"][m] for run in runs if run["seed"] == seed) for m in METRICS}
-        for seed in job.config.seeds
+        for seed in dict.fromkeys(run["seed"] for run in runs)
     ]
 
 
 def _job(config: ReproduceConfig) -> Job:
     parent = Path(config.output).absolute().parent if config.output else RESULTS.absolute()
-    name = config.context.data.manifest
-    manifest = prepare_demo(parent / "data") if name == DEMO else load_manifest(name)
-    data = config.context.data
-    manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
+    manifest = open_manifest(config.context.data, parent, prepare_demo)
     rows = table_rows(config.table, manifest.name, len(manifest.domains), config.blocks)
     known = sorted({row.size for row in rows})
     if config.sizes is not None:
@@ -262,8 +268,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # At once: taking torch apart takes the interpreter seconds.
-    os._exit(code)
+    run_and_exit(main)

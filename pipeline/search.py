@@ -6,16 +6,14 @@ ray job submit --working-dir . -- python pipeline/search.py --output /absolute/p
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import ray
-
 from adu.errors import UserError
-from pipeline.command import EXIT_INTERRUPTED, run_command
+from pipeline.cluster import leave
+from pipeline.command import EXIT_INTERRUPTED, run_and_exit, run_command
 from pipeline.conductor import Conductor
 from pipeline.demo_data import prepare_demo
 from pipeline.interrupt import Interrupt
@@ -46,7 +44,7 @@ def search(config: SearchConfig) -> int:
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         finally:
-            ray.shutdown()
+            leave()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,8 +74,4 @@ def _check_job_output(config: SearchConfig) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # At once: taking torch apart takes the interpreter seconds.
-    os._exit(code)
+    run_and_exit(main)

@@ -160,6 +160,23 @@ class Tracker:
         self._client.set_terminated(run_id, "FINISHED")
         return run_id
 
+    def log_evaluation(
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        metrics: Mapping[str, float],
+        figures: Mapping[str, Any],
+        manifest: Manifest,
+    ) -> str:
+        """Logs an evaluation as a run of its own; returns its id."""
+        run = self._client.create_run(self._experiment, run_name=name, tags=dict(tags))
+        run_id = str(run.info.run_id)
+        self._log_metrics(run_id, metrics, step=0)
+        self._log_dataset(run_id, manifest)
+        self._client.log_dict(run_id, dict(figures), "figures.json")
+        self._client.set_terminated(run_id, "FINISHED")
+        return run_id
+
     def log_pictures(self, study_run: str, pictures: Mapping[str, bytes]) -> None:
         """Logs PNG files, by name, below ``pictures/``."""
         with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,6 @@ python pipeline/train.py --forget sketch --manifest URL --backbone FOLDER [--met
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import ray
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -23,18 +21,25 @@ from adu import storage
 from adu.config import StrictModel
 from adu.context import ContextConfig, check_forget_set
 from adu.errors import UserError
-from adu.manifest import Manifest, load_manifest
+from adu.manifest import Manifest
 from adu.methods import MethodConfig
 from adu.methods.adu import AduConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.trainer import EpochReport, RunConfig, TrainConfig
-from pipeline.cluster import Cluster, connect
-from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_command
+from pipeline.cluster import Cluster, connect, leave
+from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_and_exit, run_command
 from pipeline.demo_data import prepare_demo
 from pipeline.executor import ExecutorPool, ResourcesConfig, check_runs, count_executors
 from pipeline.finals import FinalRun, FinalRunFailedError, run_finals
 from pipeline.interrupt import Interrupt
-from pipeline.plan import DEMO, RESULTS, ForgetSet, TrackingConfig, absolute_context, study_name
+from pipeline.plan import (
+    RESULTS,
+    ForgetSet,
+    TrackingConfig,
+    absolute_context,
+    open_manifest,
+    study_name,
+)
 from pipeline.progress import quiet_ray
 from pipeline.session import SESSION, TestOutcome
 from pipeline.tracking import Tracker
@@ -74,10 +79,8 @@ def train(config: TrainCommandConfig) -> int:
     """Trains, tests, prints a table; returns the exit code."""
     Tracker.check(config.tracking.uri)
     folder = _output_folder(config)
-    manifest = _manifest(config, folder.parent)
+    manifest = open_manifest(config.context.data, folder.parent, prepare_demo)
     check_forget_set(config.forget, manifest.domains)
-    data = config.context.data
-    manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
     storage.check_reachable(str(folder), write=True)
     folder.mkdir(parents=True, exist_ok=True)
     with Interrupt() as interrupt, quiet_ray(folder / "ray.log") as console:
@@ -91,7 +94,7 @@ def train(config: TrainCommandConfig) -> int:
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         finally:
-            ray.shutdown()
+            leave()
 
 
 def _run(
@@ -259,11 +262,6 @@ def _resources(config: TrainCommandConfig, cluster: Cluster) -> ResourcesConfig:
     )
 
 
-def _manifest(config: TrainCommandConfig, parent: Path) -> Manifest:
-    name = config.context.data.manifest
-    return prepare_demo(parent / "data") if name == DEMO else load_manifest(name)
-
-
 def _output_folder(config: TrainCommandConfig) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = Path(config.output or RESULTS / f"train-{stamp}").absolute()
@@ -279,8 +277,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # At once: taking torch apart takes the interpreter seconds.
-    os._exit(code)
+    run_and_exit(main)

@@ -6,6 +6,7 @@ Tensor names carry their shape: B images, C classes, D domains, E feature width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,11 +69,13 @@ class Method(nn.Module, ABC):
 
     Attributes:
         needs_features: Whether `prepare` is to be called before training.
+        any_classes: Whether what is learned holds for classes that it was not learned on.
         evolution: Set where what is learned is found by CMA-ES; it may then change
             `class_logits` alone.
     """
 
     needs_features = False
+    any_classes = True
     evolution: EvolutionOptions | None = None
 
     def __init__(self, backbone: Backbone, task: Task) -> None:
@@ -94,10 +97,20 @@ class Method(nn.Module, ABC):
         """Unit-length text_CE that images are compared with."""
         return self.task.text_CE
 
-    def class_logits(self, features_BE: Tensor) -> Tensor:
-        """Scores unit-length image features by their similarity to the class captions."""
+    def caption_features(self, classes: Sequence[str], template: str) -> Tensor:
+        """Unit-length text_CE of captions in plain words, without any learned context."""
+        return self.backbone.text_features(classes, template)
+
+    def class_logits(self, features_BE: Tensor, text_CE: Tensor | None = None) -> Tensor:
+        """Scores unit-length image features by their similarity to the class captions.
+
+        Args:
+            features_BE: The image features.
+            text_CE: What to compare them with, if it is not `text_features`.
+        """
         clip = self.backbone.clip
-        logits_BC = clip.logit_scale.exp() * features_BE @ self.text_features().T
+        text_CE = self.text_features() if text_CE is None else text_CE
+        logits_BC = clip.logit_scale.exp() * features_BE @ text_CE.T
         if getattr(clip, "logit_bias", None) is not None:
             logits_BC = logits_BC + clip.logit_bias
         return logits_BC

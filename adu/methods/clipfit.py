@@ -11,6 +11,7 @@ Tensor names carry their shape: B images, C classes, T tokens, E feature width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -61,8 +62,12 @@ class ClipFit(Method):
 
     def text_features(self) -> Tensor:
         """text_CE with the tuned biases."""
-        text_CE = self._run("text", self._biases, self._tokens_CT)
-        return F.normalize(text_CE.float(), dim=-1)
+        return self._encode_text(self._tokens_CT)
+
+    @torch.no_grad()
+    def caption_features(self, classes: Sequence[str], template: str) -> Tensor:
+        """text_CE of other captions, with the tuned biases."""
+        return self._encode_text(self.backbone.caption_tokens(classes, template))
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """features_BE with the tuned LayerNorms."""
@@ -82,6 +87,9 @@ class ClipFit(Method):
             + self.config.norm_weight * terms["norm"]
         )
         return terms
+
+    def _encode_text(self, tokens_CT: Tensor) -> Tensor:
+        return F.normalize(self._run("text", self._biases, tokens_CT).float(), dim=-1)
 
     def _run(self, what: str, names: list[str], inputs: Tensor) -> Tensor:
         in_place = {f"clip.{name}": self.tuned[_key(name)] for name in names}

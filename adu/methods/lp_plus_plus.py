@@ -30,6 +30,7 @@ class LpPlusPlus(Method):
     """A linear probe that starts from the zero-shot classifier and the class means."""
 
     needs_features = True
+    any_classes = False
 
     def __init__(self, config: LpPlusPlusConfig, backbone: Backbone, task: Task) -> None:
         super().__init__(backbone, task)
@@ -43,9 +44,10 @@ class LpPlusPlus(Method):
         """The backbone's own features_BE."""
         return self.backbone.clip.encode_image(images_BCHW)
 
-    def class_logits(self, features_BE: Tensor) -> Tensor:
+    def class_logits(self, features_BE: Tensor, text_CE: Tensor | None = None) -> Tensor:
         """f . (w_k + alpha_k t_k)."""
-        text_CE = self.task.text_CE.to(features_BE.device)
+        text_CE = self.task.text_CE if text_CE is None else text_CE
+        text_CE = text_CE.to(features_BE.device)
         return features_BE @ (self.weight_CE + self.alpha_C[:, None] * text_CE).T
 
     @torch.no_grad()

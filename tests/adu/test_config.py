@@ -28,7 +28,8 @@ from adu.trainer import RunConfig
         ),
         (
             {"forget": ["sketch"], "method": {"name": "baseline", "gamma": 1}},
-            r"run.yaml: unknown field 'method.gamma' \(known: n_ctx, depth, init_std, text_n_ctx, name\)",
+            r"run.yaml: unknown field 'method.gamma' "
+            r"\(known: n_ctx, depth, init_std, text_n_ctx, name\)",
         ),
         (
             {"forget": ["sketch"], "method": {"name": "amnesia"}},

@@ -1,8 +1,12 @@
-"""Mem, For and H from counts."""
+"""Mem, For and H from counts; entropy and calibration against their formulas."""
 
+import math
+
+import numpy as np
 import pytest
+import torch
 
-from adu.metrics import harmonic_mean, scores_from_counts
+from adu.metrics import calibration_error, entropy, harmonic_mean, scores_from_counts
 
 TOTAL = {"photo": 100, "art": 50, "sketch": 50}
 CORRECT = {"photo": 90, "art": 30, "sketch": 10}
@@ -25,3 +29,40 @@ def test_harmonic_mean_of_zeros_is_zero():
 def test_scores_without_a_forget_image_are_an_error():
     with pytest.raises(ValueError, match="0 forget"):
         scores_from_counts({"photo": 1, "sketch": 0}, {"photo": 1, "sketch": 0}, ["sketch"])
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def test_entropy_is_that_of_the_probabilities():
+    logits_NC = np.random.default_rng(0).normal(0, 2, (50, 7))
+    p_NC = softmax(logits_NC)
+    expected = np.mean([-sum(p * math.log(p) for p in row) for row in p_NC])
+    assert entropy(torch.tensor(logits_NC)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_entropy_at_its_ends():
+    assert entropy(torch.zeros(3, 5)) == pytest.approx(math.log(5))
+    assert entropy(torch.tensor([[1e4, 0.0, -1e4]])) == 0
+
+
+def test_calibration_error_sums_the_gaps_of_fifteen_bins():
+    rng = np.random.default_rng(1)
+    logits_NC, class_N = rng.normal(0, 2, (300, 4)), rng.integers(0, 4, 300)
+    p_NC = softmax(logits_NC)
+    expected = 0.0
+    for k in range(15):
+        inside = (p_NC.max(axis=1) > k / 15) & (p_NC.max(axis=1) <= (k + 1) / 15)
+        if inside.any():
+            accuracy = np.mean(p_NC[inside].argmax(axis=1) == class_N[inside])
+            expected += inside.mean() * abs(accuracy - p_NC[inside].max(axis=1).mean())
+    ours = calibration_error(torch.tensor(logits_NC), torch.tensor(class_N))
+    assert ours == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_model_that_is_sure_and_wrong_is_as_badly_calibrated_as_can_be():
+    logits_NC = torch.tensor([[100.0, 0.0], [100.0, 0.0]])
+    assert calibration_error(logits_NC, torch.tensor([1, 1])) == pytest.approx(1)
+    assert calibration_error(logits_NC, torch.tensor([0, 0])) == pytest.approx(0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
@@ -40,8 +41,13 @@ def pools(cluster):
     for pool in (singles, double):
         pool.wait_ready()
     yield {1: singles, 2: double}
-    for pool in (singles, double):
-        pool.close()
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(close, (singles, double)))
+
+
+def close(pool):
+    """Waits until no thread is left in Ray, which is shut down afterwards."""
+    pool.close(timeout_s=60)
 
 
 @pytest.fixture(params=[1, 2], ids=["1 worker", "2 workers"])
@@ -141,7 +147,7 @@ def test_a_session_that_cannot_be_opened_says_why(cluster):
     pool.start()
     with pytest.raises(UserError, match=r"^manifest x: has no card\.json$"):
         pool.wait_ready()
-    pool.close()
+    close(pool)
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,7 @@ def test_evaluation_of_the_checkpoint_gives_the_same_figures(finished, data, tmp
         [
             *("--checkpoint", checkpoint, "--manifest", str(data / "manifest")),
             *("--output", str(tmp_path / "figures.json")),
+            *("--probe-shots", "2", "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"),
         ],
     )
     assert code == 0, err

@@ -45,8 +45,12 @@ def test_it_trains_tests_logs_and_keeps_checkpoints(flags, tmp_path, capsys):
     assert {run.data.metrics["test/h"] for run in runs} == {f["test"]["h"] for f in figures[:2]}
     assert {run.info.status for run in client.search_runs(["1"])} == {"FINISHED"}
     checkpoint = str(output / "seed-1.safetensors")
-    assert evaluate(["--checkpoint", checkpoint, *flags[2:4]]) == 0
+    uri = f"sqlite:///{output.parent / 'mlflow.db'}"
+    assert evaluate(["--checkpoint", checkpoint, *flags[2:4], "--tracking-uri", uri]) == 0
     assert f"{100 * figures[1]['test']['h']:.1f}" in capsys.readouterr().out
+    (run, *_) = client.search_runs(["1"], "tags.stage = 'evaluate' AND tags.method = 'maple'")
+    assert run.data.metrics["test/h"] == figures[1]["test"]["h"]
+    assert {"forget/entropy", "template/class/for", "domain_accuracy"} <= run.data.metrics.keys()
 
 
 @pytest.mark.parametrize(
