@@ -222,12 +222,8 @@ class ExecutorPool:
         for mailbox in self._mailboxes:
             mailbox.interrupt.remote()
 
-    def close(self, timeout_s: float = 3.0) -> None:
-        """Shuts the executors down, and waits for that as long as it may.
-
-        The workers leave within a second. `fit` returns 12 s later, when Ray has given up
-        waiting for a helper of its own, which a process that is about to end need not see.
-        """
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Shuts the executors down, and waits for that as long as it may."""
         for mailbox in self._mailboxes:
             mailbox.close.remote()
         deadline = time.monotonic() + timeout_s
@@ -258,13 +254,14 @@ class ExecutorPool:
 
     def _trainer(self, index: int, mailbox: Any) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+
+        from pipeline.warm_trainer import WarmTrainer
 
         resources = self._resources
         per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
         if resources.gpus_per_worker:
             per_worker["GPU"] = resources.gpus_per_worker
-        return TorchTrainer(
+        return WarmTrainer(
             serve,
             train_loop_config={
                 "setup": WorkerSetup(

@@ -50,7 +50,7 @@ def warm(context: dict, epochs: int, runs: int) -> list[float]:
     pool.start()
     pool.wait_ready()
     overheads = [overhead_s(pool, f"warm-{number}", epochs) for number in range(runs + 1)]
-    pool.close(timeout_s=60)
+    pool.close()
     return overheads[1:]
 
 
@@ -65,7 +65,7 @@ def cold(context: dict, epochs: int, runs: int) -> list[float]:
         start_s = time.monotonic() - started
         run_s = overhead_s(pool, f"cold-{number}", epochs)
         started = time.monotonic()
-        pool.close(timeout_s=60)
+        pool.close()
         overheads.append(start_s + run_s + time.monotonic() - started)
     return overheads
 
