@@ -2,7 +2,8 @@
 
 One option names it: ``demo``; an open_clip architecture with its weights
 (``ViT-B-16:openai``, ``ViT-B-16:/weights.safetensors``, ``ViT-B-16:s3://bucket/weights.pt``); or a
-folder or URL that holds ``open_clip_config.json`` and ``open_clip_model.safetensors``.
+folder or URL that holds ``open_clip_config.json`` and ``open_clip_model.safetensors``. Weights in a
+file with "openai" in its name get the QuickGELU that OpenAI's were trained with.
 """
 
 from __future__ import annotations

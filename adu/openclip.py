@@ -85,7 +85,7 @@ def _locate(name: str, scratch: Path) -> tuple[str, str | None]:
         return f"local-dir:{WEIGHTS_DIR}", None
     architecture, _, weights = name.partition(":")
     if architecture in open_clip.list_models() and weights:
-        return _with_right_activation(architecture, weights, scratch)
+        return find_architecture(architecture, weights, scratch)
     if architecture in open_clip.list_models():
         raise UserError(
             f"backbone '{name}': name its weights too, as {name}:WEIGHTS ({_tags(name)})"
@@ -98,17 +98,30 @@ def _locate(name: str, scratch: Path) -> tuple[str, str | None]:
     )
 
 
-def _with_right_activation(architecture: str, weights: str, scratch: Path) -> tuple[str, str]:
+def find_architecture(architecture: str, weights: str, scratch: Path) -> tuple[str, str]:
+    """The architecture with the activation that weights were trained with, and the weights.
+
+    Args:
+        architecture: Its name without regard to the activation.
+        weights: A tag, a file or a URL.
+        scratch: Folder for a file that is fetched from elsewhere.
+
+    Raises:
+        UserError: If there are no such weights.
+    """
     tag = re.sub(r"[^a-z0-9]", "_", weights.lower())
     known = open_clip.list_pretrained_tags_by_model(architecture)
+    # OpenAI's weights, and some others, were trained with QuickGELU; open_clip keeps that as an
+    # architecture of its own and only warns when the plain one is asked for.
+    quick = f"{architecture}-quickgelu"
+    quick = quick if quick in open_clip.list_models() else architecture
     if tag in known:
-        # OpenAI's weights were trained with QuickGELU; open_clip keeps that as its own
-        # architecture and only warns when the plain one is asked for.
-        quick = f"{architecture}-quickgelu"
         needs_quick = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
-        return (quick if needs_quick and quick in open_clip.list_models() else architecture), tag
+        return (quick if needs_quick else architecture), tag
     if storage.exists(weights):
-        return architecture, str(_fetch_file(weights, scratch))
+        # Nothing in a file says so but its name.
+        is_openai = "openai" in weights.rsplit("/", 1)[-1].lower()
+        return (quick if is_openai else architecture), str(_fetch_file(weights, scratch))
     raise UserError(
         f"backbone '{architecture}:{weights}': no such weights "
         f"(a file, a URL, or {_tags(architecture)})"

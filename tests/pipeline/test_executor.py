@@ -46,10 +46,9 @@ def pools(cluster):
 
 
 def close(pool):
-    """Ray must not be shut down under a thread that waits in it; and nobody likes to wait."""
-    started_at = time.monotonic()
-    pool.close(timeout_s=60)
-    assert time.monotonic() - started_at < 30
+    """Ray must not be shut down under a thread that waits in it."""
+    pool.close()
+    assert not any(thread.is_alive() for thread in pool._threads)
 
 
 @pytest.fixture(params=[1, 2], ids=["1 worker", "2 workers"])

@@ -1,0 +1,76 @@
+"""`pipeline/evaluate.py`: what it shows of a checkpoint, and how it refuses what cannot be."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from adu.backbone import BackboneConfig
+from adu.checkpoint import checkpoint_bytes
+from adu.context import ContextConfig, load_context
+from adu.data import DataConfig
+from adu.manifest import CARD_FILE
+from adu.methods import build_method
+from adu.trainer import RunConfig
+from pipeline.evaluate import main
+from tests.tiny import tiny_backbone, tiny_manifest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, a manifest, and a checkpoint that knows the base classes and two domains alone."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    data = DataConfig(
+        manifest=str(tiny_manifest(folder)), classes="base", unseen_domains=("clipart",)
+    )
+    backbone = BackboneConfig(name=str(tiny_backbone(folder / "model")))
+    context = load_context(ContextConfig(backbone=backbone, data=data), torch.device("cpu"))
+    run = RunConfig.model_validate({"forget": ["sketch"], "method": "baseline"})
+    model = build_method(run.method, context.backbone, context.task(run.forget))
+    (folder / "checkpoint.safetensors").write_bytes(checkpoint_bytes(model, run, context))
+    return folder
+
+
+def arguments(folder, tmp_path):
+    return [
+        *("--checkpoint", str(folder / "checkpoint.safetensors")),
+        *("--manifest", str(folder / "manifest"), "--output", str(tmp_path / "figures.json")),
+        *("--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"),
+    ]
+
+
+def test_it_shows_logs_and_keeps_every_figure(folder, tmp_path, capsys):
+    assert main(arguments(folder, tmp_path)) == 0
+    out = capsys.readouterr().out
+    for text in ("sketch (forget)", "clipart (unseen)", "classes not trained on", "linear probe"):
+        assert text in out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    tuned = figures["baseline"]
+    assert tuned["novel_classes"].keys() == {"mem", "for", "h"}
+    assert tuned["unseen_domains"].keys() == {"clipart"}
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs(["1"], "tags.method = 'baseline'")
+    assert run.data.metrics["test/h"] == tuned["h"]
+    assert run.data.metrics["template/class/mem"] == tuned["by_template"]["{class}"]["mem"]
+    assert run.data.metrics["forget/entropy"] == tuned["forget"]["entropy"]
+
+
+def test_a_template_without_a_class_is_refused(folder, tmp_path, capsys):
+    code = main([*arguments(folder, tmp_path), "--templates", '["a sketch"]'])
+    assert code == 2
+    assert "templates 'a sketch': must contain {class}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_manifest_of_other_classes_is_refused(folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    card = json.loads((folder / "manifest" / CARD_FILE).read_text())
+    assert card["classes"][0] == "cup"
+    shutil.copytree(folder / "manifest", other)
+    card["classes"][0] = "bowl"
+    (other / CARD_FILE).write_text(json.dumps(card))
+    code = main([*arguments(folder, tmp_path), "--manifest", str(other)])
+    assert code == 2
+    assert "was trained for classes cup, fish; the manifest has fish" in capsys.readouterr().err
