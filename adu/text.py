@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adu.backbone import Backbone
+from adu.blocks import run_block
 from adu.errors import UserError
 
 # Block number to the context_KV that it gets; None leaves what the block before has made.
@@ -89,7 +90,7 @@ class PromptedText:
             following_KV = deeper(i) if deeper is not None and i > 0 else None
             if following_KV is not None:
                 x_CTV = self._placed(x_CTV, following_KV)
-            x_CTV = block(x_CTV, attn_mask=mask)
+            x_CTV = run_block(block, x_CTV, mask)
         return F.normalize(self._pooled(x_CTV).float(), dim=-1)
 
     def _pooled(self, x_CTV: Tensor) -> Tensor:

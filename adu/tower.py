@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adu.blocks import run_block
+
 
 class Tower(nn.Module, ABC):
     """A vision transformer as embedding, blocks and pooling.
@@ -69,7 +71,7 @@ class ViTTower(Tower):
 
     def block(self, i: int, tokens_BTW: Tensor) -> Tensor:
         """See `Tower.block`."""
-        return self.visual.transformer.resblocks[i](tokens_BTW)
+        return run_block(self.visual.transformer.resblocks[i], tokens_BTW)
 
     def pool(self, tokens_BTW: Tensor) -> Tensor:
         """See `Tower.pool`."""
