@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from adu.context import Context
-from adu.data import stream_batches
+from adu.data import ImageSet, stream_batches
 from adu.evaluate import EVAL_BATCH_SIZE, image_features
 from adu.manifest import Manifest
 from adu.methods import Method, Task, build_method
@@ -206,8 +206,29 @@ def _domain_accuracy(model: Method, context: Context, test: _Features, shots: in
     if shots == 0:
         return None
     rows = manifest.few_shot_split(shots, 0, data.split_seed).train_rows
-    images = context.read(rows)
-    features_NE = image_features(model, images, context)
+    number = {domain: i for i, domain in enumerate(context.domains)}
+    domain_N = np.array([number[domain] for domain in test.domain_N.tolist()])
+    features_NE = test.features_NE.cpu().numpy()
+    return probe_domains(model, context, context.read(rows), features_NE, domain_N)
+
+
+def probe_domains(
+    model: Method,
+    context: Context,
+    train: ImageSet,
+    test_features_NE: np.ndarray,
+    test_domain_N: np.ndarray,
+) -> float:
+    """How often a linear probe on a model's features tells the domain.
+
+    Args:
+        model: The model.
+        context: Model and data that it belongs to.
+        train: Images that the probe is fitted on.
+        test_features_NE: The model's features of the images that it is asked of.
+        test_domain_N: The numbers of their domains.
+    """
+    features_NE = image_features(model, train, context).float().cpu().numpy()
     probe = LogisticRegression(C=PROBE_C, max_iter=PROBE_ITERATIONS)
-    probe.fit(features_NE.cpu().numpy(), [context.domains[d] for d in images.domain_N.tolist()])
-    return float(probe.score(test.features_NE.cpu().numpy(), test.domain_N))
+    probe.fit(features_NE, train.domain_N.numpy())
+    return float(probe.score(test_features_NE, test_domain_N))

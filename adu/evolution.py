@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from cmaes import CMA
 from torch import Tensor
 
 from adu.distributed import rank_and_world_size, sum_over_ranks
@@ -28,6 +27,9 @@ class Evolution:
     ) -> None:
         self._parameters = list(parameters)
         mean = torch.cat([p.detach().flatten() for p in self._parameters]).double().cpu().numpy()
+        # Imported late: it brings scipy.stats, two seconds that no other method needs to wait.
+        from cmaes import CMA
+
         self._search = CMA(mean, sigma, population_size=population, seed=seed)
         self._told: list[list[float]] = []
 

@@ -6,8 +6,8 @@ no model.
 
 from __future__ import annotations
 
-import json
 import logging
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def _create(name: str, architecture: str, weights: str | None) -> tuple[Any, Ima
     logging.disable(logging.WARNING)
     try:
         clip = open_clip.create_model(architecture, pretrained=weights, weights_only=True)
-    except (RuntimeError, OSError, KeyError, ValueError, json.JSONDecodeError) as error:
+    except (RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"backbone '{name}': cannot be loaded: {reason}") from error
     finally:

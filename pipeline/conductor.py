@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from pipeline.command import EXIT_INTERRUPTED, EXIT_OK
 from pipeline.executor import ExecutorPool, check_runs, count_executors
 from pipeline.finals import FinalRun, FinalRunFailedError, final_runs, mean_scores, run_finals
 from pipeline.interrupt import Interrupt
-from pipeline.output import Output
+from pipeline.output import Output, unique_name
 from pipeline.plan import Plan, study_name
 from pipeline.progress import Progress
 from pipeline.recorder import Background, TrackedStudy
@@ -142,7 +141,10 @@ class Conductor:
             self._require_tracker,
             self._background,
             lambda tracker: tracker.start_study(
-                f"{self._search_id()}/{name}", forget, self._tags(forget), self._shared_params()
+                f"{unique_name(self._output.folder)}/{name}",
+                f"forget {name}",
+                self._tags(forget),
+                self._shared_params(),
             ),
             self._tags(forget),
         )
@@ -291,14 +293,10 @@ class Conductor:
             reason = " ".join(str(error).split())[:200]
             self._failures.append(f"MLflow: some of the runs could not be written: {reason}")
 
-    def _search_id(self) -> str:
-        place = hashlib.sha256(str(self._output.folder).encode()).hexdigest()[:8]
-        return f"{self._output.folder.name}-{place}"
-
     def _tags(self, forget: tuple[str, ...]) -> dict[str, str]:
         return {
             "forget": "+".join(forget),
-            "search": self._search_id(),
+            "search": unique_name(self._output.folder),
             "backbone": self._plan.config.context.backbone.name,
             "method": self._plan.config.method.name,
             "manifest_digest": self._plan.manifest.digest,

@@ -68,6 +68,7 @@ def run_finals(
     executors: Executors,
     stop: threading.Event,
     on_epoch: Callable[[FinalRun, EpochReport], None],
+    on_end: Callable[[FinalRun, TestOutcome], None] | None = None,
 ) -> list[TestOutcome] | None:
     """Runs final runs, as many at once as there are executors.
 
@@ -77,6 +78,7 @@ def run_finals(
         executors: Where.
         stop: Set when the search is interrupted.
         on_epoch: Called after each epoch, in any thread.
+        on_end: Called when a run has come to its end, in any thread.
 
     Returns:
         The outcomes in the order of the runs; None if the search was interrupted.
@@ -84,10 +86,17 @@ def run_finals(
     Raises:
         FinalRunFailedError: If a run fails.
     """
+
+    def run_one(run_id: str, final: FinalRun) -> TestOutcome | None:
+        outcome = _run_one(run_id, final, executors, stop, on_epoch)
+        if outcome is not None and on_end is not None:
+            on_end(final, outcome)
+        return outcome
+
     distinct = list({final.run.model_dump_json(): final for final in runs}.items())
     with ThreadPoolExecutor(len(executors)) as threads:
         pending = {
-            key: threads.submit(_run_one, f"{study}/final-{i}", final, executors, stop, on_epoch)
+            key: threads.submit(run_one, f"{study}/final-{i}", final)
             for i, (key, final) in enumerate(distinct)
         }
     outcomes = {key: future.result() for key, future in pending.items()}

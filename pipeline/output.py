@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -80,6 +81,12 @@ def open_output(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> O
         return _create(folder, identity)
     except OSError as error:
         raise UserError(f"output {folder}: cannot be written: {error.strerror}") from error
+
+
+def unique_name(folder: Path) -> str:
+    """A name for what lies in a folder that no other folder's has, such as ``out-1a2b3c4d``."""
+    place = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return f"{folder.name}-{place}"
 
 
 def point_latest(folder: Path) -> None:

@@ -123,9 +123,7 @@ class TrackedStudy:
         """Logs a final run."""
 
         def log(tracker: Tracker, study_run: str) -> None:
-            tracker.log_final(
-                study_run, stage, run, outcome.test, outcome.checkpoint, manifest, self._tags
-            )
+            tracker.log_final(study_run, stage, run, outcome, manifest, self._tags)
 
         self.call(log)
 

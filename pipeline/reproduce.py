@@ -1,12 +1,16 @@
 """Runs one of the paper's tables on a data set, and prints it beside the published one.
 
-python pipeline/reproduce.py main|ablation|sensitivity|depth --manifest URL --backbone FOLDER ...
+python pipeline/reproduce.py TABLE --manifest URL --backbone FOLDER ...
+
+TABLE is one of main, ablation, sensitivity, shots, depth and domain-accuracy.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +25,7 @@ from rich.table import Table
 from adu import storage
 from adu.config import StrictModel, parse_config
 from adu.context import ContextConfig
+from adu.data import DataConfig
 from adu.errors import UserError
 from adu.manifest import Manifest
 from adu.methods.adu import AduConfig
@@ -32,11 +37,18 @@ from pipeline.demo_data import prepare_demo
 from pipeline.executor import ExecutorPool, ResourcesConfig, count_executors
 from pipeline.finals import FinalRun, FinalRunFailedError, run_finals
 from pipeline.interrupt import Interrupt
-from pipeline.output import open_output
-from pipeline.plan import RESULTS, absolute_context, open_manifest, study_name
+from pipeline.output import open_output, unique_name
+from pipeline.plan import (
+    RESULTS,
+    TrackingConfig,
+    absolute_context,
+    open_manifest,
+    study_name,
+)
 from pipeline.progress import quiet_ray
-from pipeline.session import SESSION
-from pipeline.tables import TABLES, Row, table_rows
+from pipeline.session import SESSION, TestOutcome
+from pipeline.tables import METRICS, METRICS_BY_TABLE, TABLES, Row, table_rows
+from pipeline.tracking import Tracker
 
 EXIT_FAILED = 1
 
@@ -45,9 +57,8 @@ SHORTCUTS = {
     "context.data.shots": "shots",
     "context.backbone.name": "backbone",
     "train.epochs": "epochs",
+    "tracking.uri": "tracking-uri",
 }
-
-METRICS = ("h", "mem", "for")
 
 
 class ReproduceConfig(StrictModel):
@@ -63,6 +74,7 @@ class ReproduceConfig(StrictModel):
     blocks: int = Field(12, ge=1, description="blocks of the image tower, for the depth table")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="every row's seeds")
     resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
     output: str | None = Field(None, description="folder; unset: results/TABLE-DATASET-DATE-TIME")
     resume: bool = Field(False, description="go on with the table in the output folder")
     address: str | None = Field(
@@ -78,13 +90,28 @@ class Job:
         config: The user's configuration.
         manifest: The images.
         rows: The table's rows.
-        folder: Where their results are kept, a file a row.
+        folder: Where their results are kept, a file a run.
+        left_out: Which rows cannot be run, and why.
     """
 
     config: ReproduceConfig
     manifest: Manifest
     rows: tuple[Row, ...]
     folder: Path
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def metrics(self) -> Mapping[str, str]:
+        """What the table shows, and the heads of the columns."""
+        return METRICS_BY_TABLE.get(self.config.table, METRICS)
+
+    def context(self, shots: int | None) -> ContextConfig:
+        """The data that rows with so many shots are trained on."""
+        context = absolute_context(self.config.context, self.manifest)
+        if shots is None:
+            return context
+        data = context.data.model_copy(update={"shots": shots})
+        return context.model_copy(update={"data": data})
 
     def runs(self, row: Row) -> list[FinalRun]:
         """A row's runs, seed by seed."""
@@ -109,26 +136,31 @@ class Job:
             given = {}
         return merge(given, row.method)
 
-    def file(self, row: Row) -> Path:
-        """Where a finished row is kept."""
-        name = "".join(c if c.isalnum() else "_" for c in row.label)
-        return self.folder / "rows" / f"{name}.json"
+    def file(self, row: Row, run: RunConfig) -> Path:
+        """Where the result of a run is kept."""
+        name = f"{study_name(run.forget)}-seed-{run.train.seed}.json"
+        return self.folder / "rows" / _slug(row) / name
+
+    def todo(self, row: Row) -> list[FinalRun]:
+        """A row's runs that have not come to their end."""
+        return [final for final in self.runs(row) if not self.file(row, final.run).exists()]
 
 
 def reproduce(config: ReproduceConfig) -> int:
     """Runs a table as far as it has not been run; returns the exit code."""
+    Tracker.check(config.tracking.uri)
     job = _job(config)
     for row in job.rows:
         job.runs(row)  # a wrong option is told before anything starts
     identity = config.model_dump(
-        mode="json", by_alias=True, exclude={"output", "resume", "address", "resources"}
+        mode="json", by_alias=True, exclude={"output", "resume", "address", "resources", "tracking"}
     )
     identity["manifest_digest"] = job.manifest.digest
     output = open_output(job.folder, identity, resume=config.resume)
     started_at = time.monotonic()
     with Interrupt() as interrupt, quiet_ray(output.ray_log) as console:
         try:
-            code = _run(job, interrupt, console)
+            code = _Runner(job, interrupt, console).run()
         except UserError:
             output.discard()
             raise
@@ -141,57 +173,130 @@ def reproduce(config: ReproduceConfig) -> int:
         return code
 
 
-def _run(job: Job, interrupt: Interrupt, console: Console) -> int:
-    todo = [row for row in job.rows if not job.file(row).exists()]
-    if not todo:
-        return EXIT_OK
-    cluster = connect(job.config.address)
-    interrupt.install()
-    n_executors = count_executors(job.config.resources, cluster.nodes)
-    context = absolute_context(job.config.context, job.manifest).model_dump(mode="json")
-    pool = ExecutorPool(SESSION, context, job.config.resources, n_executors)
-    code = EXIT_OK
-    try:
-        pool.start()
-        console.print(f"starting {n_executors} executors", highlight=False)
-        pool.wait_ready()
-        with interrupt.graceful(pool.interrupt):
-            for row in todo:
-                try:
-                    if not _run_row(job, row, pool, interrupt, console):
-                        return EXIT_INTERRUPTED
-                except FinalRunFailedError as error:
-                    console.print(f"failed    {error}", highlight=False, soft_wrap=True)
-                    code = EXIT_FAILED
-        return code
-    finally:
-        pool.close()
+class _Runner:
+    """Runs the rows of a table that have not been run."""
+
+    def __init__(self, job: Job, interrupt: Interrupt, console: Console) -> None:
+        self._job = job
+        self._interrupt = interrupt
+        self._console = console
+
+    def run(self) -> int:
+        """Runs them; returns the exit code."""
+        job = self._job
+        for line in job.left_out:
+            self._tell(f"left out  {line}")
+        todo = [row for row in job.rows if job.todo(row)]
+        if not todo:
+            return EXIT_OK
+        cluster = connect(job.config.address)
+        self._interrupt.install()
+        n_executors = count_executors(job.config.resources, cluster.nodes)
+        log = _Log(job)
+        code = EXIT_OK
+        try:
+            # Executors hold the images: other shots need other ones.
+            for shots, rows in itertools.groupby(todo, key=lambda row: row.shots):
+                code = max(code, self._run_rows(list(rows), shots, n_executors, log))
+                if self._interrupt.stop.is_set():
+                    break
+            return code
+        finally:
+            log.end(code)
+
+    def _run_rows(self, rows: Sequence[Row], shots: int | None, n_executors: int, log: _Log) -> int:
+        """Runs rows with the same data; returns the exit code."""
+        context = self._job.context(shots).model_dump(mode="json")
+        pool = ExecutorPool(SESSION, context, self._job.config.resources, n_executors)
+        code = EXIT_OK
+        try:
+            pool.start()
+            self._tell(f"starting {n_executors} executors")
+            pool.wait_ready()
+            with self._interrupt.graceful(pool.interrupt):
+                for row in rows:
+                    try:
+                        if not self._run_row(row, pool, log):
+                            return EXIT_INTERRUPTED
+                    except FinalRunFailedError as error:
+                        self._tell(f"failed    {error}")
+                        code = EXIT_FAILED
+            return code
+        finally:
+            pool.close()
+
+    def _run_row(self, row: Row, pool: ExecutorPool, log: _Log) -> bool:
+        """Runs a row and keeps its results; returns whether it came to its end."""
+        started_at = time.monotonic()
+
+        def keep(final: FinalRun, outcome: TestOutcome) -> None:
+            # Logged before it counts as done: on resume its run is found again, and completed.
+            log.run(row, final, outcome)
+            file = str(self._job.file(row, final.run))
+            storage.write_bytes(file, json.dumps(_result(row, final, outcome), indent=2).encode())
+
+        runs, stop = self._job.todo(row), self._interrupt.stop
+        if run_finals(row.label, runs, pool.executors, stop, _ignore_epoch, keep) is None:
+            return False
+        wall_s = time.monotonic() - started_at
+        h = mean(scores["h"] for scores in _by_seed(self._job, row))
+        self._tell(f"{row.label}: H {100 * h:.1f}, {wall_s:.0f} s")
+        return True
+
+    def _tell(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
 
 
-def _run_row(
-    job: Job, row: Row, pool: ExecutorPool, interrupt: Interrupt, console: Console
-) -> bool:
-    """Runs a row and keeps its results; returns whether it came to its end."""
-    started_at = time.monotonic()
-    runs = job.runs(row)
-    outcomes = run_finals(row.label, runs, pool.executors, interrupt.stop, _ignore_epoch)
-    if outcomes is None:
-        return False
-    results = [
-        {
-            "forget": study_name(final.run.forget),
-            "seed": final.run.train.seed,
-            "test": outcome.test.scores.as_dict(),
-            "accuracy_by_domain": outcome.test.scores.accuracy_by_domain,
+def _result(row: Row, final: FinalRun, outcome: TestOutcome) -> dict[str, Any]:
+    scores = outcome.test.scores
+    return {
+        "row": row.label,
+        "forget": study_name(final.run.forget),
+        "seed": final.run.train.seed,
+        "test": {**scores.as_dict(), "domain_accuracy": outcome.domain_accuracy},
+        "accuracy_by_domain": scores.accuracy_by_domain,
+    }
+
+
+class _Log:
+    """Keeps a table in MLflow: a run for the table, below it one for each run."""
+
+    def __init__(self, job: Job) -> None:
+        config, manifest = job.config, job.manifest
+        self._job = job
+        self._lock = threading.Lock()
+        self._tracker = Tracker(config.tracking.uri, job.folder, manifest.name)
+        self._tags = {
+            "table": config.table,
+            "backbone": config.context.backbone.name,
+            "manifest_digest": manifest.digest,
+            "synthetic": str(manifest.synthetic).lower(),
         }
-        for final, outcome in zip(runs, outcomes, strict=True)
-    ]
-    wall_s = time.monotonic() - started_at
-    record = {"row": row.label, "wall_s": wall_s, "runs": results}
-    storage.write_bytes(str(job.file(row)), json.dumps(record, indent=2).encode())
-    h = mean(result["test"]["h"] for result in results)  # type: ignore[index]
-    console.print(f"{row.label}: H {100 * h:.1f}, {wall_s:.0f} s", highlight=False)
-    return True
+        self._parent = self._tracker.start_study(
+            f"{unique_name(job.folder)}/{config.table}",
+            f"table {config.table}",
+            self._tags,
+            {"epochs": config.train.epochs, "shots": config.context.data.shots},
+        )
+
+    def run(self, row: Row, final: FinalRun, outcome: TestOutcome) -> None:
+        """Logs a finished run; from any thread."""
+        tags = {**self._tags, "forget": study_name(final.run.forget), "row": row.label}
+        with self._lock:
+            self._tracker.log_final(
+                self._parent, row.label, final.run, outcome, self._job.manifest, tags
+            )
+
+    def end(self, code: int) -> None:
+        """Closes the table's run with the means of its finished rows."""
+        status = {EXIT_OK: "FINISHED", EXIT_INTERRUPTED: "KILLED"}.get(code, "FAILED")
+        metrics = {
+            f"{_slug(row)}/{name}": mean(scores[name] for scores in by_seed)
+            for row in self._job.rows
+            if (by_seed := _by_seed(self._job, row))
+            for name in self._job.metrics
+        }
+        self._tracker.end_study(self._parent, status, metrics)
 
 
 def _ignore_epoch(_: FinalRun, __: EpochReport) -> None:
@@ -204,9 +309,9 @@ def _table(job: Job) -> Table:
     title = f"{job.config.table}: {job.manifest.name}{synthetic}, {n_seeds} seeds, test, %"
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    has_published = any(row.published[0] is not None for row in job.rows)
-    for name in ("H", "Mem", "For"):
-        table.add_column(name, justify="right")
+    has_published = any(row.published for row in job.rows)
+    for head in job.metrics.values():
+        table.add_column(head, justify="right")
         if has_published:
             table.add_column("paper", justify="right")
             table.add_column("diff.", justify="right")
@@ -218,25 +323,29 @@ def _table(job: Job) -> Table:
 def _cells(job: Job, row: Row, has_published: bool) -> list[str]:
     by_seed = _by_seed(job, row)
     cells: list[str] = []
-    for metric, published in zip(METRICS, row.published, strict=True):
+    for metric in job.metrics:
         values = [100 * scores[metric] for scores in by_seed]
+        published = row.published.get(metric)
         spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
         cells.append(f"{mean(values):.1f}{spread}" if values else "-")
         if has_published:
             cells.append("" if published is None else f"{published:.1f}")
-            both = values and published is not None
-            cells.append(f"{mean(values) - published:+.1f}" if both else "")  # type: ignore[operator]
+            difference = mean(values) - published if values and published is not None else None
+            cells.append("" if difference is None else f"{difference:+.1f}")
     return cells
 
 
 def _by_seed(job: Job, row: Row) -> list[dict[str, float]]:
     """A row's metrics for each seed, averaged over the forget sets; empty if it was not run."""
-    file = job.file(row)
-    if not file.exists():
+    if job.todo(row):
         return []
-    runs = json.loads(file.read_text())["runs"]
+    files = [job.file(row, final.run) for final in job.runs(row)]
+    runs = [json.loads(file.read_text()) for file in files]
     return [
-        {m: mean(run["test"][m] for run in runs if run["seed"] == seed) for m in METRICS}
+        {
+            metric: mean(run["test"][metric] for run in runs if run["seed"] == seed)
+            for metric in job.metrics
+        }
         for seed in dict.fromkeys(run["seed"] for run in runs)
     ]
 
@@ -253,10 +362,38 @@ def _job(config: ReproduceConfig) -> Job:
             f"sizes = {config.sizes}: the {config.table} table has no such forget sets "
             f"(allowed: {', '.join(map(str, known))})"
         )
+    rows, left_out = _enough_images(rows, manifest, config.context.data)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     default = parent / f"{config.table}-{manifest.name}-{stamp}"
     folder = Path(config.output).absolute() if config.output else default
-    return Job(config, manifest, tuple(rows), folder)
+    return Job(config, manifest, tuple(rows), folder, tuple(left_out))
+
+
+def _enough_images(
+    rows: Sequence[Row], manifest: Manifest, data: DataConfig
+) -> tuple[list[Row], list[str]]:
+    """The rows that the manifest has enough images for, and what is wrong with the others.
+
+    Raises:
+        UserError: If none is left.
+    """
+    kept: list[Row] = []
+    left_out: list[str] = []
+    for row in rows:
+        try:
+            if row.shots is not None:
+                manifest.few_shot_split(row.shots, data.val_shots, data.split_seed)
+            kept.append(row)
+        except UserError as error:
+            left_out.append(f"{row.label}: {error}")
+    if not kept:
+        raise UserError(left_out[0])
+    return kept, left_out
+
+
+def _slug(row: Row) -> str:
+    """A row's name in file names and MLflow's metrics."""
+    return "".join(c if c.isalnum() else "_" for c in row.label)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,6 +26,8 @@ class TestOutcome:
     Attributes:
         val: Scores of the tested model on the validation images.
         test: Scores and features on the test split.
+        domain_accuracy: How often a linear probe, fitted on the features of the few-shot training
+            images, tells the domain of the sampled test images.
         checkpoint: What was trained, as a safetensors file; None if nothing was.
     """
 
@@ -33,6 +35,7 @@ class TestOutcome:
 
     val: Scores
     test: TestResult
+    domain_accuracy: float
     checkpoint: bytes | None
 
 
@@ -86,12 +89,18 @@ class AduRun:
 
     def test(self) -> bytes:
         """Evaluates on the test split; a pickled `TestOutcome`."""
+        # Brings scikit-learn, which the start of an executor need not wait for.
+        from adu.audit import probe_domains
+
         model, context, forget = self._trainer.model, self._context, self._run.forget
         val = evaluate_images(model, context, context.val, forget)
         test = evaluate_test(model, context, forget)
+        domain_accuracy = probe_domains(
+            model, context, context.train, test.features_NE, test.domain_N
+        )
         trained = any(True for _ in model.trainable())
         checkpoint = checkpoint_bytes(model, self._run, context) if trained else None
-        return pickle.dumps(TestOutcome(val, test, checkpoint))
+        return pickle.dumps(TestOutcome(val, test, domain_accuracy, checkpoint))
 
 
 def epoch_report(values: dict[str, Any]) -> EpochReport:

@@ -33,40 +33,57 @@ ABLATION: dict[str, dict[str, Any]] = {
 GAMMAS = (0.03, 0.3, 3.0, 30.0)
 LAMBDAS = (0.1, 1.0, 10.0, 30.0)
 DEPTHS = (1, 2, 3, 4, 6, 9, 12)
+SHOTS = (1, 2, 4, 8, 16)
 
-# Published H, Mem, For in %, ViT-B/16, 8 shots, |D_forget| = 1 (arXiv 2510.08132).
-Published = Mapping[str, tuple[float | None, float | None, float | None]]
-PUBLISHED: dict[tuple[str, str], Published] = {
-    ("main", "imagenet"): {
-        "LP++": (50.69, None, None),
-        "CLIPFit": (71.31, None, None),
-        "BBF": (45.56, None, None),
-        "Baseline": (74.66, None, None),
-        "ADU": (77.02, None, None),
+# Whether features tell the domains, before and after.
+PROBED = {label: MAIN[label] for label in ("Zero-shot", "Baseline", "ADU")}
+
+# Published figures in %, ViT-B/16, 8 shots (arXiv 2510.08132), by table, data set and size of the
+# forget set. The paper's other tables are curves, without figures to stand beside.
+Published = Mapping[str, Mapping[str, float]]
+PUBLISHED: dict[tuple[str, str, int], Published] = {
+    ("main", "imagenet", 1): {
+        "LP++": {"h": 50.69},
+        "CLIPFit": {"h": 71.31},
+        "BBF": {"h": 45.56},
+        "Baseline": {"h": 74.66},
+        "ADU": {"h": 77.02},
     },
-    ("main", "office_home"): {
-        "LP++": (30.46, None, None),
-        "CLIPFit": (43.44, None, None),
-        "BBF": (31.25, None, None),
-        "Baseline": (52.59, 79.96, 39.88),
-        "ADU": (69.96, 77.93, 64.34),
+    ("main", "office_home", 1): {
+        "LP++": {"h": 30.46},
+        "CLIPFit": {"h": 43.44},
+        "BBF": {"h": 31.25},
+        "Baseline": {"h": 52.59, "mem": 79.96, "for": 39.88},
+        "ADU": {"h": 69.96, "mem": 77.93, "for": 64.34},
     },
-    ("main", "mini_domainnet"): {
-        "LP++": (31.73, None, None),
-        "CLIPFit": (53.56, None, None),
-        "BBF": (32.12, None, None),
-        "Baseline": (62.07, None, None),
-        "ADU": (75.56, None, None),
+    ("main", "office_home", 3): {
+        "Baseline": {"h": 59.47},
+        "ADU": {"h": 75.89, "mem": 72.15, "for": 80.77},
     },
-    ("ablation", "office_home"): {
-        "Baseline": (52.59, 79.96, 39.88),
-        "InstaPG": (56.41, 83.55, 44.05),
-        "DDL": (60.82, 74.51, 51.72),
-        "InstaPG + CE": (64.01, 82.97, 53.62),
-        "InstaPG + MMD": (68.62, 82.41, 59.47),
-        "All": (69.96, 77.93, 64.34),
+    ("main", "mini_domainnet", 1): {
+        "LP++": {"h": 31.73},
+        "CLIPFit": {"h": 53.56},
+        "BBF": {"h": 32.12},
+        "Baseline": {"h": 62.07},
+        "ADU": {"h": 75.56},
+    },
+    ("ablation", "office_home", 1): {
+        "Baseline": {"h": 52.59, "mem": 79.96, "for": 39.88},
+        "InstaPG": {"h": 56.41, "mem": 83.55, "for": 44.05},
+        "DDL": {"h": 60.82, "mem": 74.51, "for": 51.72},
+        "InstaPG + CE": {"h": 64.01, "mem": 82.97, "for": 53.62},
+        "InstaPG + MMD": {"h": 68.62, "mem": 82.41, "for": 59.47},
+        "All": {"h": 69.96, "mem": 77.93, "for": 64.34},
+    },
+    ("domain-accuracy", "office_home", 1): {
+        "Zero-shot": {"domain_accuracy": 25.80},
+        "ADU": {"domain_accuracy": 79.43},
     },
 }
+
+# What a table shows of a row, and the head of its column.
+METRICS = {"h": "H", "mem": "Mem", "for": "For"}
+METRICS_BY_TABLE = {"domain-accuracy": {"domain_accuracy": "domain told", **METRICS}}
 
 
 @dataclass(frozen=True)
@@ -77,13 +94,15 @@ class Row:
         label: Its name, unique within the table.
         size: Domains in each forget set.
         method: The method's configuration, laid over the user's for ADU.
-        published: H, Mem and For of the paper, where it has them.
+        shots: Training images of each class and domain; None: as many as the user says.
+        published: The paper's figures by metric, where it has them.
     """
 
     label: str
     size: int
     method: Mapping[str, Any] = field(default_factory=dict)
-    published: tuple[float | None, float | None, float | None] = (None, None, None)
+    shots: int | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
 
     def forget_sets(self, domains: Sequence[str]) -> list[tuple[str, ...]]:
         """The forget sets that it is averaged over."""
@@ -93,25 +112,46 @@ class Row:
 def table_rows(table: str, data_set: str, n_domains: int, n_blocks: int) -> list[Row]:
     """The rows of one of `TABLES`.
 
+    Args:
+        table: Its name.
+        data_set: Name of the data set, which decides whether there are published figures.
+        n_domains: Domains of the data set.
+        n_blocks: Blocks of the image tower, for the depth table.
+
     Raises:
         UserError: If there is no such table.
     """
     if table not in TABLES:
         raise UserError(f"table '{table}': unknown (known: {', '.join(TABLES)})")
-    published = PUBLISHED.get((table, data_set.lower().replace("-", "_")), {})
-    nothing = (None, None, None)
+    name = data_set.lower().replace("-", "_")
+    published = {size: PUBLISHED.get((table, name, size), {}) for size in range(1, n_domains)}
     if table == "main":
         return [
-            Row(f"{label}, {size} of {n_domains}", size, method, published.get(label, nothing))
-            if size == 1
-            else Row(f"{label}, {size} of {n_domains}", size, method)
+            Row(
+                f"{label}, {size} of {n_domains}",
+                size,
+                method,
+                published=published[size].get(label, {}),
+            )
             for size in range(1, n_domains)
             for label, method in MAIN.items()
         ]
-    if table == "ablation":
+    if table in ("ablation", "domain-accuracy"):
+        methods = ABLATION if table == "ablation" else PROBED
         return [
-            Row(label, 1, method, published.get(label, nothing))
-            for label, method in ABLATION.items()
+            Row(label, 1, method, published=published[1].get(label, {}))
+            for label, method in methods.items()
+        ]
+    return _curve(table, n_blocks)
+
+
+def _curve(table: str, n_blocks: int) -> list[Row]:
+    """The rows of a table along one option."""
+    if table == "shots":
+        return [
+            Row(f"{label}, {shots} shots", 1, MAIN[label], shots=shots)
+            for shots in SHOTS
+            for label in ("Baseline", "ADU")
         ]
     if table == "sensitivity":
         gammas = [Row(f"gamma {value:g}", 1, {"name": "adu", "gamma": value}) for value in GAMMAS]
@@ -120,11 +160,11 @@ def table_rows(table: str, data_set: str, n_domains: int, n_blocks: int) -> list
         ]
         return gammas + lambdas
     # An InstaPG block needs a prompted one before it: depth 1 is without.
-    depths = [depth for depth in DEPTHS if depth <= n_blocks]
     return [
         Row(f"depth {depth}", 1, {"name": "adu", "depth": depth, "instapg": depth > 1})
-        for depth in depths
+        for depth in DEPTHS
+        if depth <= n_blocks
     ]
 
 
-TABLES = ("main", "ablation", "sensitivity", "depth")
+TABLES = ("main", "ablation", "sensitivity", "shots", "depth", "domain-accuracy")

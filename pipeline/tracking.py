@@ -40,6 +40,7 @@ from adu.errors import UserError
 from adu.evaluate import TestResult
 from adu.manifest import Manifest
 from adu.trainer import EpochReport, RunConfig
+from pipeline.session import TestOutcome
 from pipeline.summary import STAGES
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -85,24 +86,23 @@ class Tracker:
     def start_study(
         self,
         study: str,
-        forget: tuple[str, ...],
+        name: str,
         tags: Mapping[str, str],
         params: Mapping[str, Any],
     ) -> str:
-        """Finds or creates the parent run of a study.
+        """Finds or creates the parent run of a study, or of whatever else has runs below it.
 
         Args:
             study: Unique name of the study over all searches, such as search and forget set.
-            forget: The forget domains.
+            name: The run's name.
             tags: Put on the run.
             params: What all its trials share.
 
         Returns:
             The run's id.
         """
-        own = {STUDY_TAG: study, "forget": "+".join(forget), "stage": "study"}
-        name = f"forget {'+'.join(forget)}"
-        run_id = self._find_or_create(name, {**tags, **own}, STUDY_TAG, study)
+        own = {STUDY_TAG: study, "stage": "study"}
+        run_id = self._find_or_create(name, {**own, **tags}, STUDY_TAG, study)
         self._log_params(run_id, params)
         return run_id
 
@@ -133,14 +133,13 @@ class Tracker:
         study_run: str,
         stage: str,
         run: RunConfig,
-        result: TestResult,
-        checkpoint: bytes | None,
+        outcome: TestOutcome,
         manifest: Manifest,
         tags: Mapping[str, str],
     ) -> str:
         """Finds or creates the run of a final run and logs all that came of it; returns its id."""
         seed = run.train.seed
-        key = f"{study_run}/{stage}/{seed}"
+        key = f"{study_run}/{stage}/{tags.get('forget', '')}/{seed}"
         label = STAGES.get(stage, stage)
         label = label if stage == "zero_shot" else f"{label}, seed {seed}"
         name = _run_name(tags, label)
@@ -150,12 +149,14 @@ class Tracker:
         shared = {**config["method"], **config["train"]}
         del shared["name"]
         self._log_params(run_id, {"method": run.method.name, **shared})
-        self._log_metrics(run_id, metrics_of_test(result), step=0)
+        metrics = metrics_of_test(outcome.test)
+        metrics["test/domain_accuracy"] = outcome.domain_accuracy
+        self._log_metrics(run_id, metrics, step=0)
         self._log_dataset(run_id, manifest)
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-            if checkpoint is not None:
-                (Path(folder) / "checkpoint.safetensors").write_bytes(checkpoint)
+            if outcome.checkpoint is not None:
+                (Path(folder) / "checkpoint.safetensors").write_bytes(outcome.checkpoint)
             self._client.log_artifacts(run_id, folder)
         self._client.set_terminated(run_id, "FINISHED")
         return run_id

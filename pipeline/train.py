@@ -32,6 +32,7 @@ from pipeline.demo_data import prepare_demo
 from pipeline.executor import ExecutorPool, ResourcesConfig, check_runs, count_executors
 from pipeline.finals import FinalRun, FinalRunFailedError, run_finals
 from pipeline.interrupt import Interrupt
+from pipeline.output import unique_name
 from pipeline.plan import (
     RESULTS,
     ForgetSet,
@@ -153,14 +154,15 @@ class _Log:
             "synthetic": str(manifest.synthetic).lower(),
         }
         shared = {"epochs": config.train.epochs, "shots": config.context.data.shots}
-        self._parent = self._tracker.start_study(folder.name, config.forget, self._tags, shared)
+        name = f"forget {study_name(config.forget)}"
+        self._parent = self._tracker.start_study(unique_name(folder), name, self._tags, shared)
         self._curves: dict[int, str] = {}
 
     def epoch(self, final: FinalRun, report: EpochReport) -> None:
         """Adds an epoch to its run's curves and tells it."""
         seed = final.run.train.seed
         if seed not in self._curves:
-            name = f"{self._folder.name}/seed-{seed}"
+            name = f"{unique_name(self._folder)}/seed-{seed}"
             tags = {**self._tags, "trial_number": f"seed {seed}"}
             self._curves[seed] = self._tracker.log_trial(self._parent, name, {"seed": seed}, tags)
         self._tracker.log_epoch(self._curves[seed], report)
@@ -191,8 +193,7 @@ class _Log:
                 self._parent,
                 final.stage,
                 final.run,
-                outcome.test,
-                outcome.checkpoint,
+                outcome,
                 self._manifest,
                 self._tags,
             )

@@ -1,10 +1,19 @@
 """Wrong configuration values become one line that names field, value and what is allowed."""
 
+from typing import get_args
+
+import annotated_types
 import pytest
 
+from adu.backbone import BackboneConfig
 from adu.config import parse_config
+from adu.data import DataConfig
 from adu.errors import UserError
-from adu.trainer import RunConfig
+from adu.methods import MethodConfig
+from adu.trainer import RunConfig, TrainConfig
+
+METHOD_CONFIGS = [get_args(member)[0] for member in get_args(get_args(MethodConfig)[0])]
+CONFIGS = [BackboneConfig, DataConfig, TrainConfig, *METHOD_CONFIGS]
 
 
 @pytest.mark.parametrize(
@@ -48,3 +57,35 @@ def test_lambda_is_written_by_its_name():
     run = parse_config(RunConfig, {"forget": ["sketch"], "method": {"lambda": 3}}, "run.yaml")
     assert run.method.lambda_ == 3
     assert run.model_dump(by_alias=True)["method"]["lambda"] == 3
+
+
+def bounds():
+    """Every bound of every option: configuration, name, a value beyond it, and the bound."""
+    beyond = {
+        annotated_types.Ge: lambda bound: (bound.ge - 1, bound.ge),
+        annotated_types.Gt: lambda bound: (bound.gt, bound.gt),
+        annotated_types.Le: lambda bound: (bound.le + 1, bound.le),
+        annotated_types.Lt: lambda bound: (bound.lt, bound.lt),
+    }
+    for config in CONFIGS:
+        for name, field in config.model_fields.items():
+            for bound in field.metadata:
+                if type(bound) in beyond:
+                    yield config, field.alias or name, *beyond[type(bound)](bound)
+
+
+@pytest.mark.parametrize(("config", "name", "value", "bound"), list(bounds()))
+def test_a_value_beyond_its_bound_is_named_with_the_bound(config, name, value, bound):
+    values = {"manifest": "m"} if config is DataConfig else {}
+    with pytest.raises(UserError) as caught:
+        parse_config(config, {**values, name: value}, "file.yaml")
+    message = str(caught.value)
+    assert message.startswith(f"file.yaml: {name} = {value}: input should be ")
+    assert message.endswith(f"than {bound}") or message.endswith(f"equal to {bound}")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
+def test_every_number_has_a_bound(config):
+    for name, field in config.model_fields.items():
+        if field.annotation in (int, float, int | None, float | None):
+            assert field.metadata, f"{config.__name__}.{name} takes any number"

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from mlflow import MlflowClient
 
+from adu.data import DataConfig
 from adu.errors import UserError
-from pipeline.reproduce import main
-from pipeline.tables import ABLATION, MAIN, TABLES, table_rows
+from adu.manifest import load_manifest
+from pipeline.reproduce import _enough_images, main
+from pipeline.tables import ABLATION, MAIN, table_rows
 from tests.pipeline import commands
 from tests.tiny import DOMAINS, tiny_backbone, tiny_manifest
 
@@ -36,16 +39,23 @@ def test_the_main_table_has_every_method_on_every_size_of_forget_set():
     assert len({row.label for row in rows}) == len(MAIN) * 3
     assert {row.size for row in rows} == {1, 2, 3}
     assert len(rows[0].forget_sets(("a", "b", "c", "d"))) == 4
-    assert all(row.published == (None, None, None) for row in rows)
+    assert not any(row.published for row in rows)
 
 
 def test_published_figures_stand_beside_their_own_data_set_only():
     rows = {row.label: row for row in table_rows("main", "Office-Home", 4, 12)}
-    assert rows["ADU, 1 of 4"].published == (69.96, 77.93, 64.34)
-    assert rows["ADU, 2 of 4"].published == (None, None, None)
-    ablation = {row.label: row.published[0] for row in table_rows("ablation", "office_home", 4, 12)}
-    assert list(ablation) == list(ABLATION)
-    assert sorted(ablation.values()) == list(ablation.values())
+    assert rows["ADU, 1 of 4"].published == {"h": 69.96, "mem": 77.93, "for": 64.34}
+    assert rows["ADU, 2 of 4"].published == {}
+    assert rows["Baseline, 3 of 4"].published == {"h": 59.47}
+    rows = {row.label: row.published["h"] for row in table_rows("ablation", "office_home", 4, 12)}
+    assert list(rows) == list(ABLATION)
+    assert sorted(rows.values()) == list(rows.values())
+
+
+def test_the_shots_table_has_the_baseline_and_adu_for_each_number():
+    rows = table_rows("shots", "pacs", 4, 12)
+    assert [row.shots for row in rows if row.method["name"] == "adu"] == [1, 2, 4, 8, 16]
+    assert [row.shots for row in rows if row.method["name"] == "baseline"] == [1, 2, 4, 8, 16]
 
 
 def test_the_depth_table_ends_with_the_tower():
@@ -54,20 +64,29 @@ def test_the_depth_table_ends_with_the_tower():
 
 
 def test_an_unknown_table_names_the_known_ones():
-    with pytest.raises(UserError, match=f"table 'shots': unknown \\(known: {', '.join(TABLES)}"):
-        table_rows("shots", "pacs", 4, 12)
+    with pytest.raises(UserError, match=r"table 'colours': unknown \(known: main, "):
+        table_rows("colours", "pacs", 4, 12)
 
 
-def test_a_whole_table_is_run_and_kept(flags, tmp_path, capfd):
+def test_a_whole_table_is_run_logged_and_kept(flags, tmp_path, capfd):
     output = tmp_path / "out"
-    arguments = ["ablation", *flags, "--output", str(output)]
+    arguments = ["domain-accuracy", *flags, "--output", str(output)]
     code, out, err = commands.run("reproduce.py", arguments)
     assert code == 0, out + err
-    assert len(list((output / "rows").iterdir())) == len(ABLATION)
-    record = json.loads((output / "rows" / "All.json").read_text())
+    assert len(list((output / "rows").iterdir())) == 3
+    adu = [json.loads(file.read_text()) for file in (output / "rows" / "ADU").iterdir()]
     asked = {(domain, seed) for domain in DOMAINS for seed in (0, 1)}
-    assert {(run["forget"], run["seed"]) for run in record["runs"]} == asked
-    assert out.count("±") == 3 * len(ABLATION)
+    assert {(run["forget"], run["seed"]) for run in adu} == asked
+    assert all(0 <= run["test"]["domain_accuracy"] <= 1 for run in adu)
+    # H, Mem, For and the probe of two rows; zero-shot is the same for every seed.
+    assert out.count("±") == 4 * 2
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (table,) = client.search_runs(["1"], "tags.stage = 'study'")
+    runs = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{table.info.run_id}'")
+    assert len(runs) == len(DOMAINS) * (1 + 2 + 2)
+    h = [run["test"]["h"] for run in adu]
+    assert table.data.metrics["ADU/h"] == pytest.approx(sum(h) / len(h))
 
     # With nothing left to do, the same table at once and without a cluster.
     assert main([*arguments, "--resume"]) == 0
@@ -77,10 +96,25 @@ def test_a_whole_table_is_run_and_kept(flags, tmp_path, capfd):
     assert "holds another search: seeds is [0, 1] there" in capfd.readouterr().err
 
 
+def test_more_shots_than_there_are_images_are_left_out(manifest_of_eight):
+    rows = table_rows("shots", "tiny", 3, 4)
+    kept, left_out = _enough_images(rows, manifest_of_eight, DataConfig(val_shots=1))
+    assert [row.shots for row in kept] == [1, 1, 2, 2]
+    assert left_out[0].startswith("Baseline, 4 shots: ")
+    with pytest.raises(UserError, match="ADU, 16 shots: "):
+        _enough_images(rows[-1:], manifest_of_eight, DataConfig(val_shots=1))
+
+
+@pytest.fixture(scope="module")
+def manifest_of_eight(tmp_path_factory):
+    """Eight images of each class and domain, of which four are for training."""
+    return load_manifest(str(tiny_manifest(tmp_path_factory.mktemp("eight"))))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tables"], "table 'tables': unknown (known: main, ablation, sensitivity, depth)"),
+        (["tables"], "table 'tables': unknown (known: main, ablation, "),
         (["main", "--sizes", "[7]"], "the main table has no such forget sets (allowed: 1, 2)"),
         ([], "field 'table' is missing"),
     ],

@@ -20,6 +20,7 @@ from adu.manifest import load_manifest
 from adu.methods.adu import AduConfig
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
+from pipeline.session import TestOutcome
 from pipeline.tracking import Tracker, default_uri, ui_command
 from tests.tiny import tiny_manifest
 
@@ -88,15 +89,16 @@ def report(epoch, h=0.5):
 
 def whole_search(tracker, manifest):
     """What a search writes for one study; returns the runs' ids."""
-    study = tracker.start_study("s-1/sketch", ("sketch",), TAGS, {"epochs": 3})
+    study = tracker.start_study("s-1/sketch", "forget sketch", TAGS, {"epochs": 3})
     trial = tracker.log_trial(study, "abc", PARAMS, TAGS)
     for epoch in (1, 2, 3):
         tracker.log_epoch(trial, report(epoch))
     tracker.end_trial(trial, "FINISHED", {"epochs_done": 3})
     features = np.zeros((2, 4), np.float32)
     result = TestResult(SCORES, features, np.array([0, 1]), np.array([0, 1]), 1.0)
+    outcome = TestOutcome(SCORES, result, 0.7, b"weights")
     run = RunConfig(forget=("sketch",), method=AduConfig())
-    final = tracker.log_final(study, "best", run, result, b"weights", manifest, TAGS)
+    final = tracker.log_final(study, "best", run, outcome, manifest, TAGS)
     tracker.log_pictures(study, {"history.png": b"png"})
     tracker.end_study(study, "FINISHED", {"best/test_h": 0.847})
     return study, trial, final
@@ -110,6 +112,7 @@ def check(client, ids):
     curve = client.get_metric_history(trial.info.run_id, "loss/total")
     assert [(point.step, point.value) for point in curve] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert final.data.metrics["test/for"] == 0.8
+    assert final.data.metrics["test/domain_accuracy"] == 0.7
     assert final.data.metrics["test/accuracy/sketch"] == 0.2
     assert final.data.params["gamma"] == "30.0"
     assert len(final.inputs.dataset_inputs) == 1
@@ -147,7 +150,10 @@ def test_after_a_restart_the_same_runs_go_on(sqlite_uri, manifest, tmp_path):
 
 def test_trials_of_two_studies_with_the_same_id_are_two_runs(sqlite_uri, tmp_path):
     tracker = Tracker(sqlite_uri, tmp_path / "out", "namesakes")
-    studies = [tracker.start_study(f"s/{name}", (name,), {}, {}) for name in ("photo", "sketch")]
+    studies = [
+        tracker.start_study(f"s/{name}", f"forget {name}", {"forget": name}, {})
+        for name in ("photo", "sketch")
+    ]
     trials = [tracker.log_trial(study, "abc", {}, {}) for study in studies]
     assert len(set(studies)) == len(set(trials)) == 2
 
