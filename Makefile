@@ -9,7 +9,7 @@ PORT    ?= 5000
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test bench-train lint format ui lock clean
+.PHONY: help setup search test test-faults bench-search bench-train lint format ui lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -21,6 +21,12 @@ search: $(VENV)/.runtime  ## search on the built-in demo: forget each of its fou
 
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: $(VENV)/.dev  ## kill a search again and again (a quarter of an hour)
+	$(BIN)/python -m pytest tests/faults $(ARGS)
+
+bench-search: $(VENV)/.dev  ## trials a minute, against Ray's documented pattern and no Ray
+	$(BIN)/python -m tests.benchmarks.search_speed $(ARGS)
 
 bench-train: $(VENV)/.dev  ## time a training step against the frozen forward alone
 	$(BIN)/python -m tests.benchmarks.train_speed $(ARGS)

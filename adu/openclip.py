@@ -6,18 +6,23 @@ no model.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from adu import storage
 from adu.backbone import Backbone
@@ -44,6 +49,26 @@ def load_clip(name: str, scratch: Path) -> Backbone:
     clip, transform = _create(name, architecture, weights)
     tower = open_tower(clip.visual, name)
     return Backbone(name, clip, tower, open_clip.get_tokenizer(architecture), transform)
+
+
+def forward_flops(name: str) -> int:
+    """Floating-point operations of a forward pass of one image through the image tower.
+
+    Reads no weights: the model is built without memory.
+
+    Args:
+        name: As in `adu.backbone.BackboneConfig`.
+    """
+    with tempfile.TemporaryDirectory() as scratch, torch.device("meta"), _quiet():
+        architecture, _ = _locate(name, Path(scratch))
+        clip = open_clip.create_model(architecture, load_weights=False, device="meta")
+        size = open_clip.get_model_preprocess_cfg(clip)["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        # The counter cannot look through `no_grad` into every timm model.
+        clip.requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            clip.encode_image(torch.empty(1, 3, height, width))
+    return counter.get_total_flops()
 
 
 def open_tower(visual: nn.Module, name: str) -> Tower:
@@ -150,17 +175,24 @@ def _fetch_file(url: str, scratch: Path) -> Path:
 
 
 def _create(name: str, architecture: str, weights: str | None) -> tuple[Any, ImageTransform]:
-    # open_clip logs every step of the way to the root logger.
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        clip = open_clip.create_model(architecture, pretrained=weights, weights_only=True)
+        with _quiet():
+            clip = open_clip.create_model(architecture, pretrained=weights, weights_only=True)
     except (RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"backbone '{name}': cannot be loaded: {reason}") from error
+    return clip, _transform(open_clip.get_model_preprocess_cfg(clip))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps open_clip, which logs every step of the way to the root logger, from the terminal."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
     finally:
         logging.disable(previous)
-    return clip, _transform(open_clip.get_model_preprocess_cfg(clip))
 
 
 def _transform(preprocess: dict[str, Any]) -> ImageTransform:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -46,10 +47,12 @@ class Cluster:
     Attributes:
         local: Whether it was started by, and ends with, this process.
         nodes: Resources of each node that is alive.
+        job_id: Ray's name of this job, or that under which it was submitted.
     """
 
     local: bool
     nodes: tuple[dict[str, float], ...]
+    job_id: str
 
 
 def connect(address: str | None) -> Cluster:
@@ -81,7 +84,14 @@ def connect(address: str | None) -> Cluster:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"address '{given}': no Ray cluster answers there: {reason}") from error
     nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
-    return Cluster(given is None, nodes)
+    return Cluster(given is None, nodes, _job_id())
+
+
+def _job_id() -> str:
+    # What `ray job submit` leaves for the command that it starts.
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    submitted: str | None = config.get("metadata", {}).get("job_submission_id")
+    return submitted or ray.get_runtime_context().get_job_id()
 
 
 def leave() -> None:

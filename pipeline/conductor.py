@@ -1,13 +1,21 @@
-"""Conducts a search from the cluster's start to the summary: its studies, one after another."""
+"""Conducts a search from the cluster's start to the summary: its studies, side by side."""
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+from optuna.storages import BaseStorage
 from rich.console import Console
 
 from adu.evaluate import TestResult
@@ -15,26 +23,26 @@ from adu.metrics import Scores
 from adu.trainer import EpochReport
 from pipeline.cluster import connect
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK
-from pipeline.executor import ExecutorPool, check_runs, count_executors
+from pipeline.executor import ExecutorPool, Executors, check_runs, count_executors
 from pipeline.finals import FinalRun, FinalRunFailedError, final_runs, mean_scores, run_finals
 from pipeline.interrupt import Interrupt
 from pipeline.output import Output, unique_name
 from pipeline.plan import Plan, study_name
-from pipeline.progress import Progress
+from pipeline.progress import Progress, trial_key
 from pipeline.recorder import Background, TrackedStudy
-from pipeline.session import SESSION, TestOutcome
-from pipeline.studies import StudyListener, best_trial, run_study
-from pipeline.summary import (
+from pipeline.records import (
     FinalRecord,
-    SearchRecord,
     StudyRecord,
-    Timing,
     TrialRecord,
     read_study_record,
-    render_summary,
     write_study_record,
-    write_summary,
 )
+from pipeline.samplers import open_storage
+from pipeline.searcher import StudyListener
+from pipeline.selection import best_trial
+from pipeline.session import SESSION, TestOutcome
+from pipeline.studies import register_trials, run_study
+from pipeline.summary import SearchRecord, Timing, render_summary, write_summary
 from pipeline.tracking import Tracker, default_uri, short_name, ui_command
 
 EXIT_FAILED = 1
@@ -70,9 +78,11 @@ class Conductor:
         self._tracker: Tracker | None = None
         self._timing = Timing()
         self._overheads_s: dict[int, list[float]] = {}
-        self._records: list[StudyRecord] = []
+        self._records: dict[tuple[str, ...], StudyRecord] = {}
         self._failures: list[str] = []
-        self._clock = threading.Lock()
+        self._tags: dict[str, str] = {}
+        # Studies run side by side, each in a thread.
+        self._lock = threading.RLock()
 
     def run(self) -> int:
         """Runs all studies and tells what came of them; returns the command's exit code.
@@ -83,14 +93,16 @@ class Conductor:
         self._console.print(f"results in {self._output.folder}", highlight=False, soft_wrap=True)
         if self._restore_all():
             return self._conclude()
-        resources = self._plan.config.resources
-        cluster = connect(self._plan.config.address)
+        config = self._plan.config
+        storage = open_storage(config.search.storage, self._output.journal)
+        cluster = connect(config.address)
         self._interrupt.install()
-        n_executors = count_executors(resources, cluster.nodes)
+        n_executors = count_executors(config.resources, cluster.nodes)
         # A new SQLite file takes MLflow seconds, in which the workers start.
         self._background.call(self._open_tracker)
+        self._tags = {"ray_job_id": cluster.job_id, **code_version()}
         context = self._plan.context.model_dump(mode="json")
-        pool = ExecutorPool(SESSION, context, resources, n_executors)
+        pool = ExecutorPool(SESSION, context, config.resources, n_executors)
         progress = self._progress(n_executors)
         try:
             with progress:
@@ -102,7 +114,7 @@ class Conductor:
                 self._background.flush()
                 progress.message("")
                 with self._interrupt.graceful(pool.interrupt):
-                    self._run_studies(pool, progress)
+                    self._run_studies(pool.executors, storage, progress)
             self._finish_tracking()
             self._write_summary()
             return self._conclude()
@@ -112,69 +124,100 @@ class Conductor:
 
     def _restore_all(self) -> bool:
         """Takes the records of a search that was resumed with nothing left to do."""
-        files = [self._output.study_file(study_name(f)) for f in self._plan.forget_sets]
-        if not all(file.exists() for file in files):
+        files = {f: self._output.study_file(study_name(f)) for f in self._plan.forget_sets}
+        if not all(file.exists() for file in files.values()):
             return False
-        self._records = [read_study_record(file) for file in files]
+        self._records = {forget: read_study_record(file) for forget, file in files.items()}
         return True
 
-    def _run_studies(self, pool: ExecutorPool, progress: Progress) -> None:
+    def _run_studies(self, executors: Executors, storage: BaseStorage, progress: Progress) -> None:
+        """Runs what is left: side by side, each on its share of the executors."""
+        todo: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
         for forget in self._plan.forget_sets:
             file = self._output.study_file(study_name(forget))
             if file.exists():
-                record = read_study_record(file)
+                record = self._records[forget] = read_study_record(file)
                 progress.study_restored(study_name(forget), record.trials)
                 progress.study_state(study_name(forget), "done")
             else:
-                record = self._run_one(forget, pool, progress)
-                if record.complete:
-                    write_study_record(record, file)
-            self._records.append(record)
-            self._write_summary()
+                todo.put(forget)
+
+        register_trials(executors)
+
+        def work(share: Executors) -> None:
+            with contextlib.suppress(queue.Empty):
+                while not self._interrupt.stop.is_set():
+                    self._run_one(todo.get_nowait(), share, storage, progress)
+
+        asked = self._plan.config.resources.studies_at_once
+        shares = share_out(executors, min(asked or len(executors), max(todo.qsize(), 1)))
+        with ThreadPoolExecutor(len(shares)) as threads:
+            for future in [threads.submit(work, share) for share in shares]:
+                future.result()
 
     def _run_one(
-        self, forget: tuple[str, ...], pool: ExecutorPool, progress: Progress
-    ) -> StudyRecord:
+        self,
+        forget: tuple[str, ...],
+        executors: Executors,
+        storage: BaseStorage,
+        progress: Progress,
+    ) -> None:
+        """Runs a study to its end, or as far as it is let."""
         name = study_name(forget)
-        study = self._plan.study(forget, self._output)
+        tags = self._study_tags(forget)
         tracked = TrackedStudy(
             self._require_tracker,
             self._background,
             lambda tracker: tracker.start_study(
                 f"{unique_name(self._output.folder)}/{name}",
                 f"forget {name}",
-                self._tags(forget),
+                tags,
                 self._shared_params(),
             ),
-            self._tags(forget),
+            tags,
         )
         progress.study_state(name, "searching")
+        study = self._plan.study(forget, self._output, storage, self._siblings())
         listener = _Listeners(name, study.base.train.epochs, tracked, progress, self._count_epoch)
-        stop = self._interrupt.stop
-        run = run_study(study, pool.executors, listener, stop)
-        for executor, overheads_s in run.overheads_s.items():
-            self._overheads_s.setdefault(executor, []).extend(overheads_s)
-        record = StudyRecord(forget, run.trials, best_trial(run.trials), {}, complete=False)
-        if stop.is_set():
+        run = run_study(study, executors, listener, self._interrupt.stop)
+        best = best_trial(run.trials, study.config.min_mem)
+        record = StudyRecord(forget, run.trials, best, {}, False, run.ended_by)
+        with self._lock:
+            self._overheads_s.update(run.overheads_s)
+        if self._interrupt.stop.is_set():
             self._close_study(tracked, record, "KILLED")
-            return record
-        return self._run_finals(record, pool, progress, tracked)
+        elif best is None:
+            self._failures.append(f"{name}: {_grouped_failures(run.trials)}")
+            progress.study_state(name, "failed")
+            self._close_study(tracked, record, "FAILED")
+        else:
+            record = self._run_finals(record, executors, progress, tracked)
+        with self._lock:
+            self._records[forget] = record
+            if record.complete:
+                write_study_record(record, self._output.study_file(name))
+                self._output.forget_unfinished(name)
+            self._write_summary()
 
     def _run_finals(
-        self, record: StudyRecord, pool: ExecutorPool, progress: Progress, tracked: TrackedStudy
+        self, record: StudyRecord, executors: Executors, progress: Progress, tracked: TrackedStudy
     ) -> StudyRecord:
-        name = study_name(record.forget)
+        forget, name = record.forget, study_name(record.forget)
         progress.study_state(name, "final runs")
-        config = self._plan.config
         best = record.best.params if record.best else None
-        runs = final_runs(self._plan.base(record.forget), config.space, best, config.final.seeds)
+        seeds = self._plan.config.final.seeds
+        runs = final_runs(self._plan.base(forget), self._plan.space(forget), best, seeds)
 
         def on_epoch(final: FinalRun, report: EpochReport) -> None:
             self._count_epoch(report)
-            progress.trial_epoch(name, f"{final.stage}/{final.run.train.seed}", report)
+            progress.run_epoch(name, f"{final.stage}/{final.run.train.seed}", report)
 
+        def on_end(final: FinalRun, _: TestOutcome) -> None:
+            progress.run_ended(name, f"{final.stage}/{final.run.train.seed}")
+
+        stop, folder = self._interrupt.stop, self._output.finals(name)
         try:
-            outcomes = run_finals(name, runs, pool.executors, self._interrupt.stop, on_epoch)
+            outcomes = run_finals(name, runs, executors, stop, on_epoch, on_end, folder)
         except FinalRunFailedError as error:
             self._failures.append(f"{name}: {error}")
             progress.study_state(name, "failed")
@@ -189,6 +232,11 @@ class Conductor:
         self._close_study(tracked, record, "FINISHED")
         progress.study_state(name, "done")
         return record
+
+    def _siblings(self) -> list[Mapping[str, Any]]:
+        """The best parameters of the studies that have ended."""
+        with self._lock:
+            return [record.best.params for record in self._records.values() if record.best]
 
     def _log_finals(
         self,
@@ -253,7 +301,7 @@ class Conductor:
         }
         return SearchRecord(
             self._plan.name,
-            self._records,
+            [self._records[f] for f in self._plan.forget_sets if f in self._records],
             self._timing,
             manifest.synthetic,
             self._interrupt.stop.is_set(),
@@ -274,7 +322,7 @@ class Conductor:
         )
 
     def _count_epoch(self, report: EpochReport) -> None:
-        with self._clock:
+        with self._lock:
             self._timing.train_s += report.train_s + report.val_s
 
     def _open_tracker(self) -> None:
@@ -293,8 +341,9 @@ class Conductor:
             reason = " ".join(str(error).split())[:200]
             self._failures.append(f"MLflow: some of the runs could not be written: {reason}")
 
-    def _tags(self, forget: tuple[str, ...]) -> dict[str, str]:
+    def _study_tags(self, forget: tuple[str, ...]) -> dict[str, str]:
         return {
+            **self._tags,
             "forget": "+".join(forget),
             "search": unique_name(self._output.folder),
             "backbone": self._plan.config.context.backbone.name,
@@ -313,6 +362,7 @@ class Conductor:
             "trials": config.search.trials,
             "sampler": config.search.sampler,
             "searched": ", ".join(short_name(path) for path in config.space),
+            "objective": config.search.objective,
         }
 
 
@@ -333,22 +383,48 @@ class _Listeners(StudyListener):
         self._progress = progress
         self._count_epoch = count_epoch
 
-    def trial_started(self, number: int, trial_id: str, params: Mapping[str, Any]) -> None:
-        self._tracked.trial_started(number, trial_id, params)
-        self._progress.trial_started(self._study, trial_id, self._epochs)
+    def trial_started(self, number: int, params: Mapping[str, Any]) -> None:
+        self._tracked.trial_started(number, params)
+        self._progress.run_started(self._study, trial_key(number), self._epochs)
 
-    def epoch_ended(self, trial_id: str, report: EpochReport) -> None:
-        self._tracked.epoch_ended(trial_id, report)
-        self._progress.trial_epoch(self._study, trial_id, report)
-        self._count_epoch(report)
+    def epoch_ended(self, number: int, report: EpochReport, replayed: bool) -> None:
+        self._tracked.epoch_ended(number, report, replayed)
+        self._progress.run_epoch(self._study, trial_key(number), report)
+        if not replayed:
+            self._count_epoch(report)
 
     def trial_ended(self, trial: TrialRecord) -> None:
         self._tracked.trial_ended(trial)
         self._progress.trial_ended(self._study, trial)
 
-    def trial_abandoned(self, trial_id: str) -> None:
-        self._tracked.trial_abandoned(trial_id)
-        self._progress.run_ended(self._study, trial_id)
+    def trial_suspended(self, number: int) -> None:
+        self._tracked.trial_suspended(number)
+        self._progress.run_ended(self._study, trial_key(number))
+
+
+def share_out(executors: Executors, n_shares: int) -> list[Executors]:
+    """Executors in shares that differ by one at most."""
+    indices = executors.indices
+    return [executors.only(indices[i::n_shares]) for i in range(min(n_shares, len(indices)))]
+
+
+def code_version() -> dict[str, str]:
+    """The version of this code as tags of MLflow's, which its UI shows."""
+    root = Path(__file__).parents[1]
+    tags = {"adu_search_version": version("adu-search")}
+    git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError):
+        commit = subprocess.run(git, capture_output=True, text=True, check=False)
+        if commit.returncode == 0:
+            tags["mlflow.source.git.commit"] = commit.stdout.strip()
+    return tags
+
+
+def _grouped_failures(trials: Sequence[TrialRecord]) -> str:
+    """Why all trials failed, the most frequent reason first."""
+    reasons = Counter(trial.error or "" for trial in trials)
+    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+    return f"all {len(trials)} trials failed: {listed}"
 
 
 def _final_records(

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -36,6 +36,9 @@ class ResourcesConfig(StrictModel):
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores, and torch threads, of a worker")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of a worker; a fraction shares one")
     executors: int | None = Field(None, ge=1, description="trials at once; unset: as many as fit")
+    studies_at_once: int | None = Field(
+        None, ge=1, description="studies side by side; unset: as many as there are executors"
+    )
     start_timeout_s: float = Field(600, gt=0, description="longest wait for the workers to start")
 
 
@@ -99,11 +102,20 @@ class Lease:
 class Executors:
     """The executors of a pool as any process sees them; picklable."""
 
-    def __init__(self, mailboxes: Sequence[Any]) -> None:
-        self._mailboxes = tuple(mailboxes)
+    def __init__(self, mailboxes: Mapping[int, Any]) -> None:
+        self._mailboxes = dict(mailboxes)
 
     def __len__(self) -> int:
         return len(self._mailboxes)
+
+    def only(self, indices: Sequence[int]) -> Executors:
+        """Some of them."""
+        return Executors({index: self._mailboxes[index] for index in indices})
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Their numbers in the pool."""
+        return tuple(self._mailboxes)
 
     def lease(self) -> Lease:
         """Waits for a free executor and takes it.
@@ -116,7 +128,7 @@ class Executors:
         actor = context.current_actor if context.get_actor_id() else None
         while True:
             gone = 0
-            for index, mailbox in enumerate(self._mailboxes):
+            for index, mailbox in self._mailboxes.items():
                 answer = ray.get(mailbox.lease.remote(tenant, actor))
                 if answer == "leased":
                     return Lease(index, mailbox, tenant)
@@ -183,7 +195,7 @@ class ExecutorPool:
     @property
     def executors(self) -> Executors:
         """The executors, for callers in any process."""
-        return Executors(self._mailboxes)
+        return Executors(dict(enumerate(self._mailboxes)))
 
     def start(self) -> None:
         """Starts all executors in the background."""

@@ -5,11 +5,13 @@ This is the first and only time that test images are read.
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from adu.methods.baseline import BaselineConfig, PromptConfig
@@ -18,6 +20,7 @@ from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
 from pipeline.executor import Executors, Lease
 from pipeline.mailbox import Command, Event
+from pipeline.outcome_file import read_outcome, write_outcome
 from pipeline.session import TestOutcome, epoch_report
 from pipeline.space import Space, configure, defaults
 
@@ -69,6 +72,7 @@ def run_finals(
     stop: threading.Event,
     on_epoch: Callable[[FinalRun, EpochReport], None],
     on_end: Callable[[FinalRun, TestOutcome], None] | None = None,
+    folder: Path | None = None,
 ) -> list[TestOutcome] | None:
     """Runs final runs, as many at once as there are executors.
 
@@ -79,6 +83,8 @@ def run_finals(
         stop: Set when the search is interrupted.
         on_epoch: Called after each epoch, in any thread.
         on_end: Called when a run has come to its end, in any thread.
+        folder: Where outcomes and the last epochs of unfinished runs are kept; what is there
+            already is not run again. None keeps nothing.
 
     Returns:
         The outcomes in the order of the runs; None if the search was interrupted.
@@ -88,7 +94,15 @@ def run_finals(
     """
 
     def run_one(run_id: str, final: FinalRun) -> TestOutcome | None:
-        outcome = _run_one(run_id, final, executors, stop, on_epoch)
+        file = folder / f"{_digest(final.run)}.npz" if folder else None
+        if file is not None and (known := read_outcome(file, final.run)) is not None:
+            return known
+        savepoint = str(file.with_suffix(".savepoint")) if file else None
+        command = Command(run_id, final.run.model_dump(mode="json", by_alias=True), "test")
+        command = replace(command, savepoint=savepoint)
+        outcome = _run_one(command, final, executors, stop, on_epoch)
+        if file is not None and outcome is not None:
+            write_outcome(file, final.run, outcome)
         if outcome is not None and on_end is not None:
             on_end(final, outcome)
         return outcome
@@ -121,8 +135,12 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
     )
 
 
+def _digest(run: RunConfig) -> str:
+    return hashlib.sha256(run.model_dump_json(by_alias=True).encode()).hexdigest()[:16]
+
+
 def _run_one(
-    run_id: str,
+    command: Command,
     final: FinalRun,
     executors: Executors,
     stop: threading.Event,
@@ -132,8 +150,7 @@ def _run_one(
         return None
     lease = executors.lease()
     try:
-        values = final.run.model_dump(mode="json", by_alias=True)
-        lease.start(Command(run_id, values, kind="test"))
+        lease.start(command)
         event = _follow(lease, lambda report: on_epoch(final, report))
     finally:
         lease.release()

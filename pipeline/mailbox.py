@@ -15,7 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
+
+from pipeline.savepoint import Savepoint, read_savepoint, write_savepoint
 
 # How often the workers of one command may be restarted before it counts as failed.
 MAX_RESTARTS = 3
@@ -37,12 +40,15 @@ class Command:
         kind: ``train`` trains; ``test`` trains, evaluates on the test split and returns the
             result; ``check`` only sees whether the configuration fits.
         state: Training state to go on from; None to start afresh.
+        savepoint: File in which the last epoch is kept; if it is there already, the run goes on
+            from it.
     """
 
     run_id: str
     run: dict[str, Any]
     kind: Literal["train", "test", "check"] = "train"
     state: bytes | None = None
+    savepoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Event:
     Attributes:
         kind: ``epoch`` is followed by more; after any other the run is over.
         epoch: The epoch's report as plain values (kind ``epoch``).
+        before: The reports of the epochs before it, if the run has just gone on from a savepoint.
         result: What the run gave (kind ``done``).
         error: Why it failed, in one line (kind ``failed``).
         user_error: Whether that is a mistake of the user's.
@@ -59,6 +66,7 @@ class Event:
 
     kind: Literal["epoch", "done", "failed", "interrupted"]
     epoch: dict[str, Any] | None = None
+    before: tuple[dict[str, Any], ...] = ()
     result: bytes | None = None
     error: str | None = None
     user_error: bool = False
@@ -82,6 +90,7 @@ class Mailbox:
         # The command in flight, what is known of it, and whether workers have it.
         self._command: Command | None = None
         self._events: deque[Event] = deque()
+        self._epochs: list[dict[str, Any]] = []
         self._restarts = 0
         self._taken = False
         self._waits_for_decision = False
@@ -146,8 +155,10 @@ class Mailbox:
         """Sets the next run going; one that is still in flight is stopped."""
         self._command = command
         self._events.clear()
+        self._epochs.clear()
         self._restarts = 0
         self._taken, self._waits_for_decision = False, False
+        self._go_on_from_savepoint()
         if self._phase == "broken":
             await self._end_command(self._trouble)
         elif self._interrupted or self._phase == "closed":
@@ -199,6 +210,10 @@ class Mailbox:
             return False
         assert self._command is not None
         self._command = replace(self._command, state=state)
+        self._epochs.append(epoch)
+        if self._command.savepoint is not None:
+            file = Path(self._command.savepoint)
+            write_savepoint(file, Savepoint(self._epochs, state))
         self._events.append(Event("epoch", epoch=epoch))
         self._waits_for_decision = True
         await self._notify()
@@ -235,6 +250,18 @@ class Mailbox:
         return True
 
     # Helpers.
+
+    def _go_on_from_savepoint(self) -> None:
+        """Takes the run up where it was left: the caller decides first whether it goes on."""
+        if self._command is None or self._command.savepoint is None:
+            return
+        found = read_savepoint(Path(self._command.savepoint))
+        if found is None:
+            return
+        *before, last = self._epochs = list(found.epochs)
+        self._command = replace(self._command, state=found.state)
+        self._events.append(Event("epoch", epoch=last, before=tuple(before)))
+        self._waits_for_decision = True
 
     async def _tenant_is_dead(self) -> bool:
         """Whether the tenant's process is gone; one that is merely busy is not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,11 +10,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from adu import storage
 from adu.errors import UserError
 
 MARKER = "search.json"
+LOCK = ".lock"
+STUDIES = "studies"
+
+
+# Folders that this process holds.
+_held: dict[Path, IO[str]] = {}
 
 
 @dataclass(frozen=True)
@@ -40,15 +48,46 @@ class Output:
 
     def study_file(self, study: str) -> Path:
         """The record of a finished study."""
-        return self.folder / "studies" / f"{study}.json"
+        return self.folder / STUDIES / f"{study}.json"
 
     def study_pictures(self, study: str) -> Path:
         """Where the pictures of a study go."""
-        return self.folder / "studies" / study
+        return self.folder / STUDIES / study
+
+    def savepoints(self, study: str) -> Path:
+        """Where the last epochs of a study's trials at work are kept."""
+        return self.folder / "unfinished" / study / "trials"
+
+    def finals(self, study: str) -> Path:
+        """Where a study's final runs are kept until it is finished."""
+        return self.folder / "unfinished" / study / "finals"
+
+    def forget_unfinished(self, study: str) -> None:
+        """Removes what was kept of a study that is finished now."""
+        shutil.rmtree(self.folder / "unfinished" / study, ignore_errors=True)
+
+    def hold(self) -> None:
+        """Keeps every other command out of the folder for as long as this process lives.
+
+        Raises:
+            UserError: If another one is at work in it.
+        """
+        if self.folder in _held:
+            return
+        # Ends with the process, however that ends: children do not inherit it.
+        stream = (self.folder / LOCK).open("a")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.close()
+            raise UserError(f"output {self.folder}: another search is at work in it") from None
+        _held[self.folder] = stream
 
     def discard(self) -> None:
         """Removes the folder if this process created it: nothing came of the search."""
         if self.created:
+            if stream := _held.pop(self.folder, None):
+                stream.close()
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -73,10 +112,13 @@ def open_output(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> O
                     "another --output)"
                 )
             _check_same(folder, json.loads(marker.read_text()), json.loads(json.dumps(identity)))
-            return Output(folder, created=False)
+            output = Output(folder, created=False)
+            output.hold()
+            return output
         if resume:
             raise UserError(f"output {folder}: has no search to resume")
-        if folder.is_dir() and any(folder.iterdir()):
+        # A start that was killed at once leaves a folder and a lock.
+        if folder.is_dir() and {file.name for file in folder.iterdir()} - {STUDIES, LOCK}:
             raise UserError(f"output {folder}: holds other files (give an empty or a new --output)")
         return _create(folder, identity)
     except OSError as error:
@@ -125,8 +167,9 @@ def _check_same(folder: Path, old: Any, new: Any) -> None:
 
 def _create(folder: Path, identity: Mapping[str, Any]) -> Output:
     created = not folder.exists()
-    (folder / "studies").mkdir(parents=True, exist_ok=True)
-    # Fails if another search has just done the same.
-    with (folder / MARKER).open("x", encoding="utf-8") as file:
-        json.dump(identity, file, indent=2)
-    return Output(folder, created)
+    (folder / STUDIES).mkdir(parents=True, exist_ok=True)
+    output = Output(folder, created)
+    # One of two that started at the same time.
+    output.hold()
+    storage.write_bytes(str(folder / MARKER), json.dumps(identity, indent=2).encode())
+    return output

@@ -14,7 +14,7 @@ from sklearn.manifold import TSNE
 
 from adu.evaluate import TestResult
 from adu.metrics import Scores, harmonic_mean
-from pipeline.summary import STAGES, StudyRecord
+from pipeline.records import STAGES, StudyRecord
 
 DPI = 110
 # Colours that stay apart for colour-blind eyes (Okabe and Ito), and a marker for each.

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adu.trainer import EpochReport
-from pipeline.summary import TrialRecord
+from pipeline.records import TrialRecord
 
 StudyState = Literal["waiting", "searching", "final runs", "done", "failed"]
 
@@ -117,30 +117,29 @@ class Progress:
         for trial in trials:
             self._count(study, trial)
 
-    def trial_started(self, study: str, trial_id: str, epochs: int) -> None:
+    def run_started(self, study: str, run: str, epochs: int) -> None:
         """A trial is running."""
         with self._lock:
-            self._studies[study].running[trial_id] = (0, epochs)
+            self._studies[study].running[run] = (0, epochs)
 
-    def trial_epoch(self, study: str, trial_id: str, report: EpochReport) -> None:
-        """A trial (or final run) has finished an epoch."""
+    def run_epoch(self, study: str, run: str, report: EpochReport) -> None:
+        """A trial or final run has finished an epoch."""
         with self._lock:
-            view = self._studies[study]
-            view.running[trial_id] = (report.epoch, report.epochs)
+            self._studies[study].running[run] = (report.epoch, report.epochs)
 
     def trial_ended(self, study: str, trial: TrialRecord) -> None:
         """A trial is over."""
         with self._lock:
-            self._studies[study].running.pop(trial.trial_id, None)
+            self._studies[study].running.pop(trial_key(trial.number), None)
             self._durations_s.append(trial.wall_s)
         self._count(study, trial)
         h = f"validation H {100 * trial.val.h:.1f} %" if trial.val else trial.error or ""
         self._line(f"forget {study}: trial {trial.number} {trial.state}, {h}{self._left()}")
 
-    def run_ended(self, study: str, run_id: str) -> None:
-        """A final run, or a trial that does not count, is over."""
+    def run_ended(self, study: str, run: str) -> None:
+        """A final run is over, or a trial is suspended."""
         with self._lock:
-            self._studies[study].running.pop(run_id, None)
+            self._studies[study].running.pop(run, None)
 
     def seconds_left(self) -> float | None:
         """An estimate from the trials so far; None before the first has ended."""
@@ -188,6 +187,11 @@ class Progress:
             if self._message:
                 lines.append(Text(self._message, style="dim"))
             return Group(*lines)
+
+
+def trial_key(number: int) -> str:
+    """A trial among a study's runs."""
+    return f"trial {number}"
 
 
 def _row(view: _StudyView) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from typing import Any
 from adu import storage
 from adu.manifest import Manifest
 from adu.trainer import EpochReport, RunConfig
+from pipeline.records import TrialRecord
 from pipeline.session import TestOutcome
-from pipeline.summary import TrialRecord
 from pipeline.tracking import Tracker
 
 # TrialRecord's states in MLflow's words.
@@ -81,7 +81,7 @@ class TrackedStudy:
         self._tracker = tracker
         self._background = background
         self._tags = dict(tags)
-        self._runs: dict[str, str] = {}
+        self._runs: dict[int, str] = {}
         self._study_run = ""
 
         def begin() -> None:
@@ -93,31 +93,33 @@ class TrackedStudy:
         """Has a function called with the tracker and the study's run."""
         self._background.call(lambda: function(self._tracker(), self._study_run))
 
-    def trial_started(self, number: int, trial_id: str, params: Mapping[str, Any]) -> None:
+    def trial_started(self, number: int, params: Mapping[str, Any]) -> None:
         """Starts a trial's run, or finds it."""
         values, tags = dict(params), {**self._tags, "trial_number": str(number)}
 
         def start(tracker: Tracker, study_run: str) -> None:
-            self._runs[trial_id] = tracker.log_trial(study_run, trial_id, values, tags)
+            self._runs[number] = tracker.log_trial(study_run, str(number), values, tags)
 
         self.call(start)
 
-    def epoch_ended(self, trial_id: str, report: EpochReport) -> None:
+    def epoch_ended(self, number: int, report: EpochReport, replayed: bool) -> None:
         """Adds an epoch to a trial's curves."""
-        self.call(lambda tracker, _: tracker.log_epoch(self._runs[trial_id], report))
+        self.call(
+            lambda tracker, _: tracker.log_epoch(self._runs[number], report, once_more=replayed)
+        )
 
     def trial_ended(self, trial: TrialRecord) -> None:
         """Closes a trial's run."""
         metrics = {"epochs_done": trial.epochs_done, "wall_s": trial.wall_s}
 
         def end(tracker: Tracker, _: str) -> None:
-            tracker.end_trial(self._runs.pop(trial.trial_id), STATUS[trial.state], metrics)
+            tracker.end_trial(self._runs.pop(trial.number), STATUS[trial.state], metrics)
 
         self.call(end)
 
-    def trial_abandoned(self, trial_id: str) -> None:
-        """Closes the run of a trial that does not count."""
-        self.call(lambda tracker, _: tracker.end_trial(self._runs.pop(trial_id), "KILLED", {}))
+    def trial_suspended(self, number: int) -> None:
+        """Closes the run of a trial until the search is resumed."""
+        self.call(lambda tracker, _: tracker.end_trial(self._runs.pop(number), "KILLED", {}))
 
     def final(self, stage: str, run: RunConfig, outcome: TestOutcome, manifest: Manifest) -> None:
         """Logs a final run."""

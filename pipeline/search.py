@@ -11,11 +11,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from adu.errors import UserError
 from pipeline.cluster import leave
-from pipeline.command import EXIT_INTERRUPTED, run_and_exit, run_command
+from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_and_exit, run_command
 from pipeline.conductor import Conductor
 from pipeline.demo_data import prepare_demo
+from pipeline.dry_run import show_plan
 from pipeline.interrupt import Interrupt
 from pipeline.output import point_latest
 from pipeline.plan import SHORTCUTS, SearchConfig, make_plan
@@ -31,6 +34,9 @@ def search(config: SearchConfig) -> int:
     _check_job_output(config)
     Tracker.check(config.tracking.uri)
     plan = make_plan(config, prepare_demo)
+    if config.dry_run:
+        show_plan(plan, Console())
+        return EXIT_OK
     output = plan.open_output()
     if not config.output:
         point_latest(output.folder)

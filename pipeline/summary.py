@@ -1,12 +1,12 @@
-"""What a search has found: records of trials and studies, ``summary.json``, the end table."""
+"""What a search has found: ``summary.json`` and the table at its end."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -14,74 +14,8 @@ from rich.text import Text
 
 from adu import storage
 from adu.metrics import Scores
-from adu.trainer import RunConfig
-
-# Stages of a study's final runs, in the order of the table, as a person reads them.
-STAGES = {
-    "zero_shot": "zero-shot",
-    "baseline": "Baseline",
-    "paper_defaults": "ADU, paper defaults",
-    "best": "ADU, searched",
-}
-
-
-@dataclass
-class TrialRecord:
-    """One finished trial.
-
-    Attributes:
-        trial_id: Tune's name of it.
-        number: Optuna's number of it, from 0.
-        params: What was tried, by option path.
-        epochs_done: Epochs that it was let run.
-        state: ``complete``, ``stopped`` early, or ``failed``.
-        val: Validation scores after its last epoch.
-        wall_s: From the end of its executor's trial before to its own.
-        loop_s: Of that, time inside the training loop.
-        error: Why it failed, in one line.
-    """
-
-    trial_id: str
-    number: int
-    params: dict[str, Any]
-    epochs_done: int
-    state: Literal["complete", "stopped", "failed"]
-    val: Scores | None
-    wall_s: float
-    loop_s: float
-    error: str | None = None
-
-
-@dataclass
-class FinalRecord:
-    """A configuration on the test split.
-
-    Attributes:
-        stage: A key of `STAGES`.
-        run: The configuration (of the first seed).
-        val: Validation scores, averaged over the seeds.
-        test: Test scores, averaged over the seeds; H is the mean of the runs' H.
-        seeds: Seeds of the runs.
-        test_by_seed: Test scores of every run.
-    """
-
-    stage: str
-    run: RunConfig
-    val: Scores | None
-    test: Scores
-    seeds: tuple[int, ...]
-    test_by_seed: tuple[Scores, ...] = ()
-
-
-@dataclass
-class StudyRecord:
-    """All that came of one forget set."""
-
-    forget: tuple[str, ...]
-    trials: list[TrialRecord]
-    best: TrialRecord | None
-    finals: dict[str, FinalRecord]
-    complete: bool
+from pipeline.records import STAGES, FinalRecord, StudyRecord
+from pipeline.selection import pareto_front
 
 
 @dataclass
@@ -128,26 +62,6 @@ def write_summary(record: SearchRecord, file: Path) -> None:
     storage.write_bytes(str(file), json.dumps(summary, indent=2).encode())
 
 
-def write_study_record(record: StudyRecord, file: Path) -> None:
-    """Writes a study's record so that `read_study_record` gives it back."""
-    values = asdict(record)
-    for stage, final in record.finals.items():
-        values["finals"][stage]["run"] = final.run.model_dump(mode="json", by_alias=True)
-    storage.write_bytes(str(file), json.dumps(values, indent=2).encode())
-
-
-def read_study_record(file: Path) -> StudyRecord:
-    """Reads what `write_study_record` has written."""
-    values = json.loads(file.read_text(encoding="utf-8"))
-    return StudyRecord(
-        forget=tuple(values["forget"]),
-        trials=[_trial(trial) for trial in values["trials"]],
-        best=_trial(values["best"]) if values["best"] else None,
-        finals={stage: _final(final) for stage, final in values["finals"].items()},
-        complete=values["complete"],
-    )
-
-
 def render_summary(record: SearchRecord, folder: Path, ui_command: str) -> RenderableType:
     """The end of a search on the terminal: a table, what it means, and where to look.
 
@@ -177,12 +91,25 @@ def verdict(study: StudyRecord) -> str:
     name = "+".join(study.forget)
     if "best" not in study.finals or "paper_defaults" not in study.finals:
         return f"{name}: no trial to compare with the defaults."
-    gain = 100 * (study.finals["best"].test.h - study.finals["paper_defaults"].test.h)
-    if gain > 0:
-        return f"{name}: the search beat the paper's defaults by {gain:.1f} points of H."
-    if gain == 0:
-        return f"{name}: the search did no better than the paper's defaults."
-    return f"{name}: the search did NOT beat the paper's defaults ({gain:.1f} points of H)."
+    gains = paired_gains(study)
+    gain = sum(gains) / len(gains)
+    points = f"{gain:+.1f}"
+    if len(gains) > 1:
+        points += f" ± {_deviation(gains):.1f}"
+    points += f" points of H, {len(gains)} seed{'s' * (len(gains) > 1)}"
+    if gain <= 0:
+        return f"{name}: the search did NOT beat the paper's defaults ({points})."
+    if len(gains) > 1 and gain < _deviation(gains):
+        return f"{name}: the search beat the paper's defaults by less than seeds differ ({points})."
+    return f"{name}: the search beat the paper's defaults ({points})."
+
+
+def paired_gains(study: StudyRecord) -> list[float]:
+    """Points of test H by which the search beat the paper's defaults, seed by seed."""
+    best, paper = study.finals["best"], study.finals["paper_defaults"]
+    paper_h = dict(zip(paper.seeds, (s.h for s in _runs(paper)), strict=True))
+    best_h = dict(zip(best.seeds, (s.h for s in _runs(best)), strict=True))
+    return [100 * (best_h[seed] - paper_h[seed]) for seed in best.seeds if seed in paper_h]
 
 
 def _add_study(table: Table, study: StudyRecord) -> None:
@@ -232,15 +159,33 @@ def _study_summary(study: StudyRecord) -> dict[str, Any]:
         "n_trials": len(study.trials),
         "n_stopped": sum(trial.state == "stopped" for trial in study.trials),
         "n_failed": sum(trial.state == "failed" for trial in study.trials),
+        "ended_by": study.ended_by,
         "selected_on": "val",
         "complete": study.complete,
         "best": best,
+        "gain_over_defaults": _gain_summary(study),
+        "pareto_front": [
+            {"trial": trial.number, "val": trial.val.as_dict()}
+            for trial in pareto_front(study.trials)
+            if trial.val
+        ],
         "baselines": {
             stage: _test_summary(study.finals[stage])
             for stage in STAGES
             if stage != "best" and stage in study.finals
         },
     }
+
+
+def _gain_summary(study: StudyRecord) -> dict[str, Any] | None:
+    """The paired difference of best and defaults on test, in points of H."""
+    if "best" not in study.finals or "paper_defaults" not in study.finals:
+        return None
+    gains = paired_gains(study)
+    summary: dict[str, Any] = {"h_points": sum(gains) / len(gains), "by_seed": gains}
+    if len(gains) > 1:
+        summary["std"] = _deviation(gains)
+    return summary
 
 
 def _test_summary(final: FinalRecord) -> dict[str, Any]:
@@ -256,24 +201,3 @@ def _test_summary(final: FinalRecord) -> dict[str, Any]:
             for key in final.test.as_dict()
         }
     return summary
-
-
-def _trial(values: Mapping[str, Any]) -> TrialRecord:
-    return TrialRecord(**{**values, "val": _scores(values["val"])})
-
-
-def _final(values: Mapping[str, Any]) -> FinalRecord:
-    test = _scores(values["test"])
-    assert test is not None
-    return FinalRecord(
-        stage=values["stage"],
-        run=RunConfig.model_validate(values["run"]),
-        val=_scores(values["val"]),
-        test=test,
-        seeds=tuple(values["seeds"]),
-        test_by_seed=tuple(Scores(**scores) for scores in values["test_by_seed"]),
-    )
-
-
-def _scores(values: Mapping[str, Any] | None) -> Scores | None:
-    return Scores(**values) if values else None

@@ -40,8 +40,8 @@ from adu.errors import UserError
 from adu.evaluate import TestResult
 from adu.manifest import Manifest
 from adu.trainer import EpochReport, RunConfig
+from pipeline.records import STAGES
 from pipeline.session import TestOutcome
-from pipeline.summary import STAGES
 
 PARENT_TAG = "mlflow.parentRunId"
 TRIAL_TAG = "adu.trial_id"
@@ -116,8 +116,18 @@ class Tracker:
         self._log_params(run_id, {short_name(path): value for path, value in params.items()})
         return run_id
 
-    def log_epoch(self, trial_run: str, report: EpochReport) -> None:
-        """Adds an epoch to a run's curves."""
+    def log_epoch(self, trial_run: str, report: EpochReport, *, once_more: bool = False) -> None:
+        """Adds an epoch to a run's curves.
+
+        Args:
+            trial_run: The run.
+            report: The epoch.
+            once_more: Whether the run may have it already, since the search was resumed.
+        """
+        if once_more:
+            known = self._client.get_metric_history(trial_run, "val/h")
+            if report.epoch in {point.step for point in known}:
+                return
         values = {f"loss/{name}": value for name, value in report.losses.items()}
         values |= {f"val/{name}": value for name, value in report.val.as_dict().items()}
         values |= {"lr": report.lr, "epoch_s": report.train_s + report.val_s}

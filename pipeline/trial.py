@@ -5,12 +5,11 @@ Imports little: Tune starts a process for each trial at work, and it should star
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from ray.tune import Trainable
+from ray.tune import PlacementGroupFactory, Trainable
 
 from pipeline.executor import Executors, Lease
 from pipeline.mailbox import Command
@@ -26,20 +25,21 @@ class TrialClient(Trainable):
     _epoch: int
     _assigned_at: float
 
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        """Clients run beside the driver and need no core: the executors have them all."""
+        return PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], executors: Executors, run: dict[str, Any], study: str
+        self, config: dict[str, Any], executors: Executors
     ) -> None:
         """Leases an executor and posts the first trial's run.
 
         Args:
-            config: The trial's parameters, by dotted path into the run's configuration.
-            executors: Where to lease from.
-            run: The run's configuration without these parameters.
-            study: Name of the study, a part of run ids.
+            config: What `trial_config` gives.
+            executors: The pool's.
         """
-        self._run = run
-        self._study = study
-        self._lease: Lease = executors.lease()
+        self._lease: Lease = executors.only(config["executors"]).lease()
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
@@ -70,22 +70,24 @@ class TrialClient(Trainable):
     def _begin(self, config: Mapping[str, Any]) -> None:
         self._epoch = 0
         self._assigned_at = time.time()
-        run = with_parameters(self._run, config)
-        self._lease.start(Command(f"{self._study}/{self.trial_id}", run))
+        self._lease.start(Command(config["run_id"], config["run"], savepoint=config["savepoint"]))
 
 
-def with_parameters(run: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Sets parameters, by dotted path, in a run's configuration.
+def trial_config(
+    run_id: str, run: dict[str, Any], executors: tuple[int, ...], savepoint: str
+) -> dict[str, Any]:
+    """What a trial's client is told.
 
-    Example:
-        >>> with_parameters({"method": {"name": "adu"}}, {"method.gamma": 3.0})
-        {'method': {'name': 'adu', 'gamma': 3.0}}
+    Args:
+        run_id: Unique name of the run.
+        run: Its configuration as plain values.
+        executors: The executors that its study may use.
+        savepoint: File in which the run's last epoch is kept.
     """
-    result = copy.deepcopy(dict(run))
-    for path, value in parameters.items():
-        *parents, name = path.split(".")
-        place = result
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = value
-    return result
+    return {
+        "run_id": run_id,
+        "run": run,
+        # Not a list, which Tune would take for something to search.
+        "executors": executors,
+        "savepoint": savepoint,
+    }

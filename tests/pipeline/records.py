@@ -7,7 +7,7 @@ from adu.methods.baseline import BaselineConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.metrics import Scores, harmonic_mean
 from adu.trainer import RunConfig
-from pipeline.summary import FinalRecord, StudyRecord, TrialRecord
+from pipeline.records import FinalRecord, StudyRecord, TrialRecord
 
 METHODS = {
     "zero_shot": ZeroShotConfig(),
@@ -26,7 +26,7 @@ def trial(number: int, mem: float, for_: float, state: str = "complete") -> Tria
     params = {"method.gamma": 3.0, "train.lr": 0.01}
     val = None if state == "failed" else scores(mem, for_)
     error = "ValueError: boom" if state == "failed" else None
-    return TrialRecord(f"t{number}", number, params, 3, state, val, 2.0, 1.5, error)  # type: ignore[arg-type]
+    return TrialRecord(number, params, 3, state, val, 2.0, 1.5, error)  # type: ignore[arg-type]
 
 
 def final(stage: str, *runs: tuple[float, float]) -> FinalRecord:

@@ -156,3 +156,36 @@ def test_an_executor_has_one_tenant():
         assert await mailbox.lease("third") == "gone"
 
     run(scenario())
+
+
+def test_a_run_goes_on_from_its_savepoint_when_everything_was_killed(tmp_path):
+    command = Command("a", {}, savepoint=str(tmp_path / "savepoints" / "0"))
+
+    async def killed():
+        mailbox = Mailbox(1)
+        group = await mailbox.enter()
+        await mailbox.post(command)
+        worker = asyncio.create_task(train(mailbox, group, await mailbox.take(group)))
+        assert (await mailbox.advance("a")).epoch == epoch(1)
+        assert (await mailbox.advance("a")).epoch == epoch(2)
+        worker.cancel()
+
+    async def resumed():
+        mailbox = Mailbox(1)
+        group = await mailbox.enter()
+        await mailbox.post(command)
+        taking = asyncio.create_task(mailbox.take(group))
+        event = await mailbox.advance("a")
+        assert (event.epoch, event.before) == (epoch(2), (epoch(1),))
+        await asyncio.sleep(0.05)
+        assert not taking.done(), "the workers began before the caller had decided"
+        waiting = asyncio.create_task(mailbox.advance("a"))
+        taken = await taking
+        assert taken.state == b"2"
+        worker = asyncio.create_task(train(mailbox, group, taken, first=3))
+        assert (await waiting).epoch == epoch(3)
+        assert (await mailbox.advance("a")).kind == "done"
+        assert await worker == 3
+
+    run(killed())
+    run(resumed())

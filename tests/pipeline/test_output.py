@@ -1,11 +1,34 @@
 """Output folders: one search in each, never a half-written or foreign one."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from adu.errors import UserError
 from pipeline.output import open_output, point_latest
 
+ROOT = Path(__file__).parents[2]
 IDENTITY = {"name": "demo", "train": {"epochs": 6, "lr": 0.1}}
+
+
+def test_two_searches_at_work_in_one_folder_are_one_too_many(tmp_path):
+    open_output(tmp_path / "out", IDENTITY, resume=False)
+    code = (
+        "import json, sys; from pathlib import Path; from pipeline.output import open_output\n"
+        "open_output(Path(sys.argv[1]), json.loads(sys.argv[2]), resume=True)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out"), json.dumps(IDENTITY)]
+    other = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert f"output {tmp_path / 'out'}: another search is at work in it" in other.stderr
+
+
+def test_a_start_that_was_killed_at_once_can_be_made_again(tmp_path):
+    (tmp_path / "out" / "studies").mkdir(parents=True)
+    (tmp_path / "out" / ".lock").touch()
+    open_output(tmp_path / "out", IDENTITY, resume=False)
 
 
 def test_a_search_is_resumed_only_when_asked_and_only_as_it_was(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from adu.trainer import EpochReport
-from pipeline.progress import Progress, console_on
+from pipeline.progress import Progress, console_on, trial_key
 from tests.pipeline import records
 
 
@@ -33,12 +33,12 @@ def frame(view: Progress, console: Console) -> list[str]:
 
 def busy(view: Progress) -> Progress:
     view.study_state("photo", "searching")
-    view.trial_started("photo", "t0", 9)
-    view.trial_epoch("photo", "t0", report(9))
+    view.run_started("photo", trial_key(0), 9)
+    view.run_epoch("photo", trial_key(0), report(9))
     view.trial_ended("photo", records.trial(0, 0.9, 0.5))
-    for trial_id in ("t1", "t2"):
-        view.trial_started("photo", trial_id, 9)
-        view.trial_epoch("photo", trial_id, report(4))
+    for number in (1, 2):
+        view.run_started("photo", trial_key(number), 9)
+        view.run_epoch("photo", trial_key(number), report(4))
     return view
 
 

@@ -10,16 +10,8 @@ from statistics import stdev
 import pytest
 from rich.console import Console
 
-from pipeline.summary import (
-    SearchRecord,
-    StudyRecord,
-    Timing,
-    read_study_record,
-    render_summary,
-    verdict,
-    write_study_record,
-    write_summary,
-)
+from pipeline.records import StudyRecord, read_study_record, write_study_record
+from pipeline.summary import SearchRecord, Timing, render_summary, verdict, write_summary
 from tests.pipeline import records
 
 
@@ -80,11 +72,26 @@ def test_the_table_fits_the_terminal(width):
 
 
 def test_a_search_that_gained_nothing_says_so():
-    assert "beat the paper's defaults by" in verdict(records.study())
-    assert "did NOT beat the paper's defaults" in verdict(records.study(best=(0.5, 0.5)))
+    def told(*best):
+        study = records.study()
+        study.finals["best"] = records.final("best", *best)
+        return verdict(study)
+
+    # The defaults have H 78.75 and 74.67, seed by seed.
+    assert told((0.95, 0.9), (0.9, 0.9)).startswith(
+        "sketch: the search beat the paper's defaults ("
+    )
+    assert "+14.5 ± 1.2 points of H, 2 seeds" in told((0.95, 0.9), (0.9, 0.9))
+    assert "did NOT beat the paper's defaults (-2" in told((0.5, 0.5), (0.5, 0.5))
+    assert "by less than seeds differ" in told((0.95, 0.95), (0.7, 0.65))
     same = records.study()
     same.finals["best"] = same.finals["paper_defaults"]
-    assert "did no better than" in verdict(same)
+    assert "did NOT beat the paper's defaults (+0.0 ± 0.0" in verdict(same)
+
+
+def test_only_seeds_that_both_have_are_compared():
+    # One seed of the best against two of the defaults.
+    assert "1 seed)" in verdict(records.study())
 
 
 def test_an_interrupted_search_shows_what_is_finished():

@@ -1,0 +1,196 @@
+"""A search is killed again and again, and ends with the trials of one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from tests.pipeline import commands
+from tests.tiny import N_BLOCKS, tiny_backbone, tiny_manifest
+
+N_TRIALS = 6
+EPOCHS = 20
+KILLS = 12
+# A start takes about half a minute, a trial some seconds.
+WORKING_S = 6.0
+START_TIMEOUT_S = 240.0
+
+
+def config(folder: Path, output: Path) -> dict:
+    return {
+        "name": "tiny",
+        "context": {
+            "backbone": {"name": str(folder / "model")},
+            "data": {"manifest": str(folder / "manifest"), "shots": 4, "val_shots": 1},
+        },
+        "forget": [["sketch"], ["photo"]],
+        "train": {"epochs": EPOCHS, "batch_size": 2},
+        "space": {
+            "method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30},
+            "method.instapg": {"choices": [True, False], "default": True},
+            "method.instapg_layer": {
+                "low": 1,
+                "high": N_BLOCKS - 2,
+                "default": 2,
+                "when": {"method.instapg": True},
+            },
+            "train.lr": {"low": 0.001, "high": 0.1, "log": True, "default": 0.0025},
+        },
+        # Each study on one executor: what it knows at each proposal is then always the same.
+        "search": {"trials": N_TRIALS, "startup_trials": 2, "scheduler": "none"},
+        "final": {"seeds": [0]},
+        "resources": {"executors": 2},
+        "output": str(output),
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kills")
+    tiny_backbone(folder / "model")
+    tiny_manifest(folder, per_cell=12)
+    return folder
+
+
+def search_config(folder: Path, name: str) -> tuple[str, Path]:
+    output = folder / name / "out"
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config(folder, output)))
+    return str(file), output
+
+
+def trials(output: Path) -> dict[str, list[optuna.trial.FrozenTrial]]:
+    storage = JournalStorage(JournalFileBackend(str(output / "optuna.journal")))
+    names = optuna.get_all_study_names(storage)
+    return {
+        name: optuna.load_study(study_name=name, storage=storage).get_trials() for name in names
+    }
+
+
+def found(output: Path) -> dict:
+    """All that must be the same, however often a search was killed."""
+    studies = json.loads((output / "summary.json").read_text())["studies"]
+    return {
+        "trials": {
+            name: [
+                (trial.number, trial.state.name, trial.params, trial.intermediate_values)
+                for trial in study
+            ]
+            for name, study in trials(output).items()
+        },
+        "best": [study["best"] for study in studies],
+        "baselines": [study["baselines"] for study in studies],
+    }
+
+
+def working(output: Path) -> bool:
+    """Whether trials or final runs are at work."""
+    return any((output / "unfinished").rglob("trials")) if output.exists() else False
+
+
+def kill_tree(pid: int) -> None:
+    """What the death of a whole node does."""
+    try:
+        family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(family, timeout=20)
+
+
+def kill_worker(pid: int, draw: random.Random) -> None:
+    workers = [
+        process
+        for process in psutil.Process(pid).children(recursive=True)
+        if "RayTrainWorker" in " ".join(process.cmdline()[:1])
+    ]
+    if workers:
+        os.kill(draw.choice(workers).pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(3000)
+def test_a_search_that_is_killed_again_and_again_finds_the_same(folder):
+    file, calm = search_config(folder, "calm")
+    process = commands.start("search.py", ["--config", file])
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+
+    draw = random.Random(0)
+    file, output = search_config(folder, "killed")
+    kills = 0
+    while kills < KILLS:
+        resume = ["--resume"] if (output / "search.json").exists() else []
+        process = commands.start("search.py", ["--config", file, *resume])
+        deadline = time.monotonic() + START_TIMEOUT_S
+        # Sometimes within the start, mostly at work.
+        early = draw.random() < 0.15
+        while not early and process.poll() is None and not started(output, process):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(draw.uniform(0, WORKING_S))
+        if process.poll() is not None:
+            break
+        if draw.random() < 0.25:
+            kill_worker(process.pid, draw)
+            kills += 1
+            time.sleep(draw.uniform(5, 20))
+        if process.poll() is None:
+            kill_tree(process.pid)
+            kills += 1
+        process.communicate(timeout=60)
+    assert kills >= 10, f"the search ended after {kills} kills"
+
+    process = commands.start("search.py", ["--config", file, "--resume"])
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+    assert found(output) == found(calm)
+    check_mlflow(output)
+    assert not (output / "unfinished").exists() or not list((output / "unfinished").iterdir())
+
+
+def started(output: Path, process) -> bool:
+    """Whether an executor has been given work by this process."""
+    log = output / "ray.log"
+    newest = max(
+        (file.stat().st_mtime for file in output.glob("unfinished/*/trials/*")), default=0.0
+    )
+    return log.exists() and newest > psutil.Process(process.pid).create_time()
+
+
+def check_mlflow(output: Path) -> None:
+    """One parent a study, one run a trial and a final run, each curve once."""
+    client = MlflowClient(f"sqlite:///{output.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    stages: dict[str, int] = {}
+    for run in runs:
+        stage = run.data.tags["stage"]
+        stages[stage] = stages.get(stage, 0) + 1
+        assert run.info.status == "FINISHED", (stage, run.info.status)
+        if stage == "trial":
+            history = client.get_metric_history(run.info.run_id, "val/h")
+            assert sorted(point.step for point in history) == list(range(1, EPOCHS + 1))
+    assert stages == {
+        "study": 2,
+        "trial": 2 * N_TRIALS,
+        "zero_shot": 2,
+        "baseline": 2,
+        "paper_defaults": 2,
+        "best": 2,
+    }
