@@ -95,11 +95,6 @@ def found(output: Path) -> dict:
     }
 
 
-def working(output: Path) -> bool:
-    """Whether trials or final runs are at work."""
-    return any((output / "unfinished").rglob("trials")) if output.exists() else False
-
-
 def kill_tree(pid: int) -> None:
     """What the death of a whole node does."""
     try:
@@ -165,12 +160,14 @@ def test_a_search_that_is_killed_again_and_again_finds_the_same(folder):
 
 
 def started(output: Path, process) -> bool:
-    """Whether an executor has been given work by this process."""
-    log = output / "ray.log"
-    newest = max(
-        (file.stat().st_mtime for file in output.glob("unfinished/*/trials/*")), default=0.0
-    )
-    return log.exists() and newest > psutil.Process(process.pid).create_time()
+    """Whether a run of this process has come to the end of an epoch."""
+    begun = psutil.Process(process.pid).create_time()
+    return any(file.stat().st_mtime > begun for file in savepoints(output))
+
+
+def savepoints(output: Path) -> list[Path]:
+    folder = output / "unfinished"
+    return [*folder.glob("*/trials/*"), *folder.glob("*/finals/*.savepoint")]
 
 
 def check_mlflow(output: Path) -> None:

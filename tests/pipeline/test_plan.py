@@ -9,6 +9,8 @@ from adu.config import parse_config
 from adu.errors import UserError
 from pipeline.command import load_config
 from pipeline.plan import SHORTCUTS, SearchConfig, make_plan, study_name
+from pipeline.records import write_study_record
+from tests.pipeline import records
 from tests.tiny import DOMAINS, tiny_manifest
 
 SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
@@ -92,6 +94,44 @@ def test_what_makes_a_search_another_one(plan):
     plan(resume=True, resources={"executors": 1}).open_output()
     with pytest.raises(UserError, match="search.trials is 20 there and 3 now"):
         plan(resume=True, search={"trials": 3}).open_output()
+
+
+def test_overrides_of_a_domain_and_of_one_set_change_the_space(plan):
+    narrow = {"low": 1, "high": 2, "default": 1}
+    here = plan(
+        forget={"size": [1, 2]},
+        overrides={
+            "sketch": {"method.gamma": narrow, "train.lr": 0.01},
+            "photo+sketch": {"train.lr": 0.02},
+        },
+    )
+    assert here.space(("photo",))["method.gamma"].high == 30
+    assert here.space(("sketch",))["method.gamma"].high == 2
+    assert here.space(("clipart", "sketch"))["train.lr"].default == 0.01
+    assert here.space(("photo", "sketch"))["train.lr"].default == 0.02
+    assert len(here.forget_sets) == 6
+    with pytest.raises(UserError, match="forget domain 'drawing': unknown"):
+        plan(overrides={"drawing": {}})
+    with pytest.raises(UserError, match=r"space.train.lr: train.lr = -1"):
+        plan(overrides={"sketch": {"train.lr": -1}})
+
+
+def test_a_warm_start_takes_the_best_of_an_earlier_search(plan, tmp_path):
+    earlier = tmp_path / "earlier"
+    write_study_record(records.study(), earlier / "studies" / "sketch.json")
+    here = plan(search={"warm_start": [str(earlier), "siblings"]})
+    siblings = [{"method.gamma": 2.0}]
+    study = here.study(("photo",), here.open_output(), None, siblings)
+    assert study.first == [{"method.gamma": 3.0, "train.lr": 0.01}, {"method.gamma": 2.0}]
+    with pytest.raises(UserError, match="search.warm_start nowhere: is neither the output folder"):
+        plan(search={"warm_start": ["nowhere"]})
+
+
+def test_the_password_of_a_database_is_not_written_down(plan, tmp_path):
+    here = plan(search={"storage": "postgresql://me:secret@db/studies"})
+    output = here.open_output()
+    assert "secret" not in (tmp_path / "out" / "search.json").read_text()
+    assert here.study(("photo",), output, None, []).stored_name.startswith("out-")
 
 
 def test_the_ends_of_every_range_are_probed(plan):

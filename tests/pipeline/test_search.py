@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from PIL import Image
 
+from pipeline import evaluate
 from pipeline.search import main
 from tests.pipeline import commands
 from tests.tiny import DOMAINS, N_BLOCKS, tiny_backbone, tiny_manifest
@@ -217,26 +218,23 @@ def test_the_end_of_the_search_is_a_table_and_where_to_look(finished, data):
     assert max(len(line) for line in out.splitlines() if "/" not in line) <= 100
 
 
-def test_evaluation_of_the_checkpoint_gives_the_same_figures(finished, data, tmp_path):
+def test_evaluation_of_the_checkpoint_gives_the_same_figures(finished, data, tmp_path, capsys):
     client = MlflowClient(f"sqlite:///{finished.parent / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
     (run, *_) = client.search_runs(
         [experiment.experiment_id], "tags.stage = 'best' AND params.seed = '0'"
     )
     checkpoint = client.download_artifacts(run.info.run_id, "checkpoint.safetensors")
-    code, out, err = commands.run(
-        "evaluate.py",
-        [
-            *("--checkpoint", checkpoint, "--manifest", str(data / "manifest")),
-            *("--output", str(tmp_path / "figures.json")),
-            *("--probe-shots", "2", "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"),
-        ],
-    )
-    assert code == 0, err
+    arguments = [
+        *("--checkpoint", checkpoint, "--manifest", str(data / "manifest")),
+        *("--output", str(tmp_path / "figures.json")),
+        *("--probe-shots", "2", "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"),
+    ]
+    assert evaluate.main(arguments) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     for name in ("mem", "for", "h"):
         assert figures["adu"][name] == run.data.metrics[f"test/{name}"]
-    assert "sketch (forget)" in out
+    assert "sketch (forget)" in capsys.readouterr().out
 
 
 def test_another_search_in_the_same_folder_is_refused(finished, data, capsys):
@@ -261,8 +259,8 @@ def test_a_finished_search_resumed_trains_nothing(finished, data, summary):
 
 def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(data, tmp_path):
     # Long trials, none stopped early, so that the signal comes within one.
-    values = config(data, epochs=20, trials=3) | {"output": str(tmp_path / "results" / "out")}
-    values["search"]["grace_epochs"] = 20
+    values = config(data, epochs=12, trials=3) | {"output": str(tmp_path / "results" / "out")}
+    values["search"]["grace_epochs"] = 12
     values |= {"final": {"seeds": [0]}, "resources": {"executors": 1}}
     file = write_config(tmp_path / "search.yaml", values)
     log = tmp_path / "reads.txt"
@@ -415,6 +413,7 @@ def test_a_search_on_photographs_and_drawings(tmp_path):
         "space": space,
         "search": {"trials": 1},
         "forget": [["sketch"]],
+        "final": {"seeds": [0]},
         "resources": {"executors": 1},
     }
     file = write_config(tmp_path / "pacs.yaml", values)
