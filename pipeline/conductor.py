@@ -18,7 +18,6 @@ from typing import Any
 from optuna.storages import BaseStorage
 from rich.console import Console
 
-from adu.evaluate import TestResult
 from adu.metrics import Scores
 from adu.trainer import EpochReport
 from pipeline.cluster import connect
@@ -248,17 +247,19 @@ class Conductor:
         manifest = self._plan.manifest
         for final, outcome in zip(runs, outcomes, strict=True):
             tracked.final(final.stage, final.run, outcome, manifest)
-        tests: dict[str, TestResult] = {}
+        shown: dict[str, TestOutcome] = {}
         for final, outcome in zip(runs, outcomes, strict=True):
             # Of several seeds the first stands for its stage.
-            tests.setdefault(final.stage, outcome.test)
-        if "best" in tests:
+            shown.setdefault(final.stage, outcome)
+        if "best" in shown:
             tracked.pictures(
-                lambda: self._draw(record, tests["zero_shot"], tests["best"]),
+                lambda: self._draw(record, shown["zero_shot"], shown["best"]),
                 self._output.study_pictures(study_name(record.forget)),
             )
 
-    def _draw(self, record: StudyRecord, before: TestResult, after: TestResult) -> dict[str, bytes]:
+    def _draw(
+        self, record: StudyRecord, before: TestOutcome, after: TestOutcome
+    ) -> dict[str, bytes]:
         # Takes seconds to import, which the start of a search need not wait for.
         from pipeline.pictures import study_pictures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from adu import storage
+from adu.attention import SampleAttention
 from adu.evaluate import TestResult
 from adu.metrics import Scores
 from adu.trainer import RunConfig
 from pipeline.session import TestOutcome
+
+_NOTHING = np.zeros(0)
 
 
 def write_outcome(file: Path, run: RunConfig, outcome: TestOutcome) -> None:
@@ -28,6 +32,9 @@ def write_outcome(file: Path, run: RunConfig, outcome: TestOutcome) -> None:
         "domain_accuracy": outcome.domain_accuracy,
         "trained": outcome.checkpoint is not None,
     }
+    attention = outcome.attention
+    if attention is not None:
+        facts |= {"sample_domains": attention.domain_N, "sample_classes": attention.class_N}
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -36,6 +43,8 @@ def write_outcome(file: Path, run: RunConfig, outcome: TestOutcome) -> None:
         domain_N=test.domain_N,
         class_N=test.class_N,
         checkpoint=np.frombuffer(outcome.checkpoint or b"", np.uint8),
+        images_NHWC=attention.images_NHWC if attention else _NOTHING,
+        attention_NHW=attention.attention_NHW if attention else _NOTHING,
     )
     storage.write_bytes(str(file), buffer.getvalue())
 
@@ -59,4 +68,18 @@ def read_outcome(file: Path, run: RunConfig) -> TestOutcome | None:
             ),
             facts["domain_accuracy"],
             arrays["checkpoint"].tobytes() if facts["trained"] else None,
+            _attention(facts, arrays),
         )
+
+
+def _attention(
+    facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> SampleAttention | None:
+    if "sample_domains" not in facts:
+        return None
+    return SampleAttention(
+        arrays["images_NHWC"],
+        arrays["attention_NHW"],
+        tuple(facts["sample_domains"]),
+        tuple(facts["sample_classes"]),
+    )

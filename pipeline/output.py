@@ -17,6 +17,7 @@ from adu.errors import UserError
 
 MARKER = "search.json"
 LOCK = ".lock"
+JOURNAL = "optuna.journal"
 STUDIES = "studies"
 
 
@@ -39,7 +40,7 @@ class Output:
     @property
     def journal(self) -> Path:
         """Optuna's storage."""
-        return self.folder / "optuna.journal"
+        return self.folder / JOURNAL
 
     @property
     def ray_log(self) -> Path:

@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
 
+from adu.attention import SampleAttention
 from adu.evaluate import TestResult
 from adu.metrics import Scores, harmonic_mean
 from pipeline.records import STAGES, StudyRecord
+from pipeline.session import TestOutcome
 
 DPI = 110
 # Colours that stay apart for colour-blind eyes (Okabe and Ito), and a marker for each.
@@ -24,20 +26,25 @@ STAGE_MARKERS = {"zero_shot": "P", "baseline": "s", "paper_defaults": "D", "best
 
 
 def study_pictures(
-    study: StudyRecord, before: TestResult, after: TestResult, domains: Sequence[str], note: str
+    study: StudyRecord,
+    outcome_before: TestOutcome,
+    outcome_after: TestOutcome,
+    domains: Sequence[str],
+    note: str,
 ) -> dict[str, bytes]:
     """All pictures of a study.
 
     Args:
         study: The finished study.
-        before: The untouched model on the test split.
-        after: The best configuration on the test split.
+        outcome_before: What came of the untouched model.
+        outcome_after: What came of the best configuration.
         domains: Domain names in the order of their numbers.
         note: Put under each title, such as "synthetic demo data".
 
     Returns:
         PNG bytes by file name.
     """
+    before, after = outcome_before.test, outcome_after.test
     maps = _feature_maps(before, after)
     draw = {
         "mem_against_for.png": lambda figure: draw_trade_off(figure.subplots(), study),
@@ -54,6 +61,10 @@ def study_pictures(
         figure = _figure(9 if name == "features.png" else 6, 4.6, study, note)
         function(figure)
         pictures[name] = _png(figure)
+    if outcome_before.attention is not None and outcome_after.attention is not None:
+        figure = _figure(9, 5.6, study, note)
+        draw_attention(figure, outcome_before.attention, outcome_after.attention, study.forget)
+        pictures["attention.png"] = _png(figure)
     figure = _figure(13, 10, study, note)
     top, bottom = figure.subfigures(2, 1, squeeze=False)[:, 0]
     scatter, history = top.subplots(1, 2)
@@ -169,6 +180,35 @@ def draw_features(
         place.set(xticks=[], yticks=[])
         place.set_title(f"Features, {title} (t-SNE)", fontsize=11)
     axes[-1].legend(fontsize=7, loc="best", framealpha=0.9)
+
+
+def draw_attention(
+    figure: Figure, before: SampleAttention, after: SampleAttention, forget: Sequence[str]
+) -> None:
+    """Sample images, and over them where the class token looks before and after."""
+    n_images = len(before.images_NHWC)
+    grid = figure.subplots(3, n_images, squeeze=False)
+    titles = ("image", "before", "after")
+    for column in range(n_images):
+        domain = before.domain_N[column]
+        name = f"{domain}{' (forget)' if domain in forget else ''}".replace("_", " ")
+        grid[0, column].set_title(f"{name}\n{before.class_N[column]}", fontsize=8)
+        image_HWC = before.images_NHWC[column]
+        extent = (0, image_HWC.shape[1], image_HWC.shape[0], 0)
+        grey_HW = image_HWC.mean(axis=-1)
+        maps = (before.attention_NHW[column], after.attention_NHW[column])
+        # One scale for both, so that they can be compared.
+        brightest = max(float(each.max()) for each in maps)
+        grid[0, column].imshow(image_HWC, extent=extent)
+        for row, map_HW in enumerate(maps, start=1):
+            grid[row, column].imshow(grey_HW, extent=extent, cmap="gray", alpha=0.6)
+            grid[row, column].imshow(
+                map_HW, extent=extent, cmap="inferno", alpha=0.6, vmin=0, vmax=brightest
+            )
+        for row in range(3):
+            grid[row, column].set(xticks=[], yticks=[])
+    for row, title in enumerate(titles):
+        grid[row, 0].set_ylabel(title, fontsize=10)
 
 
 def _feature_maps(before: TestResult, after: TestResult) -> tuple[np.ndarray, np.ndarray]:

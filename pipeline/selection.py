@@ -25,21 +25,19 @@ def best_trial(trials: Sequence[TrialRecord], min_mem: float | None = None) -> T
 
 def pareto_front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The complete trials that no other surpasses in Mem and For at once, by rising Mem."""
-    scored = [(trial, trial.val) for trial in trials if trial.state == "complete" and trial.val]
-    front = [
-        (trial, val)
-        for trial, val in scored
-        if not any(_dominates(other, val) for _, other in scored)
-    ]
-    return [trial for trial, _ in sorted(front, key=lambda pair: pair[1].mem)]
+    complete = [trial for trial in trials if trial.state == "complete" and trial.val]
+    points = [(trial.val.mem, trial.val.for_) for trial in complete if trial.val]
+    pairs = zip(points, complete, strict=True)
+    front = [(point, trial) for point, trial in pairs if not is_dominated(point, points)]
+    return [trial for _, trial in sorted(front, key=lambda pair: pair[0])]
+
+
+def is_dominated(point: tuple[float, float], points: Sequence[tuple[float, float]]) -> bool:
+    """Whether one of some (Mem, For) is no worse in either and better in one."""
+    return any(other[0] >= point[0] and other[1] >= point[1] and other != point for other in points)
 
 
 def _rank(val: Scores, min_mem: float | None) -> tuple[float, ...]:
     if min_mem is None:
         return (val.h,)
     return (1.0, val.for_, val.mem) if val.mem >= min_mem else (0.0, val.mem)
-
-
-def _dominates(one: Scores, other: Scores) -> bool:
-    no_worse = one.mem >= other.mem and one.for_ >= other.for_
-    return no_worse and (one.mem > other.mem or one.for_ > other.for_)

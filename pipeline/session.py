@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adu.attention import SampleAttention, sample_attention
 from adu.checkpoint import checkpoint_bytes
 from adu.context import Context, ContextConfig, load_context
 from adu.evaluate import TestResult, evaluate_images, evaluate_test
@@ -29,6 +30,7 @@ class TestOutcome:
         domain_accuracy: How often a linear probe, fitted on the features of the few-shot training
             images, tells the domain of the sampled test images.
         checkpoint: What was trained, as a safetensors file; None if nothing was.
+        attention: Where it looks on sample images; None for a tower without a class token.
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -37,6 +39,7 @@ class TestOutcome:
     test: TestResult
     domain_accuracy: float
     checkpoint: bytes | None
+    attention: SampleAttention | None = None
 
 
 def open_session(config: dict[str, Any]) -> AduSession:
@@ -100,7 +103,8 @@ class AduRun:
         )
         trained = any(True for _ in model.trainable())
         checkpoint = checkpoint_bytes(model, self._run, context) if trained else None
-        return pickle.dumps(TestOutcome(val, test, domain_accuracy, checkpoint))
+        attention = sample_attention(model, context, forget)
+        return pickle.dumps(TestOutcome(val, test, domain_accuracy, checkpoint, attention))
 
 
 def epoch_report(values: dict[str, Any]) -> EpochReport:

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -255,6 +256,109 @@ class Tracker:
         context = InputTag("mlflow.data.context", "test")
         self._client.log_inputs(run_id, [DatasetInput(dataset, [context])])
         self._client.log_batch(run_id, tags=[RunTag("manifest_digest", manifest.digest)])
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """A run as MLflow has it.
+
+    Attributes:
+        run_id: Its id.
+        status: MLflow's word for it.
+        tags: Its tags.
+        params: Its parameters.
+        metrics: The last value of each metric.
+        start_s: When it began, in seconds since 1970.
+        end_s: When it ended; when it began if it has not.
+    """
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    start_s: float
+    end_s: float
+
+
+class SearchRuns:
+    """All that MLflow has of one search.
+
+    Args:
+        uri: MLflow server or database.
+        search: The search's unique name.
+    """
+
+    def __init__(self, uri: str, search: str) -> None:
+        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+            raise UserError(f"tracking.uri {uri}: there is no such file")
+        with _quiet():
+            self._client = MlflowClient(uri)
+            experiments = self._client.search_experiments()
+        self.experiment = ""
+        self.all: list[LoggedRun] = []
+        for experiment in experiments:
+            found = self._runs(experiment.experiment_id, f"tags.search = '{search}'")
+            if found:
+                self.experiment, self.all = experiment.name, found
+        self.studies = [run for run in self.all if run.tags.get("stage") == "study"]
+
+    def trials(self, study_run: str) -> list[LoggedRun]:
+        """The runs of a study's trials."""
+        return [run for run in self._below(study_run) if run.tags["stage"] == "trial"]
+
+    def finals(self, study_run: str) -> list[LoggedRun]:
+        """A study's final runs, by seed."""
+        found = [run for run in self._below(study_run) if run.tags["stage"] in STAGES]
+        return sorted(found, key=lambda run: int(run.params["seed"]))
+
+    def pictures(self, study_run: str, folder: Path) -> dict[str, bytes]:
+        """A study's pictures by file name.
+
+        Args:
+            study_run: The study's run.
+            folder: Where they may be put for the moment.
+        """
+        files = self._client.list_artifacts(study_run, "pictures")
+        return {
+            Path(file.path).name: Path(
+                self._client.download_artifacts(study_run, file.path, str(folder))
+            ).read_bytes()
+            for file in files
+        }
+
+    def log_report(self, page: str) -> None:
+        """Logs a page with every study."""
+        for study in self.studies:
+            self._client.log_text(study.run_id, page, "report.html")
+
+    def _below(self, study_run: str) -> list[LoggedRun]:
+        return [run for run in self.all if run.tags.get(PARENT_TAG) == study_run]
+
+    def _runs(self, experiment: str, wanted: str) -> list[LoggedRun]:
+        found: list[LoggedRun] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [experiment], wanted, max_results=1000, order_by=["start_time"], page_token=token
+            )
+            found += [_logged_run(run) for run in page]
+            token = page.token
+            if not token:
+                return found
+
+
+def _logged_run(run: Any) -> LoggedRun:
+    start_s = run.info.start_time / 1000
+    return LoggedRun(
+        run.info.run_id,
+        run.info.status,
+        dict(run.data.tags),
+        dict(run.data.params),
+        dict(run.data.metrics),
+        start_s,
+        (run.info.end_time or run.info.start_time) / 1000,
+    )
 
 
 def default_uri(output: Path) -> str:

@@ -8,18 +8,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adu.attention import SampleAttention
 from adu.evaluate import TestResult
 from pipeline.pictures import study_pictures
-from pipeline.summary import StudyRecord
+from pipeline.records import StudyRecord
+from pipeline.session import TestOutcome
 from tests.pipeline import records
 
 DOMAINS = ("photo", "sketch")
 
 
-def result(n: int, mem: float, for_: float) -> TestResult:
+def result(n: int, mem: float, for_: float) -> TestOutcome:
     features_NE = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
     domain_N = np.arange(n) % 2
-    return TestResult(records.scores(mem, for_), features_NE, domain_N, domain_N, 1.0)
+    scores = records.scores(mem, for_)
+    test = TestResult(scores, features_NE, domain_N, domain_N, 1.0)
+    images_NHWC = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3)).astype(np.uint8)
+    attention_NHW = np.random.default_rng(1).random((4, 2, 2))
+    sample = SampleAttention(
+        images_NHWC, attention_NHW, ("photo", "photo", "sketch", "sketch"), ("cup",) * 4
+    )
+    return TestOutcome(scores, test, 0.5, None, sample)
 
 
 def only_failures(study: StudyRecord) -> StudyRecord:
@@ -32,7 +41,7 @@ def only_failures(study: StudyRecord) -> StudyRecord:
 def test_every_picture_is_drawn(n, change):
     study = change(records.study())
     pictures = study_pictures(study, result(n, 0.9, 0.1), result(n, 0.9, 0.9), DOMAINS, "a note")
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     for name, data in pictures.items():
         with Image.open(io.BytesIO(data)) as image:
             image.load()

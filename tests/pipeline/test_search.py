@@ -179,7 +179,7 @@ def test_mlflow_has_a_run_for_everything(finished):
     pictures = {
         Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "pictures")
     }
-    names = {"mem_against_for", "history", "accuracy_by_domain", "features", "report"}
+    names = {"mem_against_for", "history", "accuracy_by_domain", "features", "report", "attention"}
     assert pictures == {f"{name}.png" for name in names}
 
 
@@ -201,7 +201,7 @@ def check_final_run(client, run):
 
 def test_pictures_are_pictures(finished):
     files = sorted((finished / "studies" / "sketch").glob("*.png"))
-    assert len(files) == 5
+    assert len(files) == 6
     for file in files:
         with Image.open(file) as image:
             assert image.width > 500
