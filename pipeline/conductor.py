@@ -42,7 +42,7 @@ from pipeline.selection import best_trial
 from pipeline.session import SESSION, TestOutcome
 from pipeline.studies import register_trials, run_study
 from pipeline.summary import SearchRecord, Timing, render_summary, write_summary
-from pipeline.tracking import Tracker, default_uri, short_name, ui_command
+from pipeline.tracking import Tracker, default_uri, model_name, short_name, ui_command
 
 EXIT_FAILED = 1
 
@@ -251,6 +251,10 @@ class Conductor:
         for final, outcome in zip(runs, outcomes, strict=True):
             # Of several seeds the first stands for its stage.
             shown.setdefault(final.stage, outcome)
+        if "best" in shown and self._plan.config.tracking.register_models:
+            name = model_name(self._plan.name, record.forget)
+            backbone = self._plan.context.backbone.name
+            tracked.model(name, shown["best"], manifest.classes, backbone)
         if "best" in shown:
             tracked.pictures(
                 lambda: self._draw(record, shown["zero_shot"], shown["best"]),

@@ -70,6 +70,9 @@ class TrackingConfig(StrictModel):
     uri: str | None = Field(
         None, description="MLflow server or database; unset: mlflow.db beside the output"
     )
+    register_models: bool = Field(
+        True, description="whether a search registers the best model of each study"
+    )
 
 
 class SearchConfig(StrictModel):

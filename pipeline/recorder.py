@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,18 @@ class TrackedStudy:
             for name, data in pictures.items():
                 storage.write_bytes(str(folder / name), data)
             tracker.log_pictures(study_run, pictures)
+
+        self.call(log)
+
+    def model(self, name: str, outcome: TestOutcome, classes: Sequence[str], backbone: str) -> None:
+        """Logs a trained model with the study's run and registers it."""
+
+        def log(tracker: Tracker, study_run: str) -> None:
+            # Brings pandas and more, which the start of a search need not wait for.
+            from pipeline.registry import log_model
+
+            assert outcome.checkpoint is not None
+            log_model(tracker.uri, study_run, name, outcome.checkpoint, classes, backbone)
 
         self.call(log)
 

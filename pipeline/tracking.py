@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -373,6 +374,11 @@ def ui_command(uri: str, output: Path) -> str:
     if uri == f"sqlite:///{Path('results').absolute() / 'mlflow.db'}":
         return "make ui"
     return f"mlflow ui --backend-store-uri {uri}"
+
+
+def model_name(search: str, forget: Sequence[str]) -> str:
+    """The name in the registry of the best model of a study."""
+    return re.sub(r"[^A-Za-z0-9_.+-]", "_", f"{search}-without-{'+'.join(forget)}")
 
 
 def short_name(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -21,10 +22,10 @@ from tests.pipeline import commands
 from tests.tiny import N_BLOCKS, tiny_backbone, tiny_manifest
 
 N_TRIALS = 6
-EPOCHS = 20
+EPOCHS = 60
 KILLS = 12
 # A start takes about half a minute, a trial some seconds.
-WORKING_S = 6.0
+WORKING_S = 4.0
 START_TIMEOUT_S = 240.0
 
 
@@ -95,17 +96,22 @@ def found(output: Path) -> dict:
     }
 
 
+def kill_driver(pid: int) -> None:
+    """The command alone: what is left of its cluster ends by itself, or is swept away later."""
+    family = psutil.Process(pid).children(recursive=True)
+    os.kill(pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def kill_tree(pid: int) -> None:
     """What the death of a whole node does."""
-    try:
-        family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
-    except psutil.NoSuchProcess:
-        return
+    family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
     for process in family:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(family, timeout=20)
 
 
@@ -144,9 +150,9 @@ def test_a_search_that_is_killed_again_and_again_finds_the_same(folder):
         if draw.random() < 0.25:
             kill_worker(process.pid, draw)
             kills += 1
-            time.sleep(draw.uniform(5, 20))
+            time.sleep(draw.uniform(0, 2 * WORKING_S))
         if process.poll() is None:
-            kill_tree(process.pid)
+            draw.choice((kill_tree, kill_driver))(process.pid)
             kills += 1
         process.communicate(timeout=60)
     assert kills >= 10, f"the search ended after {kills} kills"

@@ -85,7 +85,7 @@ def test_the_page_holds_results_charts_and_pictures_by_itself(searched, capsys):
         "Features of test images",
     ):
         assert text in page, text
-    assert page.count("<img src=\"data:image/png;base64,") == 5
+    assert page.count('<img src="data:image/png;base64,') == 5
     assert "http" not in page.replace("http-equiv", "")
     assert DOMAINS[0] in page
     client = MlflowClient(f"sqlite:///{searched.parent / 'mlflow.db'}")

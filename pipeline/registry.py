@@ -1,0 +1,98 @@
+"""Logs the best model of a study as an MLflow model, and registers it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+
+ALIAS = "best"
+
+# What the served model needs besides the copy of `adu` that goes with it.
+REQUIREMENTS = (
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "safetensors",
+    "pydantic",
+    "pyarrow",
+    "fsspec",
+    "pillow",
+    "numpy",
+    "pandas",
+)
+
+
+def log_model(
+    uri: str,
+    run_id: str,
+    name: str,
+    checkpoint: bytes,
+    classes: Sequence[str],
+    backbone: str,
+) -> str:
+    """Logs a model with a run, and registers it under a name with the alias ``best``.
+
+    It is whole: it holds a copy of `adu`, and of the backbone where that is a folder here.
+
+    Args:
+        uri: MLflow's server or database.
+        run_id: The run that it belongs to.
+        name: Its name in the registry.
+        checkpoint: What was trained.
+        classes: Names of the classes.
+        backbone: The backbone's name.
+
+    Returns:
+        Its version in the registry.
+    """
+    import adu
+
+    image = Schema([ColSpec(DataType.binary, "image")])
+    scores = Schema([ColSpec(DataType.double, name) for name in classes])
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        file = Path(folder) / "checkpoint.safetensors"
+        file.write_bytes(checkpoint)
+        artifacts = {"checkpoint": str(file)}
+        if Path(backbone).is_dir():
+            artifacts["backbone"] = backbone
+        mlflow.set_tracking_uri(uri)
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).with_name("served_model.py")),
+                artifacts=artifacts,
+                code_paths=[str(Path(adu.__file__).parent)],
+                signature=ModelSignature(inputs=image, outputs=scores),
+                pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+                registered_model_name=name,
+                await_registration_for=60,
+            )
+    number = str(logged.registered_model_version)
+    MlflowClient(uri).set_registered_model_alias(name, ALIAS, number)
+    return number
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow tells a model's every file, and asks for an example of its input."""
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
