@@ -144,9 +144,11 @@ class Conductor:
         register_trials(executors)
 
         def work(share: Executors) -> None:
+            # Final runs take any executor that is free, such as those of a share with no work left.
+            free = executors.rather(share.indices)
             with contextlib.suppress(queue.Empty):
                 while not self._interrupt.stop.is_set():
-                    self._run_one(todo.get_nowait(), share, storage, progress)
+                    self._run_one(todo.get_nowait(), share, free, storage, progress)
 
         asked = self._plan.config.resources.studies_at_once
         shares = share_out(executors, min(asked or len(executors), max(todo.qsize(), 1)))
@@ -158,6 +160,7 @@ class Conductor:
         self,
         forget: tuple[str, ...],
         executors: Executors,
+        free: Executors,
         storage: BaseStorage,
         progress: Progress,
     ) -> None:
@@ -190,7 +193,7 @@ class Conductor:
             progress.study_state(name, "failed")
             self._close_study(tracked, record, "FAILED")
         else:
-            record = self._run_finals(record, executors, progress, tracked)
+            record = self._run_finals(record, free, progress, tracked)
         with self._lock:
             self._records[forget] = record
             if record.complete:

@@ -112,6 +112,11 @@ class Executors:
         """Some of them."""
         return Executors({index: self._mailboxes[index] for index in indices})
 
+    def rather(self, indices: Sequence[int]) -> Executors:
+        """All of them, some to be tried first."""
+        others = [index for index in self._mailboxes if index not in indices]
+        return self.only([*indices, *others])
+
     @property
     def indices(self) -> tuple[int, ...]:
         """Their numbers in the pool."""

@@ -93,7 +93,11 @@ class StudyPage:
 
 def report(config: ReportConfig) -> int:
     """Writes the page, logs it, and tells where it is."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = Path(config.output).absolute()
+    if folder.is_symlink():
+        # Such as `latest`.
+        folder = folder.parent / folder.readlink()
     uri = config.tracking.uri or default_uri(folder)
     Tracker.check(config.tracking.uri)
     runs = SearchRuns(uri, unique_name(folder))
