@@ -44,6 +44,8 @@ LOGGED_PICTURES = {
     "domain",
 }
 
+WIDE = ("features.png", "attention.png")
+
 SHORTCUTS = {"output": "output", "tracking.uri": "tracking-uri", "storage": "storage"}
 
 
@@ -75,6 +77,7 @@ class Picture:
 
     title: str
     data: str
+    wide: bool
 
 
 @dataclass
@@ -193,7 +196,15 @@ def _best_options(finals: Sequence[LoggedRun], trials: Sequence[LoggedRun]) -> d
     """The chosen values of what was searched."""
     searched = {name for trial in trials for name in trial.params}
     chosen = finals[0].params if finals else {}
-    return {name: chosen[name] for name in sorted(searched) if name in chosen}
+    return {name: _short(chosen[name]) for name in sorted(searched) if name in chosen}
+
+
+def _short(value: str) -> str:
+    """A number with as many digits as a person reads; anything else as it is."""
+    try:
+        return f"{float(value):.3g}"
+    except ValueError:
+        return value
 
 
 def _accuracy(
@@ -218,11 +229,14 @@ def _pictures(run: LoggedRun, runs: SearchRuns, trials: Sequence[FrozenTrial]) -
     with tempfile.TemporaryDirectory() as folder:
         logged = runs.pictures(run.run_id, Path(folder))
         found = [
-            Picture(title, _embedded(logged[name]))
+            Picture(title, _embedded(logged[name]), wide=name in WIDE)
             for name, title in LOGGED_PICTURES.items()
             if name in logged
         ]
-    return found + [Picture(title, _embedded(data)) for title, data in study_charts(trials).items()]
+    return found + [
+        Picture(title, _embedded(data), wide="Parallel" in title)
+        for title, data in study_charts(trials).items()
+    ]
 
 
 def _embedded(png: bytes) -> str:
