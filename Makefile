@@ -9,7 +9,7 @@ PORT    ?= 5000
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-faults bench-search bench-train lint format ui lock clean
+.PHONY: help setup search test test-faults bench-search bench-sampler bench-train lint format ui lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -27,6 +27,9 @@ test-faults: $(VENV)/.dev  ## kill a search again and again (a quarter of an hou
 
 bench-search: $(VENV)/.dev  ## trials a minute, against Ray's documented pattern and no Ray
 	$(BIN)/python -m tests.benchmarks.search_speed $(ARGS)
+
+bench-sampler: $(VENV)/.dev  ## best validation H against trials, for TPE, GP and random
+	$(BIN)/python -m tests.benchmarks.sampler_quality $(ARGS)
 
 bench-train: $(VENV)/.dev  ## time a training step against the frozen forward alone
 	$(BIN)/python -m tests.benchmarks.train_speed $(ARGS)
