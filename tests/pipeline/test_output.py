@@ -142,7 +142,7 @@ def test_what_is_discarded_in_a_bucket_leaves_nothing_and_touches_nothing_else(s
 
 def test_a_bucket_that_may_not_be_written_is_named(s3, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(UserError, match="/out/.*: the access key or its secret is wrong"):
+    with pytest.raises(UserError, match="/out/.*: permission denied"):
         open_output(f"{s3}/out", IDENTITY, resume=False)
 
 
