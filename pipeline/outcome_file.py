@@ -29,6 +29,8 @@ def write_outcome(file: str, run: RunConfig, outcome: TestOutcome) -> None:
         "test": asdict(test.scores),
         "test_s": test.test_s,
         "domain_accuracy": outcome.domain_accuracy,
+        "began_s": outcome.began_s,
+        "ended_s": outcome.ended_s,
         "trained": outcome.checkpoint is not None,
     }
     attention = outcome.attention
@@ -68,6 +70,8 @@ def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:
             facts["domain_accuracy"],
             arrays["checkpoint"].tobytes() if facts["trained"] else None,
             _attention(facts, arrays),
+            facts["began_s"],
+            facts["ended_s"],
         )
 
 

@@ -29,9 +29,13 @@ SPACE = {
 
 class Listener:
     def __init__(self):
+        self.restored = []
         self.epochs = []
         self.ended = []
         self.suspended = []
+
+    def trial_restored(self, trial, scores):
+        self.restored.append((trial.number, dict(scores)))
 
     def trial_started(self, number, params):
         pass
@@ -144,6 +148,9 @@ def test_a_study_that_is_opened_again_has_its_records_and_no_zombies(study):
     again = search(study)
     assert [record.number for record in again.records] == [0, 1]
     assert again.records == first.records
+    # MLflow may not have heard of them all.
+    curves = {number: list(scores) for number, scores in again._listener.restored}
+    assert curves == {0: [1, 2, 3, 4], 1: [1, 2]}
     states = [trial.state for trial in stored(study)]
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING]
 
