@@ -28,6 +28,7 @@ from pipeline.executor import ExecutorPool, Executors, check_runs, count_executo
 from pipeline.finals import FinalRun, FinalRunFailedError, final_runs, mean_scores, run_finals
 from pipeline.interrupt import Interrupt
 from pipeline.output import Output, unique_name
+from pipeline.patience import patiently
 from pipeline.plan import Plan, study_name
 from pipeline.progress import Progress, trial_key
 from pipeline.recorder import Background, TrackedStudy
@@ -243,8 +244,9 @@ class Conductor:
     def _close_output(self, record: StudyRecord) -> None:
         """Writes down that a study is finished."""
         name = study_name(record.forget)
+        file = self._output.study_file(name)
         try:
-            write_study_record(record, self._output.study_file(name))
+            patiently(file, lambda: write_study_record(record, file))
             self._output.forget_unfinished(name)
         except UserError as error:
             self._failures.append(f"{name}: its record could not be written: {error}")

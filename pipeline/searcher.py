@@ -13,6 +13,7 @@ objectives, and forgets what ran when its process dies. This one does none of th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
@@ -29,6 +30,7 @@ from ray.tune.search import Searcher
 
 from adu import storage
 from adu.config import StrictModel
+from adu.errors import UserError
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
 from pipeline.mailbox import Event
@@ -242,8 +244,9 @@ class StudySearch(Searcher):
         live.trial.set_user_attr(RECORD, json.dumps(asdict(record)))
         self._tell(live.trial.number, record)
         self._study.commit()
-        # Until here it could have gone on from there.
-        storage.remove(self._savepoint(record.number))
+        # Until here it could have gone on from there. One that is left is never read.
+        with contextlib.suppress(UserError):
+            storage.remove(self._savepoint(record.number))
         self.records.append(record)
         self._listener.trial_ended(record)
 

@@ -10,6 +10,7 @@ import pytest
 from adu import storage
 from adu.errors import UserError
 from pipeline import output as output_module
+from pipeline import patience
 from pipeline.lease import LeaseLostError
 from pipeline.output import open_output, point_latest
 
@@ -159,12 +160,12 @@ def test_a_store_that_is_away_is_waited_for_and_then_given_up(s3, monkeypatch):
         real(url, data)
 
     monkeypatch.setattr(storage, "write_bytes", away)
-    monkeypatch.setattr(output_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(patience, "RETRY_S", 0.01)
     output.commit()
     assert len(attempts) == 3
     output.journal.write_text("line\nline\n")
     attempts.clear()
-    monkeypatch.setattr(output_module, "OUTAGE_S", 0.0)
+    monkeypatch.setattr(patience, "OUTAGE_S", 0.0)
     with pytest.raises(output_module.OutputLostError, match="cannot connect"):
         output.commit()
     output.discard()

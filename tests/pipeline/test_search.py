@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,7 +22,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from PIL import Image
 
-from pipeline import evaluate
+from adu import storage
+from pipeline import evaluate, report
+from pipeline.output import fetch_journal
 from pipeline.search import main
 from tests.pipeline import commands
 from tests.tiny import DOMAINS, N_BLOCKS, tiny_backbone, tiny_manifest
@@ -298,6 +303,54 @@ def states(output: Path) -> list[str]:
         return []
 
 
+def test_a_search_in_a_bucket_goes_on_on_a_new_machine(data, tmp_path, s3):
+    """Of the machine that it was started on nothing is left, as after the loss of a pod."""
+    output, uri = f"{s3}/searches/one", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    values = config(data, epochs=12, trials=3) | {"output": output, "tracking": {"uri": uri}}
+    values["search"]["scheduler"] = "none"
+    values |= {"final": {"seeds": [0]}, "resources": {"executors": 1}}
+    arguments = ["--config", write_config(tmp_path / "search.yaml", values), "--resume-or-start"]
+    # Not below tmp_path: names of Ray's sockets must be short.
+    disk = Path(tempfile.mkdtemp(prefix="disk-"))
+    process = commands.start("search.py", arguments, TMPDIR=str(disk))
+    savepoints = f"{output}/unfinished/sketch/trials"
+    # Its first trial has ended, its second has begun.
+    wait_for(lambda: storage.list_names(savepoints) == ["1"], process, 240)
+    family = psutil.Process(process.pid).children(recursive=True)
+    for member in [*family, process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.communicate()
+    shutil.rmtree(disk)
+    before = trials_in_bucket(output, tmp_path)
+    assert [trial.state.name for trial in before] == ["COMPLETE", "RUNNING"]
+
+    code, out, err = commands.run("search.py", arguments)
+    assert code == 0, out + err
+    after = trials_in_bucket(output, tmp_path)
+    assert [(trial.number, trial.state.name) for trial in after] == [
+        (number, "COMPLETE") for number in range(3)
+    ]
+    assert after[0].user_attrs == before[0].user_attrs, "a finished trial was run again"
+    assert after[1].params == before[1].params
+    summary = json.loads(storage.read_bytes(f"{output}/summary.json"))
+    assert (summary["studies"][0]["complete"], summary["tracking_uri"]) == (True, uri)
+    assert set(storage.list_names(output)) >= {"search.json", "ray.log", "studies"}
+    assert ".lock" not in storage.list_names(output)
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    stages = sorted(run.data.tags["stage"] for run in runs)
+    assert stages == sorted([*STAGES, "study", *["trial"] * 3])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert report.main(["--output", output, "--tracking-uri", uri]) == 0
+    assert storage.read_bytes(f"{output}/report.html").startswith(b"<!doctype html>")
+
+
+def trials_in_bucket(output: str, folder: Path) -> list[optuna.trial.FrozenTrial]:
+    fetch_journal(output, folder)
+    return optuna_trials(folder)
+
+
 def wait_for(happened, process, timeout_s: float = 150) -> None:
     deadline = time.monotonic() + timeout_s
     while not happened():
@@ -340,6 +393,7 @@ def refused(capsys, *arguments) -> str:
         ({"method": {"name": "erase"}}, "erase"),
         ({"space.method.colour": {"low": 1, "high": 2, "default": 1}}, "method.colour"),
         ({"tracking.uri": "http://127.0.0.1:9"}, "tracking.uri http://127.0.0.1:9: no MLflow"),
+        ({"output": "s3://bucket/out"}, "tracking.uri: must be set where the output is a URL"),
         ({"output": "/proc/search"}, "output /proc/search: cannot be written"),
         ({"resources.executors": 5000}, "5000 executors of 1 worker need 5000 x 1 CPU"),
     ],
