@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import subprocess
 import threading
 import time
@@ -24,9 +23,10 @@ from adu.metrics import Scores
 from adu.trainer import EpochReport
 from pipeline.cluster import connect
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK
-from pipeline.executor import ExecutorPool, Executors, check_runs, count_executors
+from pipeline.executor import ExecutorPool, check_runs, count_executors
 from pipeline.finals import FinalRun, FinalRunFailedError, final_runs, mean_scores, run_finals
 from pipeline.interrupt import Interrupt
+from pipeline.leases import Executors, Share, Turns
 from pipeline.output import Output, unique_name
 from pipeline.patience import patiently
 from pipeline.plan import Plan, study_name
@@ -82,6 +82,7 @@ class Conductor:
         self._overheads_s: dict[int, list[float]] = {}
         self._records: dict[tuple[str, ...], StudyRecord] = {}
         self._failures: list[str] = []
+        self._without_executors = False
         self._tags: dict[str, str] = {}
         # From then on there is something in the output that must not be lost.
         self.has_begun = False
@@ -118,8 +119,16 @@ class Conductor:
                 self._background.flush()
                 progress.message("")
                 self.has_begun = True
+
+                def heard(news: str) -> None:
+                    progress.executors(len(pool.executors), news)
+
+                pool.listen(heard, self._interrupt.stop.set)
                 with self._interrupt.graceful(pool.interrupt):
-                    self._run_studies(pool.executors, studies, progress)
+                    self._run_studies(pool, studies, progress)
+            if pool.failure is not None:
+                self._without_executors = True
+                self._failures.append(f"{pool.failure}; go on with --resume")
             self._finish_tracking()
             self._write_summary()
             return self._conclude()
@@ -135,9 +144,9 @@ class Conductor:
         self._records = {forget: read_study_record(file) for forget, file in files.items()}
         return True
 
-    def _run_studies(self, executors: Executors, studies: BaseStorage, progress: Progress) -> None:
+    def _run_studies(self, pool: ExecutorPool, studies: BaseStorage, progress: Progress) -> None:
         """Runs what is left: side by side, each on its share of the executors."""
-        todo: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
+        todo: list[tuple[str, ...]] = []
         for forget in self._plan.forget_sets:
             file = self._output.study_file(study_name(forget))
             if storage.exists(file):
@@ -145,27 +154,26 @@ class Conductor:
                 progress.study_restored(study_name(forget), record.trials)
                 progress.study_state(study_name(forget), "done")
             else:
-                todo.put(forget)
+                todo.append(forget)
 
-        register_trials(executors)
+        register_trials(pool.mailboxes)
+        at_once = self._plan.config.resources.studies_at_once
+        turns = Turns(pool.executors, len(todo), at_once, self._interrupt.stop)
 
-        def work(share: Executors) -> None:
-            # Final runs take any executor that is free, such as those of a share with no work left.
-            free = executors.rather(share.indices)
-            with contextlib.suppress(queue.Empty):
-                while not self._interrupt.stop.is_set():
-                    self._run_one(todo.get_nowait(), share, free, studies, progress)
+        def work(number: int, forget: tuple[str, ...]) -> None:
+            with turns.take(number, study_name(forget)) as share:
+                if not self._interrupt.stop.is_set():
+                    # Final runs take any executor that is free.
+                    self._run_one(forget, share, pool.executors, studies, progress)
 
-        asked = self._plan.config.resources.studies_at_once
-        shares = share_out(executors, min(asked or len(executors), max(todo.qsize(), 1)))
-        with ThreadPoolExecutor(len(shares)) as threads:
-            for future in [threads.submit(work, share) for share in shares]:
+        with ThreadPoolExecutor(max(len(todo), 1)) as threads:
+            for future in [threads.submit(work, *each) for each in enumerate(todo)]:
                 future.result()
 
     def _run_one(
         self,
         forget: tuple[str, ...],
-        executors: Executors,
+        executors: Share,
         free: Executors,
         studies: BaseStorage,
         progress: Progress,
@@ -304,7 +312,7 @@ class Conductor:
         self._console.print(render_summary(record, self._output.url, ui))
         for failure in self._failures:
             self._console.print(f"failed    {failure}", highlight=False, soft_wrap=True)
-        if record.interrupted:
+        if record.interrupted and not self._without_executors:
             return EXIT_INTERRUPTED
         return EXIT_FAILED if self._failures else EXIT_OK
 
@@ -431,12 +439,6 @@ class _Listeners(StudyListener):
     def trial_suspended(self, number: int) -> None:
         self._tracked.trial_suspended(number)
         self._progress.run_ended(self._study, trial_key(number))
-
-
-def share_out(executors: Executors, n_shares: int) -> list[Executors]:
-    """Executors in shares that differ by one at most."""
-    indices = executors.indices
-    return [executors.only(indices[i::n_shares]) for i in range(min(n_shares, len(indices)))]
 
 
 def code_version() -> dict[str, str]:

@@ -2,31 +2,44 @@
 
 Starting a worker group takes tens of seconds, a few-shot run about as long; so the groups of a
 pool stay, with their process group, frozen backbone and decoded images, and only the run's
-configuration changes. What a run *is*, they do not know: see `pipeline.worker.Session`.
+configuration changes. What a run *is*, they do not know: see `pipeline.worker.Session`. Who uses
+which executor, `pipeline.leases` says.
 
-This module imports neither torch nor ray.train until it needs them: trial clients import it too.
+A pool follows its cluster: it starts with the first executor that is ready, grows when a node
+joins, and when one dies its executors start again wherever there is room, while what ran on them
+goes on with others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import threading
 import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adu.config import StrictModel
 from adu.errors import UserError
 from pipeline.cluster import EXECUTOR_THREAD
-from pipeline.mailbox import Command, Event, Mailbox
+from pipeline.leases import Executors, State
+from pipeline.mailbox import MAX_CALLS, Command, Event, Mailboxes, MailboxLink, Phase, Workers
 from pipeline.worker import WorkerSetup, one_line, serve
 
-LEASE_RETRY_S = 0.05
+# How often a pool looks at the nodes of its cluster.
+LOOK_S = 1.0
+
+STATES: dict[Phase, State] = {
+    "starting": "starting",
+    "ready": "ready",
+    "broken": "gone",
+    "closed": "gone",
+}
 
 
 class ResourcesConfig(StrictModel):
@@ -36,10 +49,25 @@ class ResourcesConfig(StrictModel):
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores, and torch threads, of a worker")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of a worker; a fraction shares one")
     executors: int | None = Field(None, ge=1, description="trials at once; unset: as many as fit")
+    autoscale: bool = Field(
+        False,
+        description="the cluster grows to what is asked for: begin with the first executor that "
+        "is there (needs 'executors')",
+    )
     studies_at_once: int | None = Field(
         None, ge=1, description="studies side by side; unset: as many as there are executors"
     )
-    start_timeout_s: float = Field(600, gt=0, description="longest wait for the workers to start")
+    start_timeout_s: float = Field(
+        600,
+        gt=0,
+        description="longest wait for the workers of a first executor, or of any if all are lost",
+    )
+
+    @model_validator(mode="after")
+    def _scale_to_a_number(self) -> ResourcesConfig:
+        if self.autoscale and self.executors is None:
+            raise ValueError("autoscale needs executors: how many to ask the cluster for")
+        return self
 
 
 def count_executors(resources: ResourcesConfig, nodes: Sequence[dict[str, float]]) -> int:
@@ -50,15 +78,14 @@ def count_executors(resources: ResourcesConfig, nodes: Sequence[dict[str, float]
         nodes: Resources of each node, with Ray's names (``CPU``, ``GPU``).
 
     Raises:
-        UserError: If not even one fits, or not as many as asked for, with the arithmetic.
+        UserError: If not even one fits, or not as many as asked for, with the arithmetic; never
+            if the cluster is to grow.
     """
-    need = {"CPU": float(resources.cpus_per_worker), "GPU": resources.gpus_per_worker}
-    need = {name: amount for name, amount in need.items() if amount}
-    workers = sum(_fits(need, node) for node in nodes)
-    fit = workers // resources.workers_per_trial
+    fit = _fitting(resources, nodes)
     wanted = resources.executors or max(fit, 1)
-    if fit >= wanted:
+    if fit >= wanted or resources.autoscale:
         return wanted
+    need = _need(resources)
     total = {name: sum(node.get(name, 0) for node in nodes) for name in need}
     n = resources.workers_per_trial
     asked = " and ".join(f"{wanted * n} x {amount:g} {name}" for name, amount in need.items())
@@ -70,77 +97,19 @@ def count_executors(resources: ResourcesConfig, nodes: Sequence[dict[str, float]
     )
 
 
+def _fitting(resources: ResourcesConfig, nodes: Sequence[dict[str, float]]) -> int:
+    need = _need(resources)
+    return sum(_fits(need, node) for node in nodes) // resources.workers_per_trial
+
+
+def _need(resources: ResourcesConfig) -> dict[str, float]:
+    need = {"CPU": float(resources.cpus_per_worker), "GPU": resources.gpus_per_worker}
+    return {name: amount for name, amount in need.items() if amount}
+
+
 def _fits(need: dict[str, float], node: dict[str, float]) -> int:
     # A little slack, since 0.1 * 10 is not quite 1.
     return int(min(node.get(name, 0) / amount + 1e-6 for name, amount in need.items()))
-
-
-class Lease:
-    """One caller's hold of one executor."""
-
-    def __init__(self, index: int, mailbox: Any, tenant: str) -> None:
-        self.index = index
-        self._mailbox = mailbox
-        self._tenant = tenant
-        self._run_id = ""
-
-    def start(self, command: Command) -> None:
-        """Sets a run going; one that is still in flight is stopped."""
-        self._run_id = command.run_id
-        ray.get(self._mailbox.post.remote(command))
-
-    def advance(self) -> Event:
-        """Lets the run go on and waits for what happens next."""
-        event: Event = ray.get(self._mailbox.advance.remote(self._run_id))
-        return event
-
-    def release(self) -> None:
-        """Gives the executor back."""
-        ray.get(self._mailbox.release.remote(self._tenant))
-
-
-class Executors:
-    """The executors of a pool as any process sees them; picklable."""
-
-    def __init__(self, mailboxes: Mapping[int, Any]) -> None:
-        self._mailboxes = dict(mailboxes)
-
-    def __len__(self) -> int:
-        return len(self._mailboxes)
-
-    def only(self, indices: Sequence[int]) -> Executors:
-        """Some of them."""
-        return Executors({index: self._mailboxes[index] for index in indices})
-
-    def rather(self, indices: Sequence[int]) -> Executors:
-        """All of them, some to be tried first."""
-        others = [index for index in self._mailboxes if index not in indices]
-        return self.only([*indices, *others])
-
-    @property
-    def indices(self) -> tuple[int, ...]:
-        """Their numbers in the pool."""
-        return tuple(self._mailboxes)
-
-    def lease(self) -> Lease:
-        """Waits for a free executor and takes it.
-
-        Raises:
-            RuntimeError: If none is left that works.
-        """
-        tenant = uuid.uuid4().hex
-        context = ray.get_runtime_context()
-        actor = context.current_actor if context.get_actor_id() else None
-        while True:
-            gone = 0
-            for index, mailbox in self._mailboxes.items():
-                answer = ray.get(mailbox.lease.remote(tenant, actor))
-                if answer == "leased":
-                    return Lease(index, mailbox, tenant)
-                gone += answer == "gone"
-            if gone == len(self._mailboxes):
-                raise RuntimeError("no executor is left")
-            time.sleep(LEASE_RETRY_S)
 
 
 def check_runs(executors: Executors, runs: Sequence[dict[str, Any]]) -> None:
@@ -161,10 +130,10 @@ def check_runs(executors: Executors, runs: Sequence[dict[str, Any]]) -> None:
 
 
 class ExecutorPool:
-    """Starts executors, once, and owns them until it is closed.
+    """Starts executors, and owns them until it is closed.
 
-    Each executor is a mailbox actor and one endless ``TorchTrainer`` run, whose ``fit`` waits in
-    a thread of this process.
+    Each executor is a mailbox and one endless ``TorchTrainer`` run, whose ``fit`` waits in a thread
+    of this process. Another thread watches them and the cluster.
     """
 
     def __init__(
@@ -178,98 +147,204 @@ class ExecutorPool:
         self._config = config
         self._resources = resources
         self._folder = tempfile.mkdtemp(prefix="adu-train-")
-        self._started_at = 0.0
+        # Beside the driver: mailboxes that go down with their node would take the runs with them.
         node_id = ray.get_runtime_context().get_node_id()
-        # Beside the driver: a mailbox that goes down with its node would take the run with it.
-        mailbox_class: Any = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node_id})(
-            Mailbox
+        mailboxes_class: Any = ray.remote(Mailboxes)
+        self.mailboxes = mailboxes_class.options(
+            num_cpus=0, max_concurrency=MAX_CALLS, label_selector={"ray.io/node-id": node_id}
+        ).remote(resources.workers_per_trial)
+        self.executors = Executors()
+        self._first = n_executors
+        self._crew: dict[int, _Executor] = {}
+        self._started_at = 0.0
+        self._without_since = 0.0
+        self._closing = threading.Event()
+        self._changed = threading.Condition()
+        self._failure: UserError | RuntimeError | None = None
+        self._tell: Callable[[str], None] = lambda _: None
+        self._on_failure: Callable[[], None] = lambda: None
+        self._watcher = threading.Thread(
+            target=self._watch, daemon=True, name=f"{EXECUTOR_THREAD}-watcher"
         )
-        self._mailboxes = [
-            mailbox_class.remote(resources.workers_per_trial) for _ in range(n_executors)
-        ]
-        self._threads = [
-            threading.Thread(
-                target=self._fit,
-                args=(index,),
-                daemon=True,
-                name=f"{EXECUTOR_THREAD}-{index}",
-            )
-            for index in range(n_executors)
-        ]
 
     @property
-    def executors(self) -> Executors:
-        """The executors, for callers in any process."""
-        return Executors(dict(enumerate(self._mailboxes)))
+    def failure(self) -> UserError | RuntimeError | None:
+        """Why there are no executors, and will be none."""
+        return self._failure
 
     def start(self) -> None:
-        """Starts all executors in the background."""
-        self._started_at = time.monotonic()
-        for thread in self._threads:
-            thread.start()
+        """Starts executors in the background."""
+        self._started_at = self._without_since = time.monotonic()
+        for _ in range(self._first):
+            self._add()
+        self._watcher.start()
 
     def wait_ready(self) -> float:
-        """Waits until every executor's workers are ready.
+        """Waits until the workers of a first executor are ready.
 
         Returns:
             Seconds since `start`.
 
         Raises:
-            UserError: If the session cannot be opened because of what the user gave, or the
-                workers do not start in time.
+            UserError: If the session cannot be opened because of what the user gave, or no workers
+                start in time.
         """
-        timeout_s = self._resources.start_timeout_s
-        deadline = self._started_at + timeout_s
-        waiting = list(self._mailboxes)
-        while waiting:
-            # In short turns, so that Ctrl-C is not kept waiting.
-            phase, trouble = ray.get(waiting[0].wait_ready.remote(0.5))
-            if phase == "broken":
-                raise (
-                    UserError(trouble.error) if trouble.user_error else RuntimeError(trouble.error)
-                )
-            if phase != "starting":
-                waiting.pop(0)
-            elif time.monotonic() > deadline:
-                raise UserError(self._late(timeout_s))
+        # In short turns, so that Ctrl-C is not kept waiting.
+        while not self.executors.n_ready and self._failure is None:
+            with self._changed:
+                self._changed.wait(0.5)
+        if self._failure is not None:
+            raise self._failure
         return time.monotonic() - self._started_at
+
+    def listen(self, tell: Callable[[str], None], on_failure: Callable[[], None]) -> None:
+        """Names who wants to know what happens; called in a thread of the pool.
+
+        Args:
+            tell: Is given a line when executors come or go.
+            on_failure: Called once, if no executor is left and none has come back in time.
+        """
+        self._tell, self._on_failure = tell, on_failure
+        if self._failure is not None:
+            on_failure()
 
     def interrupt(self) -> None:
         """Ends all runs at once, for their callers; the executors take no more."""
-        for mailbox in self._mailboxes:
-            mailbox.interrupt.remote()
+        self.executors.interrupt()
+        for executor in list(self._crew.values()):
+            executor.link.send("interrupt")
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Shuts the executors down, and waits for that as long as it may."""
-        for mailbox in self._mailboxes:
-            mailbox.close.remote()
+        self._closing.set()
+        if self._watcher.ident is not None:
+            self._watcher.join(timeout_s)
+        for executor in self._crew.values():
+            executor.link.send("close")
         deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(deadline - time.monotonic(), 0))
+        for executor in self._crew.values():
+            executor.thread.join(max(deadline - time.monotonic(), 0))
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    # The watcher.
+
+    def _watch(self) -> None:
+        """Follows the executors' workers, and the nodes that come and go."""
+        looked_at = 0.0
+        try:
+            while not self._closing.is_set():
+                self._hear_news()
+                if time.monotonic() - looked_at > LOOK_S:
+                    # A cluster whose GCS is restarting does not answer; its workers go on.
+                    with contextlib.suppress(Exception):
+                        self._look_at_nodes()
+                    looked_at = time.monotonic()
+                self._judge()
+        except Exception as error:
+            self._fail(RuntimeError(f"executors are no longer watched: {one_line(error)}"))
+
+    def _hear_news(self) -> None:
+        """Takes note of what has become of workers, waiting a little for it."""
+        news = {executor.news: executor for executor in self._crew.values()}
+        ready, _ = ray.wait(list(news), timeout=LOOK_S)
+        for reference in ready:
+            executor = news[reference]
+            workers: Workers = ray.get(reference)
+            before, executor.workers = executor.phase, workers
+            executor.news = executor.link.send("workers", workers.version)
+            self.executors.turn(executor.link.index, STATES[workers.phase])
+            if workers.phase != before and not self._closing.is_set():
+                self._tell(self._described(executor))
+            with self._changed:
+                self._changed.notify_all()
+
+    def _look_at_nodes(self) -> None:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        alive = {node["NodeID"] for node in nodes}
+        for executor in self._crew.values():
+            workers = executor.workers
+            if workers and workers.phase == "ready" and not alive.issuperset(workers.nodes):
+                self.executors.turn(executor.link.index, "starting")
+                executor.link.send("lose", workers.group)
+        fit = _fitting(self._resources, [node["Resources"] for node in nodes])
+        wanted = self._resources.executors or fit
+        if self._resources.autoscale:
+            self.executors.plan(wanted)
+            return
+        while len(self._crew) < min(fit, wanted) and not self.executors.interrupted:
+            self._add()
+        self.executors.plan(max(min(fit, len(self._crew)), 1))
+
+    def _judge(self) -> None:
+        """Gives up if there is no executor, and none to be expected."""
+        if self.executors.n_ready:
+            self._without_since = time.monotonic()
+            return
+        known = [executor.workers for executor in self._crew.values() if executor.workers]
+        broken = [workers.trouble for workers in known if workers.phase == "broken"]
+        timeout_s = self._resources.start_timeout_s
+        if broken and (len(broken) == len(self._crew) or self._never_ready()):
+            error, user_error = broken[0].error or "", broken[0].user_error
+            self._fail(UserError(error) if user_error else RuntimeError(error))
+        elif time.monotonic() - self._without_since > timeout_s:
+            self._fail(UserError(self._late(timeout_s)))
+
+    def _described(self, executor: _Executor) -> str:
+        what = {
+            "ready": "is ready",
+            "starting": "lost its node and starts again where there is room",
+            "broken": "cannot start",
+        }.get(executor.phase, "has ended")
+        at_work = f"{self.executors.n_ready} of {len(self.executors)}"
+        return f"executor {executor.link.index} {what}; {at_work} executors at work"
+
+    def _never_ready(self) -> bool:
+        return not any(e.workers and e.workers.group for e in self._crew.values())
+
+    def _fail(self, failure: UserError | RuntimeError) -> None:
+        if self._failure is None:
+            self._failure = failure
+            self._closing.set()
+            # First, so that nobody takes the end of all runs for that of a study.
+            self._on_failure()
+            self.executors.interrupt()
+        with self._changed:
+            self._changed.notify_all()
 
     def _late(self, timeout_s: float) -> str:
         asked = self._resources
+        none = "not ready" if self._never_ready() else "all lost, and none back"
         return (
-            f"resources: executors not ready within {timeout_s:g} s: asked for "
-            f"{len(self._mailboxes)} x {asked.workers_per_trial} workers of "
+            f"resources: executors {none} within {timeout_s:g} s: asked for "
+            f"{max(len(self._crew), self._first)} x {asked.workers_per_trial} workers of "
             f"{asked.cpus_per_worker} CPU and {asked.gpus_per_worker:g} GPU, "
             f"free in the cluster: {_brief(ray.available_resources())}"
         )
 
-    def _fit(self, index: int) -> None:
-        mailbox = self._mailboxes[index]
+    # Executors.
+
+    def _add(self) -> None:
+        """Starts an executor."""
+        index = len(self._crew)
+        link = MailboxLink(self.mailboxes, index)
+        thread = threading.Thread(
+            target=self._fit, args=(link,), daemon=True, name=f"{EXECUTOR_THREAD}-{index}"
+        )
+        self._crew[index] = _Executor(link, thread, link.send("workers", 0))
+        self.executors.add(link)
+        thread.start()
+
+    def _fit(self, link: MailboxLink) -> None:
         try:
-            self._trainer(index, mailbox).fit()
+            self._trainer(link).fit()
         except SystemExit:
             # How Ray tells a waiting thread that this process has left the cluster.
             return
         except Exception as error:
-            failure = Event("failed", error=f"executor {index}: {one_line(error)}")
-            mailbox.break_down.remote(failure)
+            failure = Event("failed", error=f"executor {link.index}: {one_line(error)}")
+            link.send("break_down", failure)
 
-    def _trainer(self, index: int, mailbox: Any) -> Any:
+    def _trainer(self, link: MailboxLink) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
         from pipeline.warm_trainer import WarmTrainer
@@ -281,9 +356,7 @@ class ExecutorPool:
         return WarmTrainer(
             serve,
             train_loop_config={
-                "setup": WorkerSetup(
-                    self._session, self._config, resources.cpus_per_worker, mailbox
-                )
+                "setup": WorkerSetup(self._session, self._config, resources.cpus_per_worker, link)
             },
             scaling_config=ScalingConfig(
                 num_workers=resources.workers_per_trial,
@@ -292,11 +365,25 @@ class ExecutorPool:
             ),
             # Restarts are counted by the mailbox, for each run.
             run_config=RunConfig(
-                name=f"executor-{index}",
+                name=f"executor-{link.index}",
                 storage_path=self._folder,
                 failure_config=FailureConfig(max_failures=-1),
             ),
         )
+
+
+@dataclass
+class _Executor:
+    """What a pool knows of one of its executors; `news` is a reference to what comes next."""
+
+    link: MailboxLink
+    thread: threading.Thread
+    news: Any
+    workers: Workers | None = None
+
+    @property
+    def phase(self) -> str:
+        return self.workers.phase if self.workers else "starting"
 
 
 def _brief(amounts: dict[str, float]) -> str:

@@ -19,7 +19,7 @@ from adu.methods.baseline import BaselineConfig, PromptConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
-from pipeline.executor import Executors, Lease
+from pipeline.leases import Executors, Lease
 from pipeline.mailbox import Command, Event
 from pipeline.outcome_file import read_outcome, write_outcome
 from pipeline.session import TestOutcome, epoch_report
@@ -110,7 +110,8 @@ def run_finals(
         return outcome
 
     distinct = list({final.run.model_dump_json(): final for final in runs}.items())
-    with ThreadPoolExecutor(len(executors)) as threads:
+    # Each waits for an executor in a thread of its own: there may be more of them soon.
+    with ThreadPoolExecutor(len(distinct)) as threads:
         pending = {
             key: threads.submit(run_one, f"{study}/final-{i}", final)
             for i, (key, final) in enumerate(distinct)

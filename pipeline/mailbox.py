@@ -2,17 +2,17 @@
 
 Kept free of torch, pandas and the like: every process that talks to an executor imports it.
 
-A caller leases an executor, posts a `Command` and then asks for one `Event` after another. The
-workers' rank 0 takes the command, reports each epoch and waits until it is told to go on, so that
-a run that is stopped wastes nothing. The mailbox remembers the last epoch's state: workers that
-were restarted are given the command in flight again, with that state, and the caller sees one run.
+A caller that holds an executor's lease (`pipeline.leases`) posts a `Command` and then asks for one
+`Event` after another. The workers' rank 0 takes the command, reports each epoch and waits until it
+is told to go on, so that a run that is stopped wastes nothing. The mailbox remembers the last
+epoch's state: workers that were restarted are given the command in flight again, with that state,
+and the caller sees one run.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,8 +25,10 @@ MAX_RESTARTS = 3
 # How long ranks are waited for after one of them has raised (see `Mailbox.fail`).
 FAILURE_WINDOW_S = 5.0
 
-# How often a mailbox looks whether the caller that holds a wanted executor still lives.
-PROBE_INTERVAL_S = 5.0
+# Of the actor that holds a pool's mailboxes: each executor has up to four calls that wait in it.
+MAX_CALLS = 100_000
+
+Phase = Literal["starting", "ready", "broken", "closed"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Command:
         state: Training state to go on from; None to start afresh.
         savepoint: File or URL where the last epoch is kept; if it is there already, the run goes
             on from it.
+        epochs: The reports of the epochs that led to `state`.
     """
 
     run_id: str
@@ -48,6 +51,7 @@ class Command:
     kind: Literal["train", "test", "check"] = "train"
     state: bytes | None = None
     savepoint: str | None = None
+    epochs: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,24 +59,84 @@ class Event:
     """What has become of a run.
 
     Attributes:
-        kind: ``epoch`` is followed by more; after any other the run is over.
+        kind: ``epoch`` is followed by more; after any other the run is over, here at least: one
+            that was ``lost`` with its executor's node goes on elsewhere.
         epoch: The epoch's report as plain values (kind ``epoch``).
         before: The reports of the epochs before it, if the run has just gone on from a savepoint.
         result: What the run gave (kind ``done``).
         error: Why it failed, in one line (kind ``failed``).
         user_error: Whether that is a mistake of the user's.
+        command: How to go on elsewhere (kind ``lost``).
     """
 
-    kind: Literal["epoch", "done", "failed", "interrupted"]
+    kind: Literal["epoch", "done", "failed", "interrupted", "lost"]
     epoch: dict[str, Any] | None = None
     before: tuple[dict[str, Any], ...] = ()
     result: bytes | None = None
     error: str | None = None
     user_error: bool = False
+    command: Command | None = None
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What a mailbox knows of its executor's workers.
+
+    Attributes:
+        version: Grows with every change.
+        phase: What they are about.
+        group: Number of the group that entered last.
+        nodes: Ray's ids of the nodes that it is on.
+        trouble: Why there are none (phase ``broken``).
+    """
+
+    version: int
+    phase: Phase
+    group: int
+    nodes: tuple[str, ...]
+    trouble: Event
+
+
+class Mailboxes:
+    """The mailboxes of a pool: one Ray actor for all, as a process each would cost 70 MB.
+
+    Args:
+        n_workers: Workers of each executor.
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        self._mailboxes: defaultdict[int, Mailbox] = defaultdict(lambda: Mailbox(n_workers))
+
+    async def call(self, index: int, method: str, *arguments: Any) -> Any:
+        """Calls a method of a mailbox, which is there from its first call."""
+        return await getattr(self._mailboxes[index], method)(*arguments)
+
+
+@dataclass(frozen=True)
+class MailboxLink:
+    """A mailbox as seen from other processes.
+
+    Attributes:
+        actor: Handle of the `Mailboxes`.
+        index: Number of the executor.
+    """
+
+    actor: Any
+    index: int
+
+    def send(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of the mailbox without waiting; a reference to what it gives."""
+        return self.actor.call.remote(self.index, method, *arguments)
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of the mailbox and waits for what it gives."""
+        import ray
+
+        return ray.get(self.send(method, *arguments))
 
 
 class Mailbox:
-    """An executor's front door: a Ray actor whose methods are coroutines of one event loop.
+    """An executor's front door; its methods are coroutines of one event loop.
 
     Between two awaits nothing else runs, so there are no locks; whoever waits does so in
     `_until` and is woken by every change.
@@ -81,11 +145,13 @@ class Mailbox:
     def __init__(self, n_workers: int) -> None:
         self._n_workers = n_workers
         self._changed = asyncio.Condition()
-        self._phase: Literal["starting", "ready", "broken", "closed"] = "starting"
+        self._phase: Phase = "starting"
         self._trouble = Event("failed", error="")
-        self._tenant: str | None = None
-        self._tenant_actor: Any = None
-        self._next_probe_at = 0.0
+        self._version = 0
+        self._nodes: tuple[str, ...] = ()
+        self._lost = False
+        # The last command's run, whose events these are.
+        self._run_id = ""
         # The command in flight, what is known of it, and whether workers have it.
         self._command: Command | None = None
         self._events: deque[Event] = deque()
@@ -100,23 +166,28 @@ class Mailbox:
 
     # Called by whoever starts executors.
 
-    async def wait_ready(self, timeout_s: float) -> tuple[str, Event]:
-        """Waits until the workers are ready or cannot be.
-
-        Returns:
-            The phase, and what is wrong if it is ``broken``.
-        """
-        await self._until(lambda: self._phase != "starting", timeout_s)
-        return self._phase, self._trouble
+    async def workers(self, seen: int) -> Workers:
+        """Waits until there is news of the workers since a version."""
+        await self._until(lambda: self._version > seen)
+        return Workers(self._version, self._phase, self._group, self._nodes, self._trouble)
 
     async def break_down(self, failure: Event) -> None:
         """The workers cannot be started, or are gone for good."""
-        self._phase, self._trouble = "broken", failure
+        self._trouble = failure
+        self._turn("broken")
         await self._end_command(failure)
+
+    async def lose(self, group: int) -> None:
+        """A group's node is gone, and who knows when others start: its run goes on elsewhere."""
+        if group != self._group or self._phase != "ready":
+            return
+        self._lost = True
+        self._turn("starting")
+        await self._end_command(Event("lost", command=self._resumable()))
 
     async def close(self) -> None:
         """Lets the workers go home."""
-        self._phase = "closed"
+        self._turn("closed")
         await self._end_command(Event("interrupted"))
 
     async def interrupt(self) -> None:
@@ -126,46 +197,28 @@ class Mailbox:
 
     # Called by callers.
 
-    async def lease(self, tenant: str, actor: Any = None) -> Literal["leased", "busy", "gone"]:
-        """Takes the executor for one caller, if it is free.
-
-        Args:
-            tenant: Unique name of the caller.
-            actor: The caller's own actor handle, if it is an actor: one that has died loses its
-                lease.
-        """
-        if self._phase in ("broken", "closed"):
-            return "gone"
-        if self._tenant is not None and await self._tenant_is_dead():
-            await self.release(self._tenant)
-        if self._tenant is not None:
-            return "busy"
-        self._tenant, self._tenant_actor = tenant, actor
-        return "leased"
-
-    async def release(self, tenant: str) -> None:
-        """Gives the executor back; a run that is still in flight is stopped."""
-        if self._tenant == tenant:
-            self._tenant, self._tenant_actor = None, None
+    async def withdraw(self, run_id: str) -> None:
+        """Stops a run, if it is still in flight."""
+        if self._runs(run_id):
             self._command = None
             await self._notify()
 
     async def post(self, command: Command) -> None:
         """Sets the next run going; one that is still in flight is stopped."""
-        found = None
-        if command.savepoint is not None:
-            found = await asyncio.to_thread(read_savepoint, command.savepoint)
-        self._command = command
+        saved = await _saved(command)
+        self._run_id, self._command = command.run_id, command
         self._events.clear()
-        self._epochs.clear()
+        self._epochs = list(command.epochs)
         self._restarts = 0
         self._taken, self._waits_for_decision = False, False
-        if found is not None:
-            self._go_on_from(found)
+        if saved is not None:
+            self._go_on_from(saved)
         if self._phase == "broken":
             await self._end_command(self._trouble)
         elif self._interrupted or self._phase == "closed":
             await self._end_command(Event("interrupted"))
+        elif self._lost:
+            await self._end_command(Event("lost", command=self._resumable()))
         await self._notify()
 
     async def advance(self, run_id: str) -> Event:
@@ -173,15 +226,24 @@ class Mailbox:
         if self._runs(run_id) and not self._events and self._waits_for_decision:
             self._waits_for_decision = False
             await self._notify()
-        await self._until(lambda: bool(self._events))
-        return self._events.popleft()
+        await self._until(lambda: bool(self._events) or run_id != self._run_id)
+        # Whoever asks for a run that another has followed is the ghost of a caller that died.
+        return self._events.popleft() if run_id == self._run_id else Event("interrupted")
 
     # Called by the workers.
 
-    async def enter(self) -> int:
-        """A new group of workers is ready. Returns its number."""
+    async def enter(self, nodes: tuple[str, ...] = ()) -> int:
+        """A new group of workers is ready.
+
+        Args:
+            nodes: Ray's ids of the nodes that it is on.
+
+        Returns:
+            The group's number.
+        """
         self._group += 1
-        self._phase = "ready" if self._phase == "starting" else self._phase
+        self._nodes, self._lost = nodes, False
+        self._turn("ready" if self._phase == "starting" else self._phase)
         if self._command is not None and self._taken:
             self._taken = False
             self._restarts += 1
@@ -212,13 +274,15 @@ class Mailbox:
         if not self._runs(run_id) or group != self._group:
             return False
         assert self._command is not None
+        epochs = [*self._epochs, epoch]
         if self._command.savepoint is not None:
-            savepoint = Savepoint([*self._epochs, epoch], state)
+            # Not in the event loop: other executors' callers are not to wait for the store.
+            savepoint = Savepoint(epochs, state)
             await asyncio.to_thread(write_savepoint, self._command.savepoint, savepoint)
             if not self._runs(run_id) or group != self._group:
                 return False
         self._command = replace(self._command, state=state)
-        self._epochs.append(epoch)
+        self._epochs = epochs
         self._events.append(Event("epoch", epoch=epoch))
         self._waits_for_decision = True
         await self._notify()
@@ -256,28 +320,22 @@ class Mailbox:
 
     # Helpers.
 
-    def _go_on_from(self, found: Savepoint) -> None:
+    def _go_on_from(self, saved: Savepoint) -> None:
         """Takes the run up where it was left: the caller decides first whether it goes on."""
         assert self._command is not None
-        *before, last = self._epochs = list(found.epochs)
-        self._command = replace(self._command, state=found.state)
+        self._command = replace(self._command, state=saved.state)
+        *before, last = self._epochs = list(saved.epochs)
         self._events.append(Event("epoch", epoch=last, before=tuple(before)))
         self._waits_for_decision = True
 
-    async def _tenant_is_dead(self) -> bool:
-        """Whether the tenant's process is gone; one that is merely busy is not."""
-        from ray.exceptions import RayActorError
+    def _resumable(self) -> Command | None:
+        """The command in flight, with all that is known of it."""
+        return self._command and replace(self._command, epochs=tuple(self._epochs))
 
-        if self._tenant_actor is None or time.monotonic() < self._next_probe_at:
-            return False
-        self._next_probe_at = time.monotonic() + PROBE_INTERVAL_S
-        try:
-            await asyncio.wait_for(self._tenant_actor.__ray_ready__.remote(), 0.2)
-        except RayActorError:
-            return True
-        except TimeoutError:
-            return False
-        return False
+    def _turn(self, phase: Phase) -> None:
+        """Goes over to a phase; `_notify` is the caller's to call."""
+        self._phase = phase
+        self._version += 1
 
     def _runs(self, run_id: str) -> bool:
         return self._command is not None and self._command.run_id == run_id
@@ -306,3 +364,10 @@ class Mailbox:
                 await asyncio.wait_for(self._changed.wait_for(true), timeout_s)
             except TimeoutError:
                 return
+
+
+async def _saved(command: Command) -> Savepoint | None:
+    """Where a run was left, unless its caller says where it goes on."""
+    if command.savepoint is None or command.state is not None:
+        return None
+    return await asyncio.to_thread(read_savepoint, command.savepoint)

@@ -100,6 +100,13 @@ class Progress:
         if text:
             self._line(text)
 
+    def executors(self, n_executors: int, news: str) -> None:
+        """Says how many trials run at once from now on, and why."""
+        with self._lock:
+            self._concurrency = n_executors
+            self._message = news
+        self._line(news)
+
     def study_state(self, study: str, state: StudyState) -> None:
         """A study goes over to another phase."""
         with self._lock:

@@ -9,6 +9,8 @@ objectives, and forgets what ran when its process dies. This one does none of th
 - Optuna's storage has the record of each finished trial and is enough to go on. Trials that ran
   when everything was killed are WAITING once more and go on under their old number.
 - A proposal depends on the seed, the study and what is known, not on earlier processes.
+- Nothing is proposed before there is an executor for it, however many there are at the time; a
+  trial that has lost its executor for good is asked for again and goes on with another.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from adu.config import StrictModel
 from adu.errors import UserError
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
-from pipeline.mailbox import Event
+from pipeline.leases import Lease, Share
+from pipeline.mailbox import MAX_RESTARTS, Event
 from pipeline.records import TrialRecord
 from pipeline.samplers import SamplerName, make_sampler
 from pipeline.selection import best_trial
@@ -42,6 +45,9 @@ from pipeline.space import Space, Value, configure, defaults, fit, grid, searche
 from pipeline.trial import trial_config
 
 METRIC = "h"
+
+# How long Tune may be kept waiting for an executor where it has nothing else to do.
+TURN_S = 1.0
 
 # Attributes of Optuna's trials.
 RECORD = "record"
@@ -150,19 +156,17 @@ class StudySearch(Searcher):
     Args:
         study: The study.
         listener: Is told what happens.
-        executors: Numbers of the executors that its trials may use.
+        executors: What its trials may use.
     """
 
-    def __init__(
-        self, study: Study, listener: StudyListener, executors: tuple[int, ...] = (0,)
-    ) -> None:
+    def __init__(self, study: Study, listener: StudyListener, executors: Share) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._study = study
         self._listener = listener
         self._executors = executors
         self._started_at = time.monotonic()
         self._live: dict[str, _LiveTrial] = {}
-        self._last_end: dict[int, float] = {}
+        self._moves: dict[int, int] = {}
         self.overheads_s: dict[int, list[float]] = {}
         self.ended_by: EndedBy = "trials"
         objectives = 1 if study.config.objective == "h" else 2
@@ -183,12 +187,11 @@ class StudySearch(Searcher):
 
     @property
     def n_left(self) -> int:
-        """Trials that the study still lacks."""
-        left = self._study.config.trials - len(self.records)
-        if self._study.config.sampler != "grid":
-            return max(left, 0)
-        waiting = self._trials(TrialState.WAITING)
-        return max(min(left, len(waiting)), 0)
+        """Trials that have not begun."""
+        left = self._study.config.trials - len(self.records) - len(self._live)
+        if self._study.config.sampler == "grid":
+            left = min(left, len(self._trials(TrialState.WAITING)))
+        return max(left, 0)
 
     def curves(self) -> list[dict[int, float]]:
         """H after each epoch of every finished trial."""
@@ -201,21 +204,29 @@ class StudySearch(Searcher):
     # What Tune calls.
 
     def suggest(self, trial_id: str) -> Any:
-        """Proposes the next trial, or the one that is to go on."""
-        if self._is_over():
-            return Searcher.FINISHED
+        """Proposes the next trial, or the one that is to go on, if there is an executor for it."""
+        executors = self._executors
+        if not executors.interrupted and len(self._live) >= len(executors):
+            return None
+        if executors.interrupted or self.n_left == 0 or self._is_over():
+            executors.give_up()
+            # Tune asks no more once it is told the end, and what runs may yet lose its executor.
+            return None if self._live and not executors.interrupted else Searcher.FINISHED
+        lease = executors.try_lease(0.0 if self._live else TURN_S)
+        if lease is None:
+            return None
         study = self._study
         self._optuna.sampler = self._sampler()
         trial = self._optuna.ask()
         params = suggest(trial, study.space, study.base)
         # Before it can leave a savepoint, which is that of its number.
         study.commit()
-        self._live[trial_id] = _LiveTrial(trial, params)
+        live = self._live[trial_id] = _LiveTrial(trial, params, lease)
         self._listener.trial_started(trial.number, params)
         return trial_config(
-            f"{study.name}/{trial.number}",
+            live.run_id(study.name),
             configure(study.base, params).model_dump(mode="json", by_alias=True),
-            self._executors,
+            lease.index,
             self._savepoint(trial.number),
         )
 
@@ -232,13 +243,22 @@ class StudySearch(Searcher):
             return
         if result:
             self._keep(trial_id, result)
+        live.lease.leave(live.run_id(self._study.name), self._study.name)
         event: Event | None = (result or {}).get("event")
         if event is not None and event.kind == "interrupted":
             return
-        failure = event.error if event is not None else "the trial's client process died"
+        if event is not None and event.kind == "lost" and self._moves_on(trial_id):
+            return
+        failure = None
+        if event is None:
+            failure = "the trial's client process died"
+        elif event.kind == "lost":
+            failure = f"its executor was lost with its node {MAX_RESTARTS + 1} times"
+        elif event.kind == "failed":
+            failure = event.error
         record = self._record(live, failure)
         if failure is None:
-            overheads_s = self.overheads_s.setdefault(live.executor, [])
+            overheads_s = self.overheads_s.setdefault(live.lease.index, [])
             overheads_s.append(record.wall_s - record.loop_s)
         del self._live[trial_id]
         live.trial.set_user_attr(RECORD, json.dumps(asdict(record)))
@@ -253,6 +273,7 @@ class StudySearch(Searcher):
     def suspend_running(self) -> None:
         """Has the trials that did not come to an end wait for the search to be resumed."""
         for live in self._live.values():
+            live.lease.leave(live.run_id(self._study.name), self._study.name)
             self._listener.trial_suspended(live.trial.number)
         self._live.clear()
         self._mend()
@@ -291,9 +312,10 @@ class StudySearch(Searcher):
     def _is_over(self) -> bool:
         """Whether a budget is spent; there is always one trial."""
         config, records = self._study.config, self.records
-        if not records:
-            return False
-        best = best_trial(records)
+        if not records or self.ended_by != "trials":
+            return self.ended_by != "trials"
+        judged = config.target_h is not None or config.patience is not None
+        best = best_trial(records) if judged else None
         if config.target_h is not None and best and best.val and best.val.h >= config.target_h:
             self.ended_by = "target H"
         elif config.patience is not None and _trials_since_best(records) >= config.patience:
@@ -304,6 +326,18 @@ class StudySearch(Searcher):
         ):
             self.ended_by = "wall time"
         return self.ended_by != "trials"
+
+    def _moves_on(self, trial_id: str) -> bool:
+        """Has a trial that has lost its executor wait for another; False if it did too often."""
+        live = self._live[trial_id]
+        number = live.trial.number
+        self._moves[number] = self._moves.get(number, 0) + 1
+        if self._moves[number] > MAX_RESTARTS:
+            return False
+        del self._live[trial_id]
+        self._listener.trial_suspended(number)
+        self._study.storage.set_trial_state_values(live.trial._trial_id, TrialState.WAITING)
+        return True
 
     def _mend(self) -> None:
         """Brings trials that nobody runs any more into a state to go on from."""
@@ -328,7 +362,6 @@ class StudySearch(Searcher):
 
     def _keep(self, trial_id: str, result: Mapping[str, Any]) -> None:
         live = self._live[trial_id]
-        live.executor = result["executor"]
         live.assigned_at = result["assigned_at"]
         event: Event = result["event"]
         if event.epoch is None:
@@ -353,9 +386,9 @@ class StudySearch(Searcher):
 
     def _record(self, live: _LiveTrial, failure: str | None) -> TrialRecord:
         now = time.time()
-        # What an executor does between two trials is overhead of the later one.
-        began = self._last_end.get(live.executor, live.assigned_at)
-        self._last_end[live.executor] = now
+        # What an executor does between two trials of a study is overhead of the later one.
+        lease = live.lease
+        began = lease.free_since if lease.previous == self._study.name else live.assigned_at
         report = live.report
         state: Literal["complete", "stopped", "failed"] = "stopped"
         if failure is not None:
@@ -390,7 +423,7 @@ class StudySearch(Searcher):
 class _LiveTrial:
     trial: optuna.Trial
     params: dict[str, Any]
-    executor: int = -1
+    lease: Lease
     assigned_at: float = 0.0
     loop_s: float = 0.0
     report: EpochReport | None = None
@@ -399,6 +432,9 @@ class _LiveTrial:
     def __post_init__(self) -> None:
         # A trial that goes on has epochs that Optuna knows.
         self.known = set(stored_scores(self.trial.user_attrs))
+
+    def run_id(self, study: str) -> str:
+        return f"{study}/{self.trial.number}"
 
 
 def stored_scores(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:

@@ -16,12 +16,15 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from pipeline.executor import Executors
+from pipeline.leases import Share
 from pipeline.records import TrialRecord
 from pipeline.searcher import METRIC, EndedBy, Study, StudyListener, StudySearch
 from pipeline.trial import TrialClient
 
 TRAINABLE = "adu-trial"
+
+# More than a search ever has executors. Tune starts so many of its clients at the same time.
+MOST_TRIALS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -40,32 +43,32 @@ class StudyRun:
     ended_by: EndedBy
 
 
-def register_trials(executors: Executors) -> None:
+def register_trials(mailboxes: Any) -> None:
     """Makes trials known to Tune, once: its registry is not made for several threads.
 
     Args:
-        executors: All that the studies of a search may use.
+        mailboxes: Handle of the actor that holds the executors' mailboxes.
     """
-    tune.register_trainable(TRAINABLE, tune.with_parameters(TrialClient, executors=executors))
+    tune.register_trainable(TRAINABLE, tune.with_parameters(TrialClient, mailboxes=mailboxes))
 
 
 def run_study(
-    study: Study, executors: Executors, listener: StudyListener, stop: threading.Event
+    study: Study, executors: Share, listener: StudyListener, stop: threading.Event
 ) -> StudyRun:
     """Runs the trials that a study still lacks, after `register_trials`.
 
     Args:
         study: What to search.
-        executors: Where; as many trials run at once as there are executors.
+        executors: Where; as many trials run at once as it gives, which may change on the way.
         listener: Is told what happens.
         stop: Ends the study soon after it is set; what ran then waits for a resumption.
     """
-    search = StudySearch(study, listener, executors.indices)
+    search = StudySearch(study, listener, executors)
     if search.n_left > 0 and not stop.is_set():
         with tempfile.TemporaryDirectory(prefix="adu-tune-") as folder:
-            _tuner(study, search, executors, stop, folder).fit()
+            _tuner(study, search, stop, folder).fit()
     search.suspend_running()
-    if not stop.is_set():
+    if not stop.is_set() and not executors.interrupted:
         search.close()
     return StudyRun(search.records, search.overheads_s, search.ended_by)
 
@@ -87,16 +90,15 @@ class _Stop(tune.Stopper):
         return tune.stopper.NoopStopper, ()
 
 
-def _tuner(
-    study: Study, search: StudySearch, executors: Executors, stop: threading.Event, folder: str
-) -> tune.Tuner:
+def _tuner(study: Study, search: StudySearch, stop: threading.Event, folder: str) -> tune.Tuner:
     return tune.Tuner(
         TRAINABLE,
         tune_config=tune.TuneConfig(
             search_alg=search,
             scheduler=make_scheduler(study, search.curves()),
-            num_samples=search.n_left,
-            max_concurrent_trials=len(executors),
+            # The search knows when it is over, and how many trials there are executors for.
+            num_samples=-1,
+            max_concurrent_trials=MOST_TRIALS_AT_ONCE,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

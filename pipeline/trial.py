@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ray.tune import PlacementGroupFactory, Trainable
 
-from pipeline.executor import Executors, Lease
-from pipeline.mailbox import Command
+from pipeline.mailbox import Command, Event, MailboxLink
 
 
 class TrialClient(Trainable):
-    """One trial after another, on the executor that it leases for its life.
+    """One trial after another, each on the executor that its study has leased for it.
 
     A step is an epoch. A run that fails ends its trial with the mailbox's event in the result
     instead of an exception, which would cost this process and its successor's start.
     """
 
+    _mailboxes: Any
+    _mailbox: MailboxLink
+    _run_id: str
     _epoch: int
     _assigned_at: float
 
@@ -31,27 +34,25 @@ class TrialClient(Trainable):
         return PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], executors: Executors
+        self, config: dict[str, Any], mailboxes: Any
     ) -> None:
-        """Leases an executor and posts the first trial's run.
+        """Posts the first trial's run.
 
         Args:
             config: What `trial_config` gives.
-            executors: The pool's.
+            mailboxes: Handle of the actor that holds the executors' mailboxes.
         """
-        self._lease: Lease = executors.only(config["executors"]).lease()
+        self._mailboxes = mailboxes
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
         """Waits for the next epoch of the run, having let it go on."""
-        event = self._lease.advance()
+        event: Event = self._mailbox.ask("advance", self._run_id)
+        # The savepoint has what a run needs to go on elsewhere; Tune need not carry it about.
+        event = replace(event, command=None)
         done = event.kind != "epoch"
-        result: dict[str, Any] = {
-            "executor": self._lease.index,
-            "assigned_at": self._assigned_at,
-            # Not a dictionary, which Tune would flatten.
-            "event": event,
-        }
+        # Not a dictionary, which Tune would flatten.
+        result: dict[str, Any] = {"assigned_at": self._assigned_at, "event": event}
         if event.epoch is not None:
             self._epoch = event.epoch["epoch"]
             done = self._epoch >= event.epoch["epochs"]
@@ -63,31 +64,23 @@ class TrialClient(Trainable):
         self._begin(new_config)
         return True
 
-    def cleanup(self) -> None:
-        """Gives the executor back."""
-        self._lease.release()
-
     def _begin(self, config: Mapping[str, Any]) -> None:
         self._epoch = 0
         self._assigned_at = time.time()
-        self._lease.start(Command(config["run_id"], config["run"], savepoint=config["savepoint"]))
+        self._run_id = config["run_id"]
+        self._mailbox = MailboxLink(self._mailboxes, config["executor"])
+        self._mailbox.ask(
+            "post", Command(self._run_id, config["run"], savepoint=config["savepoint"])
+        )
 
 
-def trial_config(
-    run_id: str, run: dict[str, Any], executors: tuple[int, ...], savepoint: str
-) -> dict[str, Any]:
+def trial_config(run_id: str, run: dict[str, Any], executor: int, savepoint: str) -> dict[str, Any]:
     """What a trial's client is told.
 
     Args:
         run_id: Unique name of the run.
         run: Its configuration as plain values.
-        executors: The executors that its study may use.
+        executor: Number of the executor that is leased for it.
         savepoint: File in which the run's last epoch is kept.
     """
-    return {
-        "run_id": run_id,
-        "run": run,
-        # Not a list, which Tune would take for something to search.
-        "executors": executors,
-        "savepoint": savepoint,
-    }
+    return {"run_id": run_id, "run": run, "executor": executor, "savepoint": savepoint}

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import ray
 
 from adu.errors import UserError
-from pipeline.mailbox import Command, Event
+from pipeline.mailbox import Command, Event, MailboxLink
 
 # Ranks wait for a command as long as it takes; a peer that dies is noticed all the same.
 PATIENCE = timedelta(days=365)
@@ -58,7 +58,7 @@ class WorkerSetup:
     session: str
     config: dict[str, Any]
     threads: int
-    mailbox: Any
+    mailbox: MailboxLink
 
 
 def serve(config: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ def _open_session(setup: WorkerSetup) -> Session | None:
     try:
         return getattr(importlib.import_module(module), function)(setup.config)
     except Exception as error:
-        ray.get(setup.mailbox.break_down.remote(_failure(error)))
+        setup.mailbox.ask("break_down", _failure(error))
         return None
 
 
@@ -121,7 +121,7 @@ def _free_memory() -> None:
 class _Link:
     """A worker's line to the mailbox. Rank 0 speaks, and tells the others what it hears."""
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: MailboxLink) -> None:
         import torch.distributed as dist
 
         self._mailbox = mailbox
@@ -131,36 +131,44 @@ class _Link:
             self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
             # Always gloo: waiting for a command must not keep a GPU busy.
             self._ranks = dist.new_group(backend="gloo", timeout=PATIENCE)
-        self._group = self._share(lambda: ray.get(mailbox.enter.remote()))
+        nodes = self._nodes()
+        self._group = self._share(lambda: mailbox.ask("enter", nodes))
 
     def next_command(self) -> Command | None:
         """Waits for a command; None to leave."""
-        command: Command | None = self._share(
-            lambda: ray.get(self._mailbox.take.remote(self._group))
-        )
+        command: Command | None = self._share(lambda: self._mailbox.ask("take", self._group))
         return command
 
     def report(self, command: Command, epoch: dict[str, Any], state: Callable[[], bytes]) -> bool:
         """Reports an epoch; returns whether the run goes on."""
         return bool(
             self._share(
-                lambda: ray.get(
-                    self._mailbox.report.remote(self._group, command.run_id, epoch, state())
-                )
+                lambda: self._mailbox.ask("report", self._group, command.run_id, epoch, state())
             )
         )
 
     def finish(self, command: Command, result: bytes | None) -> None:
         """Reports the end of a run."""
         if self._rank == 0:
-            ray.get(self._mailbox.finish.remote(self._group, command.run_id, result))
+            self._mailbox.ask("finish", self._group, command.run_id, result)
 
     def failed(self, command: Command, error: Exception) -> bool:
         """Reports an exception of this rank; returns whether the group can stay."""
-        stays: bool = ray.get(
-            self._mailbox.fail.remote(self._group, command.run_id, self._rank, _failure(error))
+        stays: bool = self._mailbox.ask(
+            "fail", self._group, command.run_id, self._rank, _failure(error)
         )
         return stays
+
+    def _nodes(self) -> tuple[str, ...]:
+        """Ray's ids of the nodes that the ranks are on."""
+        here: str = ray.get_runtime_context().get_node_id()
+        if self._ranks is None:
+            return (here,)
+        import torch.distributed as dist
+
+        everywhere = [""] * self._world_size
+        dist.all_gather_object(everywhere, here, group=self._ranks)
+        return tuple(sorted(set(everywhere)))
 
     def _share(self, ask: Callable[[], Any]) -> Any:
         answer = [ask() if self._rank == 0 else None]

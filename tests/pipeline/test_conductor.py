@@ -1,24 +1,7 @@
-"""How a search shares out its executors, and what it says when nothing works."""
+"""What a search says when nothing works."""
 
-from pipeline.conductor import _grouped_failures, code_version, share_out
-from pipeline.executor import Executors
+from pipeline.conductor import _grouped_failures, code_version
 from tests.pipeline import records
-
-
-def shares(n_executors, n_shares):
-    everyone = Executors(dict.fromkeys(range(n_executors)))
-    return [share.indices for share in share_out(everyone, n_shares)]
-
-
-def test_executors_are_shared_out_evenly():
-    assert shares(2, 2) == [(0,), (1,)]
-    assert shares(5, 2) == [(0, 2, 4), (1, 3)]
-    assert shares(2, 3) == [(0,), (1,)]
-    assert shares(3, 1) == [(0, 1, 2)]
-
-
-def test_own_executors_are_tried_first():
-    assert Executors(dict.fromkeys(range(4))).rather((2, 3)).indices == (2, 3, 0, 1)
 
 
 def test_failures_are_grouped_by_reason():

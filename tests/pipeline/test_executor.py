@@ -48,7 +48,7 @@ def pools(cluster):
 def close(pool):
     """Ray must not be shut down under a thread that waits in it."""
     pool.close()
-    assert not any(thread.is_alive() for thread in pool._threads)
+    assert not any(executor.thread.is_alive() for executor in pool._crew.values())
 
 
 @pytest.fixture(params=[1, 2], ids=["1 worker", "2 workers"])

@@ -143,17 +143,73 @@ def test_an_interrupt_ends_runs_at_once_and_lets_no_more_begin():
     run(scenario())
 
 
-def test_an_executor_has_one_tenant():
+def test_a_run_that_is_withdrawn_stops_and_one_that_has_followed_it_does_not():
     async def scenario():
         mailbox = Mailbox(1)
-        assert await mailbox.lease("first") == "leased"
-        assert await mailbox.lease("second") == "busy"
-        await mailbox.release("second")
-        assert await mailbox.lease("second") == "busy"
-        await mailbox.release("first")
-        assert await mailbox.lease("second") == "leased"
-        await mailbox.break_down(Event("failed", error="gone"))
-        assert await mailbox.lease("third") == "gone"
+        group = await mailbox.enter()
+        await mailbox.post(Command("a", {}))
+        worker = asyncio.create_task(train(mailbox, group, await mailbox.take(group)))
+        await mailbox.advance("a")
+        await mailbox.withdraw("a")
+        assert await worker == 1
+        await mailbox.post(Command("b", {}))
+        await mailbox.withdraw("a")
+        assert (await mailbox.take(group)).run_id == "b"
+
+    run(scenario())
+
+
+def test_the_ghost_of_a_dead_caller_takes_no_event_of_the_next_one():
+    async def scenario():
+        mailbox = Mailbox(1)
+        group = await mailbox.enter()
+        await mailbox.post(Command("a", {}))
+        ghost = asyncio.create_task(mailbox.advance("a"))
+        await asyncio.sleep(0)
+        await mailbox.withdraw("a")
+        await mailbox.post(Command("b", {}))
+        worker = asyncio.create_task(train(mailbox, group, await mailbox.take(group), last=1))
+        assert (await ghost).kind == "interrupted"
+        assert (await mailbox.advance("b")).epoch == epoch(1)
+        assert (await mailbox.advance("b")).kind == "done"
+        await worker
+
+    run(scenario())
+
+
+def test_a_run_whose_node_is_lost_goes_on_elsewhere_with_all_its_epochs():
+    async def scenario():
+        lost, other = Mailbox(1), Mailbox(1)
+        group = await lost.enter(("node",))
+        assert (await lost.workers(0)).nodes == ("node",)
+        await lost.post(Command("a", {}))
+        dying = asyncio.create_task(train(lost, group, await lost.take(group)))
+        assert (await lost.advance("a")).epoch == epoch(1)
+        await lost.lose(group - 1)
+        assert (await lost.workers(0)).phase == "ready", "a group that was gone before was lost"
+        await lost.lose(group)
+        event = await lost.advance("a")
+        assert event.kind == "lost"
+        assert await dying == 1
+        # Nothing begins there before new workers have come.
+        await lost.post(Command("b", {}))
+        assert (await lost.advance("b")).kind == "lost"
+        assert (await lost.workers(1)).phase == "starting"
+        group = await lost.enter()
+        await lost.post(Command("c", {}))
+        assert (await lost.take(group)).run_id == "c"
+
+        group = await other.enter()
+        await other.post(event.command)
+        follower = asyncio.create_task(other.advance("a"))
+        taken = await other.take(group)
+        assert (taken.state, taken.epochs) == (b"1", (epoch(1),))
+        worker = asyncio.create_task(train(other, group, taken, first=2))
+        assert (await follower).epoch == epoch(2)
+        await other.lose(group)
+        event = await other.advance("a")
+        assert event.command.epochs == (epoch(1), epoch(2))
+        await worker
 
     run(scenario())
 

@@ -13,7 +13,8 @@ from ray.tune.search import Searcher
 
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig, TrainConfig
-from pipeline.mailbox import Event
+from pipeline.leases import Executors, Share
+from pipeline.mailbox import MAX_RESTARTS, Event
 from pipeline.output import OutputLostError
 from pipeline.samplers import open_storage
 from pipeline.searcher import RECORD, Study, StudyConfig, StudySearch, stored_scores
@@ -62,8 +63,26 @@ def make_study(folder, name="sketch", first=(), space=SPACE, **config):
     return Study(name, base, space, config, storage, name, str(folder / "savepoints"), first)
 
 
-def search(study):
-    return StudySearch(study, Listener())
+class NoMailbox:
+    """Stands for an executor, which nothing is sent to here."""
+
+    def __init__(self, index):
+        self.index = index
+
+    def send(self, *_):
+        pass
+
+
+def executors(n):
+    pool = Executors()
+    for index in range(n):
+        pool.add(NoMailbox(index))
+        pool.turn(index, "ready")
+    return pool
+
+
+def search(study, pool=None):
+    return StudySearch(study, Listener(), Share(pool or executors(8), study.name))
 
 
 def params(config):
@@ -73,12 +92,12 @@ def params(config):
     }
 
 
-def result(epoch, h, executor=0, error=None):
+def result(epoch, h, error=None):
     """An epoch as a trial's client passes it to Tune."""
     val = Scores(h, h, h, {"photo": h, "sketch": 1 - h}, {"photo": 3, "sketch": 3})
     report = EpochReport(epoch, EPOCHS, 0.1, {"total": 1.0}, val, 0.5, 0.25, 10.0)
     event = Event("failed", error=error) if error else Event("epoch", epoch=asdict(report))
-    return {"epoch": epoch, "h": h, "executor": executor, "assigned_at": 0.0, "event": event}
+    return {"epoch": epoch, "h": h, "assigned_at": 0.0, "event": event}
 
 
 def run_trial(search, trial_id, values):
@@ -312,12 +331,75 @@ def test_trials_before_a_resumption_are_compared_with_those_after_it(tmp_path, s
         assert scheduler_.on_trial_result(None, trial, bad) == decision
 
 
-def test_a_trials_wall_time_begins_when_its_executor_was_free(study, monkeypatch):
-    clock = iter([100.0, 103.0])
-    monkeypatch.setattr("pipeline.searcher.time.time", lambda: next(clock))
-    it = search(study)
-    for trial_id, assigned_at in (("a", 98.0), ("b", 101.0)):
+def test_a_trials_wall_time_begins_when_its_study_left_the_executor(study, monkeypatch):
+    pool = executors(1)
+    it = search(study, pool)
+    for trial_id, assigned_at, ended_at in (("a", 98.0, 100.0), ("b", 101.0, 103.0)):
         it.suggest(trial_id)
-        it.on_trial_complete(trial_id, result(1, 0.5) | {"assigned_at": assigned_at})
-    assert [record.wall_s for record in it.records] == [2.0, 3.0]
-    assert [record.loop_s for record in it.records] == [0.75, 0.75]
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.searcher.time.time", lambda at=ended_at: at)
+            patch.setattr("pipeline.leases.time.time", lambda at=ended_at: at)
+            it.on_trial_complete(trial_id, result(1, 0.5) | {"assigned_at": assigned_at})
+    # Somebody else's run in between is no overhead of the next trial.
+    pool.lease().release()
+    it.suggest("c")
+    monkeypatch.setattr("pipeline.searcher.time.time", lambda: 109.0)
+    it.on_trial_complete("c", result(1, 0.5) | {"assigned_at": 105.0})
+    assert [record.wall_s for record in it.records] == [2.0, 3.0, 4.0]
+    assert [record.loop_s for record in it.records] == [0.75] * 3
+
+
+def test_nothing_is_proposed_before_there_is_an_executor_for_it(study):
+    pool = executors(2)
+    it = search(study, pool)
+    configs = [it.suggest(str(number)) for number in range(3)]
+    assert [config and config["executor"] for config in configs] == [0, 1, None]
+    assert len(stored(study)) == 2
+    pool.add(NoMailbox(2))
+    pool.turn(2, "ready")
+    assert it.suggest("3")["executor"] == 2
+    it.on_trial_complete("1", result(EPOCHS, 0.5))
+    assert it.suggest("4")["executor"] == 1
+
+
+def test_a_trial_that_has_lost_its_executor_goes_on_with_another(study):
+    pool = executors(1)
+    it = search(study, pool)
+    lost = params(it.suggest("a"))
+    it.on_trial_result("a", result(1, 0.3))
+    pool.turn(0, "starting")
+    it.on_trial_complete("a", result(1, 0.3) | {"event": Event("lost")})
+    assert it._listener.suspended == [0]
+    assert it.suggest("b") is None
+    pool.add(NoMailbox(1))
+    pool.turn(1, "ready")
+    config = it.suggest("c")
+    assert (params(config), config["executor"], config["run_id"]) == (lost, 1, "sketch/0")
+    it.on_trial_complete("c", result(EPOCHS, 0.5))
+    (trial,) = stored(study)
+    assert (trial.state, trial.intermediate_values) == (TrialState.COMPLETE, {1: 0.3, EPOCHS: 0.5})
+
+
+def test_a_trial_that_loses_every_executor_fails_in_the_end(study):
+    it = search(study)
+    for number in range(MAX_RESTARTS + 1):
+        assert it.suggest(str(number))["run_id"] == "sketch/0"
+        it.on_trial_complete(str(number), result(1, 0.3) | {"event": Event("lost")})
+    (record,) = it.records
+    assert (record.state, record.error) == (
+        "failed",
+        "its executor was lost with its node 4 times",
+    )
+
+
+def test_a_study_is_not_over_while_a_trial_may_lose_its_executor(tmp_path):
+    it = search(make_study(tmp_path, trials=2))
+    it.suggest("a")
+    it.suggest("b")
+    assert it.suggest("c") is None
+    it.on_trial_complete("a", result(EPOCHS, 0.5))
+    assert it.suggest("c") is None
+    it.on_trial_complete("b", result(1, 0.3) | {"event": Event("lost")})
+    assert it.suggest("c")["run_id"] == "sketch/1"
+    it.on_trial_complete("c", result(EPOCHS, 0.5))
+    assert it.suggest("d") == Searcher.FINISHED
