@@ -6,6 +6,7 @@ come from the standard AWS variables (or a profile) in one way for fsspec, pyarr
 
 from __future__ import annotations
 
+import io
 import os
 import uuid
 from pathlib import Path
@@ -95,6 +96,74 @@ def write_bytes(url: str, data: bytes) -> None:
             fs.pipe_file(path, data)
     except Exception as error:
         raise UserError(_explain(url, error)) from error
+
+
+def read_range(url: str, start: int, end: int) -> bytes:
+    """Reads the bytes of a file from ``start`` up to, but without, ``end``.
+
+    Raises:
+        UserError: If it is not there or may not be read.
+    """
+    fs, path = filesystem_for(url)
+    try:
+        return fs.cat_file(path, start=start, end=end)
+    except Exception as error:
+        raise UserError(_explain(url, error)) from error
+
+
+def size_bytes(url: str) -> int:
+    """Size of a file.
+
+    Raises:
+        UserError: If it is not there or may not be asked for.
+    """
+    fs, path = filesystem_for(url)
+    try:
+        return int(fs.size(path))
+    except Exception as error:
+        raise UserError(_explain(url, error)) from error
+
+
+class RangeFile(io.RawIOBase):
+    """A file of which only the ranges that are read are fetched, for pyarrow and the like."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+        self._size = size_bytes(url)
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read starts."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a place; nothing is fetched."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Fetches the next bytes."""
+        length = self._size if size is None or size < 0 else size
+        end = min(self._position + length, self._size)
+        data = read_range(self._url, self._position, end) if end > self._position else b""
+        self._position += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Fetches the next bytes into a buffer."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def check_reachable(url: str, *, write: bool = False) -> None:
