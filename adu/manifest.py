@@ -25,7 +25,7 @@ from adu.errors import UserError
 
 CARD_FILE = "card.json"
 TABLE_FILE = "manifest.parquet"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = pa.schema(
     [
@@ -38,8 +38,12 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("bytes", pa.int64()),
         ("sha256", pa.string()),
+        ("flags", pa.list_(pa.string())),  # quality flags, null where there are none
+        ("shard", pa.string()),  # relative to the manifest's folder, null where the image is loose
+        ("shard_row", pa.int32()),
     ]
 )
+# Version 1 lacks the last three; they are read as null.
 
 # What the digest covers: what an image is and is used as, not where it lies.
 DIGEST_COLUMNS = ("image_id", "domain", "class", "split", "sha256")
@@ -78,6 +82,16 @@ class Manifest:
     source: str
     synthetic: bool
     table: pa.Table
+
+    def columns(
+        self, names: Sequence[str], rows: Sequence[int] | np.ndarray | None = None
+    ) -> pa.Table:
+        """Some columns of all rows, or of these rows in this order.
+
+        Columns and rows that are not asked for are not loaded.
+        """
+        table = self.table.select(list(names))
+        return table if rows is None else table.take(pa.array(np.asarray(rows, dtype=np.int64)))
 
     def select(self, classes: Sequence[str], domains: Sequence[str]) -> Manifest:
         """The images of these classes and domains; names that it does not have are left out."""

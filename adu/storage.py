@@ -12,6 +12,7 @@ start over beside that, since an answer may also break off in its middle.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
 import time
@@ -246,6 +247,75 @@ def pause(attempt: int) -> None:
     """
     longest_s = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S)
     time.sleep(random.uniform(0, longest_s))
+
+
+def read_range(url: str, start: int, end: int) -> bytes:
+    """Reads the bytes of a file from ``start`` up to, but without, ``end``.
+
+    Raises:
+        UserError: If it is not there or may not be read.
+    """
+    fs, path = filesystem_for(url)
+
+    def read() -> bytes:
+        data: bytes = fs.cat_file(path, start=start, end=end)
+        if len(data) != end - start:
+            raise ConnectionError(f"{len(data)} of {end - start} bytes came")
+        return data
+
+    return persistently(url, read)
+
+
+def size_bytes(url: str) -> int:
+    """Size of a file.
+
+    Raises:
+        UserError: If it is not there or may not be asked for.
+    """
+    fs, path = filesystem_for(url)
+    return persistently(url, lambda: int(fs.size(path)))
+
+
+class RangeFile(io.RawIOBase):
+    """A file of which only the ranges that are read are fetched, for pyarrow and the like."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+        self._size = size_bytes(url)
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read starts."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a place; nothing is fetched."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Fetches the next bytes."""
+        length = self._size if size is None or size < 0 else size
+        end = min(self._position + length, self._size)
+        data = read_range(self._url, self._position, end) if end > self._position else b""
+        self._position += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Fetches the next bytes into a buffer."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def check_reachable(url: str, *, write: bool = False) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from adu import storage
@@ -101,7 +102,7 @@ def test_too_few_images_are_told_with_the_cell(tmp_path):
         (None, "has no card.json .write one with"),
         (b"not json", "is not one"),
         (b"{}", "is not one"),
-        (json.dumps({"schema_version": 99}).encode(), "schema version 99 is newer than 1"),
+        (json.dumps({"schema_version": 99}).encode(), "schema version 99 is newer than 2"),
     ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path, card, message):
@@ -122,3 +123,21 @@ def test_the_card_is_written_last(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "write_bytes", lambda url, _: written.append(url))
     write(tmp_path / "m", rows())
     assert written[-1].endswith(CARD_FILE)
+
+
+def test_a_manifest_of_version_1_is_still_read(tmp_path):
+    written = write(tmp_path, rows())
+    table = written.table.drop_columns(["flags", "shard", "shard_row"])
+    (tmp_path / CARD_FILE).unlink()
+    for file in tmp_path.rglob("*.parquet"):
+        file.unlink()
+    pq.write_table(table, tmp_path / "manifest.parquet")
+    names = ["name", "source", "synthetic", "digest", "classes", "domains"]
+    card = {"schema_version": 1} | {name: getattr(written, name) for name in names}
+    (tmp_path / CARD_FILE).write_text(json.dumps(card))
+    loaded = load_manifest(str(tmp_path))
+    assert loaded.columns(["image_id", "shard", "flags"], [5, 1]).to_pydict() == {
+        "image_id": [table["image_id"][5].as_py(), table["image_id"][1].as_py()],
+        "shard": [None, None],
+        "flags": [None, None],
+    }
