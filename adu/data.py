@@ -6,7 +6,6 @@ Tensor names carry their shape: B images of a batch, C channels, H height, W wid
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 import time
@@ -18,13 +17,14 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
 from adu import storage
 from adu.config import StrictModel
 from adu.errors import UserError
+from adu.images import decode_image
 from adu.manifest import Manifest
 
 # A file to which every read of an image is appended as "<unix time> <uri>": lets a test see when
@@ -155,26 +155,6 @@ def read_images(
         images = list(pool.map(read, range(len(table["uri"]))))
     classes, domains = manifest.class_numbers(list(rows)), manifest.domain_numbers(list(rows))
     return ImageSet(images, table["image_id"], classes, domains)
-
-
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decodes an image fully: upright, in RGB, transparent parts on white.
-
-    Raises:
-        UserError: Naming the image, if it is empty, truncated or no image.
-    """
-    if not data:
-        raise UserError(f"image {name}: is empty")
-    try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            ground = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(ground, image)
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"image {name}: cannot be decoded ({reason})") from error
 
 
 def train_batch(

@@ -1,6 +1,5 @@
 """Images from manifest to batch: decoding, augmentation, preparation, balance."""
 
-import io
 import os
 
 import numpy as np
@@ -14,7 +13,6 @@ from adu.data import (
     ImageSet,
     ImageTransform,
     balanced_batches,
-    decode_image,
     eval_batch,
     read_images,
     stream_batches,
@@ -152,41 +150,3 @@ def test_streaming_gives_every_image_once_with_its_labels(manifest):
     for _, class_B, domain_B, ids_B in batches:
         for c, d, image_id in zip(class_B, domain_B, ids_B, strict=True):
             assert image_id.startswith(f"{manifest.domains[d]}/{manifest.classes[c]}/")
-
-
-def encoded(image, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, **{"format": "PNG", **options})
-    return buffer.getvalue()
-
-
-def test_transparent_parts_become_white():
-    image = decode_image(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 0))), "x")
-    assert image.getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_rotation_in_exif_is_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = encoded(Image.new("RGB", (8, 4)), format="JPEG", exif=exif)
-    assert decode_image(data, "x").size == (4, 8)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "I;16"])
-def test_every_colour_mode_becomes_rgb(mode):
-    image = Image.new("I;16" if mode == "I;16" else mode, (4, 4))
-    data = encoded(image, format="TIFF")
-    assert decode_image(data, "x").mode == "RGB"
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "image a/b/c.png: is empty"),
-        (b"no image", "image a/b/c.png: cannot be decoded"),
-        (encoded(Image.new("RGB", (64, 64), "red"))[:60], "image a/b/c.png: cannot be decoded"),
-    ],
-)
-def test_broken_images_are_named(data, message):
-    with pytest.raises(UserError, match=message):
-        decode_image(data, "a/b/c.png")
