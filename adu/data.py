@@ -6,7 +6,6 @@ Tensor names carry their shape: B images of a batch, C channels, H height, W wid
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
 
@@ -143,26 +141,6 @@ def select_images(manifest: Manifest, config: DataConfig) -> Manifest:
         raise UserError(f"context.data.classes = '{config.classes}': leaves no class")
     seen = tuple(domain for domain in known if domain not in config.unseen_domains)
     return manifest.select(classes, seen)
-
-
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decodes an image fully: upright, in RGB, transparent parts on white.
-
-    Raises:
-        UserError: Naming the image, if it is empty, truncated or no image.
-    """
-    if not data:
-        raise UserError(f"image {name}: is empty")
-    try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            ground = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(ground, image)
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"image {name}: cannot be decoded ({reason})") from error
 
 
 def train_batch(

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from adu import storage
-from adu.data import ImageSet, ImageTransform, central_view, decode_image
+from adu.data import ImageSet, ImageTransform, central_view
 from adu.errors import UserError
+from adu.images import decode_image
 from adu.manifest import Manifest
 from adu.pixels import Pixels, pixels_in_memory
 from adu.prefetch import ahead

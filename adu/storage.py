@@ -276,13 +276,29 @@ def size_bytes(url: str) -> int:
     return persistently(url, lambda: int(fs.size(path)))
 
 
+def remove(url: str, *, recursive: bool = False) -> None:
+    """Removes a file, or with ``recursive`` a folder; nothing happens if it is not there.
+
+    Raises:
+        UserError: If it may not be removed.
+    """
+    fs, path = filesystem_for(url)
+    try:
+        if fs.exists(path):
+            fs.rm(path, recursive=recursive)
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        raise UserError(_explain(url, error)) from error
+
+
 class RangeFile(io.RawIOBase):
     """A file of which only the ranges that are read are fetched, for pyarrow and the like."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, n_bytes: int | None = None) -> None:
         super().__init__()
         self._url = url
-        self._size = size_bytes(url)
+        self._size = size_bytes(url) if n_bytes is None else n_bytes
         self._position = 0
 
     def readable(self) -> bool:

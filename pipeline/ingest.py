@@ -24,8 +24,8 @@ from rich.table import Table
 
 from adu import storage
 from adu.config import StrictModel
-from adu.data import decode_image
 from adu.errors import UserError
+from adu.images import decode_image
 from adu.manifest import CARD_FILE, Manifest, write_manifest
 from pipeline.command import EXIT_OK, run_command
 

@@ -1,7 +1,5 @@
 """Decoded images and batches of them: decoding, augmentation, preparation, balance."""
 
-import io
-
 import numpy as np
 import open_clip
 import pytest
@@ -12,11 +10,9 @@ from adu.data import (
     ImageSet,
     ImageTransform,
     balanced_batches,
-    decode_image,
     eval_batch,
     train_batch,
 )
-from adu.errors import UserError
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 TRANSFORM = ImageTransform(32, MEAN, STD)
@@ -103,41 +99,3 @@ def test_batches_change_with_the_epoch_and_come_back_with_the_seed():
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, next_one)
-
-
-def encoded(image, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, **{"format": "PNG", **options})
-    return buffer.getvalue()
-
-
-def test_transparent_parts_become_white():
-    image = decode_image(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 0))), "x")
-    assert image.getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_rotation_in_exif_is_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = encoded(Image.new("RGB", (8, 4)), format="JPEG", exif=exif)
-    assert decode_image(data, "x").size == (4, 8)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "I;16"])
-def test_every_colour_mode_becomes_rgb(mode):
-    image = Image.new("I;16" if mode == "I;16" else mode, (4, 4))
-    data = encoded(image, format="TIFF")
-    assert decode_image(data, "x").mode == "RGB"
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "image a/b/c.png: is empty"),
-        (b"no image", "image a/b/c.png: cannot be decoded"),
-        (encoded(Image.new("RGB", (64, 64), "red"))[:60], "image a/b/c.png: cannot be decoded"),
-    ],
-)
-def test_broken_images_are_named(data, message):
-    with pytest.raises(UserError, match=message):
-        decode_image(data, "a/b/c.png")
