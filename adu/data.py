@@ -158,7 +158,8 @@ def train_batch(
     images of the batch nor on who makes it or on which device.
 
     Returns:
-        images_BCHW on the device, float32; within two grey levels of Pillow's and torchvision's.
+        images_BCHW on the device, float32; within two grey levels of Pillow's and torchvision's,
+        apart from edges that overshoot black or white (six).
     """
     parts, mirrored = [], []
     for i in indices:

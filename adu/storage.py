@@ -441,6 +441,7 @@ def _connection_errors() -> tuple[type[BaseException], ...]:
     from aiohttp import ClientError
     from botocore.exceptions import (
         ConnectionError,
+        FlexibleChecksumError,
         HTTPClientError,
         IncompleteReadError,
         ReadTimeoutError,
@@ -450,7 +451,7 @@ def _connection_errors() -> tuple[type[BaseException], ...]:
 
     return (
         *(ClientError, ConnectionError, HTTPClientError, ReadTimeoutError),
-        *(IncompleteReadError, ResponseStreamingError, FSTimeoutError),
+        *(IncompleteReadError, ResponseStreamingError, FlexibleChecksumError, FSTimeoutError),
     )
 
 
