@@ -124,6 +124,21 @@ def size_bytes(url: str) -> int:
         raise UserError(_explain(url, error)) from error
 
 
+def names_in(url: str) -> list[str]:
+    """Names of the files and folders in a folder; none if there is no such folder.
+
+    Raises:
+        UserError: If the store cannot be asked.
+    """
+    fs, path = filesystem_for(url)
+    try:
+        if not fs.exists(path):
+            return []
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+    except Exception as error:
+        raise UserError(_explain(url, error)) from error
+
+
 def remove(url: str, *, recursive: bool = False) -> None:
     """Removes a file, or with ``recursive`` a folder; nothing happens if it is not there.
 
