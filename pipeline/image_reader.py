@@ -29,6 +29,7 @@ from pipeline.layouts import Found
 
 JOURNAL_PREFIX = ".unfinished-"
 PART_SUFFIX = ".parquet"
+MAX_FETCHES = 3
 LOOKAHEAD = 4  # images under way for each thread
 
 READ_SCHEMA = pa.schema(
@@ -212,6 +213,11 @@ def _in_order(
 def _read(image: Found, packing: Packing | None) -> Inspected:
     try:
         data = storage.read_bytes(image.uri)
+        for attempt in range(1, MAX_FETCHES):
+            if image.n_bytes in (None, len(data)):
+                break  # otherwise it may have been cut off on its way
+            storage.pause(attempt)
+            data = storage.read_bytes(image.uri)
     except UserError as error:
         return rejected(UserError(f"image {image.image_id}: {error}"), 0)
     short_side = packing.short_side if packing else None

@@ -352,16 +352,9 @@ def _listing_rows(source: str) -> list[dict[str, str | None]]:
 
 
 def _list(source: str) -> Place:
-    fs, root = storage.filesystem_for(source)
     if not storage.exists(source):
         raise UserError(f"source {source}: no such folder")
-    root = root.rstrip("/")
-    try:
-        found = fs.find(root, detail=True)
-    except Exception as error:
-        raise UserError(f"source {source}: cannot be listed ({error})") from error
-    sizes = {path[len(root) + 1 :]: entry.get("size") for path, entry in found.items()}
-    return Place(source, sizes, _uri_maker(source))
+    return Place(source, storage.sizes_below(source), _uri_maker(source))
 
 
 def _uri_maker(source: str) -> Callable[[str], str]:
