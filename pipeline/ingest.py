@@ -29,7 +29,7 @@ from adu.shards import SHARD_FOLDER
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_command
 from pipeline.image_checks import LEFT_OUT, CheckResult, check_results, same_images
 from pipeline.image_reader import Journal, Packing, ReadSettings, read_all
-from pipeline.ingest_report import ReadProgress, checks_table, images_table
+from pipeline.ingest_report import ReadProgress, images_table, show_checks
 from pipeline.layouts import Found, Layout, assign_splits, common_classes, find_images
 
 SHORTCUTS: dict[str, str] = {}
@@ -130,11 +130,11 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
         read = read_all(images, settings, journal, progress.start, progress.advance)
     table, rejected = _joined(images, read, config)
     table, results = _checked(table, rejected, config)
+    reasons = rejected.select(["image_id", "reason"]).sort_by("image_id").to_pylist()
     if console:
-        console.print(checks_table(results))
+        show_checks(console, results, [image["reason"] for image in reasons])
     if config.strict:
         _refuse(results)
-    reasons = rejected.select(["image_id", "reason"]).sort_by("image_id").to_pylist()
     manifest = write_manifest(
         config.out,
         table,

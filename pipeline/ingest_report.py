@@ -24,6 +24,8 @@ from pipeline.image_checks import CHECKS, CheckResult
 
 PLAIN_EVERY_S = 30.0
 SPEED_WINDOW_S = 30.0
+MAX_LEFT_OUT = 20
+BORDERS_WIDTH = 4 * 3 + 1 + 4  # and "found" may be wider than its numbers
 
 
 class RateColumn(ProgressColumn):
@@ -103,20 +105,38 @@ class ReadProgress:
             )
 
 
-def checks_table(results: Sequence[CheckResult]) -> Table:
-    """Every check with what it found, a line each."""
+def checks_table(results: Sequence[CheckResult], width: int) -> Table:
+    """Every check with what it found, a line each, in a terminal of this width."""
+    rows = [
+        (
+            CHECKS[result.name][0],
+            f"{result.count:,}",
+            CHECKS[result.name][1] if result.count else "",
+            result.examples[0] if result.examples else "",
+        )
+        for result in results
+    ]
     table = Table(title="Checks")
-    table.add_column("check", no_wrap=True)
-    table.add_column("found", justify="right", no_wrap=True)
-    table.add_column("done", no_wrap=True)
-    table.add_column("for example", overflow="ellipsis", no_wrap=True)
-    for result in results:
-        label, action = CHECKS[result.name]
-        style = None if result.count else "dim"
-        example = result.examples[0] if result.examples else ""
-        action = action if result.count else ""
-        table.add_row(label, f"{result.count:,}", action, Text(example), style=style)
+    for name in ("check", "found", "done", "for example"):
+        table.add_column(name, justify="right" if name == "found" else "left", no_wrap=True)
+    # Where the line is short, the example is cut, and nothing else.
+    others = sum(max(map(len, column)) for column in list(zip(*rows, strict=True))[:3])
+    room = max(width - others - BORDERS_WIDTH, len("for example"))
+    for label, count, action, example in rows:
+        text = Text(example)
+        text.truncate(room, overflow="ellipsis")
+        table.add_row(label, count, action, text, style=None if action else "dim")
     return table
+
+
+def show_checks(console: Console, results: Sequence[CheckResult], left_out: Sequence[str]) -> None:
+    """Shows what the checks found, and why images were left out."""
+    console.print(checks_table(results, console.width))
+    for reason in left_out[:MAX_LEFT_OUT]:
+        console.print(f"left out: {reason}", soft_wrap=True, highlight=False, markup=False)
+    more = len(left_out) - MAX_LEFT_OUT
+    if more > 0:
+        console.print(f"left out: {more:,} more, which card.json lists", highlight=False)
 
 
 def images_table(manifest: Manifest) -> Table:

@@ -26,6 +26,7 @@ SPLIT_FOLDERS = ("splits_mini", "splits", "")
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "test", "validation": "test"}
 SPLIT_FILE = re.compile(r".+_(train|test)\.txt")
 WNID = re.compile(r"n\d{8}")
+WNID_LENGTH = 9
 SHOWN_NAMES = 8
 
 Layout = Literal["domain_class", "split_files", "imagenet_sketch", "listing"]
@@ -292,10 +293,10 @@ def _read_class_names(url: str) -> dict[str, str]:
     """Reads lines of ``wnid name``; of several names, parted by commas, the first counts."""
     names: dict[str, str] = {}
     for number, line in enumerate(storage.read_bytes(url).decode().splitlines(), 1):
-        if not line.strip():
+        line = line.strip()
+        if not line:
             continue
-        wnid, _, rest = re.sub(r"[,\t]", " ", line.strip(), count=1).partition(" ")
-        name = rest.split(",")[0].strip()
+        wnid, name = line[:WNID_LENGTH], line[WNID_LENGTH:].strip(" \t,").split(",")[0].strip()
         if not WNID.fullmatch(wnid) or not name:
             raise UserError(f"class names {url}, line {number}: '{line}' is not 'wnid name'")
         if name in names.values():
