@@ -276,6 +276,34 @@ def size_bytes(url: str) -> int:
     return persistently(url, lambda: int(fs.size(path)))
 
 
+def names_in(url: str) -> list[str]:
+    """Names of the files and folders in a folder; none if there is no such folder.
+
+    Raises:
+        UserError: If the store cannot be asked.
+    """
+    fs, path = filesystem_for(url)
+
+    def listed() -> list[str]:
+        if not fs.exists(path):
+            return []
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+
+    return persistently(url, listed)
+
+
+def sizes_below(url: str) -> dict[str, int | None]:
+    """All files below a folder: their paths relative to it, and their sizes where known.
+
+    Raises:
+        UserError: If the store cannot be asked.
+    """
+    fs, path = filesystem_for(url)
+    root = path.rstrip("/")
+    found = persistently(url, lambda: fs.find(root, detail=True))
+    return {name[len(root) + 1 :]: entry.get("size") for name, entry in found.items()}
+
+
 def remove(url: str, *, recursive: bool = False) -> None:
     """Removes a file, or with ``recursive`` a folder; nothing happens if it is not there.
 
@@ -283,13 +311,12 @@ def remove(url: str, *, recursive: bool = False) -> None:
         UserError: If it may not be removed.
     """
     fs, path = filesystem_for(url)
-    try:
+
+    def removed() -> None:
         if fs.exists(path):
             fs.rm(path, recursive=recursive)
-    except FileNotFoundError:
-        return
-    except Exception as error:
-        raise UserError(_explain(url, error)) from error
+
+    persistently(url, removed)
 
 
 class RangeFile(io.RawIOBase):
