@@ -13,12 +13,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from adu.context import Context
-from adu.data import ImageSet, stream_batches
+from adu.context import STREAM_BLOCK, Context
+from adu.data import ImageSet, batches_of, eval_batch
 from adu.evaluate import EVAL_BATCH_SIZE, image_features
 from adu.manifest import Manifest
 from adu.methods import Method, Task, build_method
 from adu.metrics import Scores, calibration_error, entropy, scores_from_counts
+from adu.reading import stream_views
 from adu.trainer import RunConfig
 
 # The linear probe's, after the CLIP paper's own (Radford et al., ICML 2021, appendix A.3).
@@ -126,17 +127,14 @@ def audit(
 def _features(model: Method, context: Context, manifest: Manifest) -> _Features:
     """The model's features of a manifest's test split."""
     rows = manifest.test_rows()
-    batches = stream_batches(
-        manifest,
-        rows,
-        context.backbone.transform,
-        EVAL_BATCH_SIZE,
-        context.config.data.read_threads,
-    )
-    features_NE = torch.cat(
-        [model(images_BCHW.to(context.device)).features_BE for images_BCHW, *_ in batches]
-    )
-    table = manifest.table.take(list(rows))
+    transform, threads = context.backbone.transform, context.config.data.read_threads
+    shares = [
+        model(eval_batch(images, batch, transform, context.device)).features_BE
+        for images in stream_views(manifest, rows, transform, STREAM_BLOCK, threads)
+        for batch in batches_of(images, EVAL_BATCH_SIZE)
+    ]
+    features_NE = torch.cat(shares)
+    table = manifest.columns(["class", "domain"], rows)
     return _Features(
         features_NE,
         np.array(table["class"].to_pylist()),

@@ -16,7 +16,8 @@ import torch
 from adu import storage
 from adu.backbone import BackboneConfig, load_backbone
 from adu.checkpoint import read_card
-from adu.data import ImageSet, decode_image, eval_batch
+from adu.data import ImageSet, eval_batch
+from adu.images import decode_image
 from adu.methods import Task, build_method
 from adu.trainer import RunConfig
 

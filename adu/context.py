@@ -6,8 +6,11 @@ width.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,14 +19,25 @@ from torch import Tensor
 
 from adu.backbone import Backbone, BackboneConfig, load_backbone
 from adu.config import StrictModel
-from adu.data import DataConfig, ImageSet, eval_batch, read_images, select_images
+from adu.data import DataConfig, ImageSet, eval_batch, select_images
 from adu.errors import UserError
+from adu.image_cache import ImageCache
 from adu.manifest import FewShotSplit, Manifest, load_manifest
 from adu.methods import Task
+from adu.pixels import Pixels, pixels_in_memory, write_pixels
+from adu.reading import (
+    STORED_SIZE_FACTOR,
+    Finish,
+    decoded,
+    image_set,
+    read_images,
+    stored,
+    stream_views,
+    viewed,
+)
 
-# Decoded images keep at most this multiple of the model's input size on their short side: random
-# crops down to 8 % of the area still find more pixels than a resize of the whole would leave.
-STORED_SIZE_FACTOR = 2
+# Test images that are streamed are read in blocks of so many, two of which are in memory.
+STREAM_BLOCK = 512
 
 FEATURE_BATCH_SIZE = 64
 
@@ -39,8 +53,17 @@ class ContextConfig(StrictModel):
 class Context:
     """A frozen model and the data that it is tuned on.
 
-    Images of the few-shot split are read and decoded at first use and stay in memory. The test
-    split is not here: it is streamed from the manifest when somebody evaluates on it.
+    Images of the few-shot split are read and decoded at first use and stay: in memory, or with an
+    image cache once for all processes of a job on a machine. So do those of the test split, when
+    somebody evaluates on it for the first time, unless they need more than ``data.cache_gib``.
+
+    Attributes:
+        config: What was asked for.
+        backbone: The frozen model.
+        manifest: The images, with the classes and domains asked for.
+        text_CE: Text features of the classes.
+        device: Where the model is.
+        cache: Where decoded images are shared with other processes; None to keep them alone.
     """
 
     config: ContextConfig
@@ -48,16 +71,48 @@ class Context:
     manifest: Manifest
     text_CE: Tensor
     device: torch.device
+    cache: ImageCache | None = None
 
     @cached_property
     def train(self) -> ImageSet:
         """The few-shot training images."""
-        return self.read(self._split.train_rows)
+        rows = self._split.train_rows
+        return self._hold("stored", rows, stored(self._stored_size), self._stored_bytes(rows))
 
     @cached_property
     def val(self) -> ImageSet:
-        """The few-shot validation images."""
-        return self.read(self._split.val_rows)
+        """The few-shot validation images, as evaluation sees them."""
+        return self._hold_views(self._split.val_rows)
+
+    @cached_property
+    def test(self) -> ImageSet | None:
+        """The test split as evaluation sees it, read now; None if it is too large to be kept."""
+        rows = self.manifest.test_rows()
+        if self._view_bytes(rows) > self.config.data.cache_gib * 2**30:
+            return None
+        if self.cache is None:
+            return self._hold_views(rows)
+        pixels = self._share("views", rows, viewed(self.backbone.transform), self._view_bytes(rows))
+        # Without room for one copy there is none for a copy in every process either.
+        return None if pixels is None else image_set(self.manifest, rows, pixels)
+
+    def test_images(self, own: slice) -> Iterator[ImageSet]:
+        """Images of the test split as evaluation sees them, in the order of the manifest.
+
+        Args:
+            own: Which of them.
+
+        Yields:
+            All of them at once if they are kept; else blocks, which are read when they are due.
+        """
+        rows = self.manifest.test_rows()[own]
+        if self.test is not None:
+            yield self.test.only(own)
+        else:
+            threads = self.config.data.read_threads
+            yield from stream_views(
+                self.manifest, rows, self.backbone.transform, STREAM_BLOCK, threads
+            )
 
     @cached_property
     @torch.no_grad()
@@ -66,8 +121,8 @@ class Context:
         shares = []
         for start in range(0, len(self.train), FEATURE_BATCH_SIZE):
             rows = range(start, min(start + FEATURE_BATCH_SIZE, len(self.train)))
-            images_BCHW = eval_batch(self.train, rows, self.backbone.transform)
-            shares.append(self.backbone.clip.encode_image(images_BCHW.to(self.device)).float())
+            images_BCHW = eval_batch(self.train, rows, self.backbone.transform, self.device)
+            shares.append(self.backbone.clip.encode_image(images_BCHW).float())
         return F.normalize(torch.cat(shares), dim=-1)
 
     @property
@@ -96,22 +151,74 @@ class Context:
         return self.manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
 
     def read(self, rows: np.ndarray) -> ImageSet:
-        """Reads and decodes images of the manifest."""
-        stored_size = STORED_SIZE_FACTOR * self.backbone.transform.image_size
-        return read_images(self.manifest, rows, stored_size, self.config.data.read_threads)
+        """Reads and decodes images of the manifest into memory."""
+        threads = self.config.data.read_threads
+        return read_images(self.manifest, rows, self._stored_size, threads)
+
+    @property
+    def _stored_size(self) -> int:
+        return STORED_SIZE_FACTOR * self.backbone.transform.image_size
+
+    def _hold_views(self, rows: np.ndarray) -> ImageSet:
+        return self._hold("views", rows, viewed(self.backbone.transform), self._view_bytes(rows))
+
+    def _hold(self, kind: str, rows: np.ndarray, finish: Finish, n_bytes: int) -> ImageSet:
+        """Reads images into memory, or maps what a process of the job has read."""
+        pixels = self._share(kind, rows, finish, n_bytes)
+        if pixels is None:
+            images = decoded(self.manifest, rows, self.config.data.read_threads, finish)
+            pixels = pixels_in_memory(images, len(rows))
+        return image_set(self.manifest, rows, pixels)
+
+    def _share(self, kind: str, rows: np.ndarray, finish: Finish, n_bytes: int) -> Pixels | None:
+        """Maps images out of the cache; None if there is none, or no room in it."""
+        if self.cache is None:
+            return None
+
+        def write(file: Path) -> None:
+            images = decoded(self.manifest, rows, self.config.data.read_threads, finish)
+            write_pixels(file, images, len(rows))
+
+        which = hashlib.sha256(np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest()
+        selected = ",".join((*self.classes, *self.domains))
+        how = f"{kind} {self.backbone.transform}"
+        key = "|".join((self.manifest.url, self.manifest.digest, selected, how, which))
+        return self.cache.get(key, n_bytes, write)
+
+    def _view_bytes(self, rows: np.ndarray) -> int:
+        return len(rows) * 3 * self.backbone.transform.image_size**2
+
+    def _stored_bytes(self, rows: np.ndarray) -> int:
+        """Size of decoded images, reduced where they are large."""
+        sizes = self.manifest.columns(["width", "height"], rows)
+        width_N, height_N = (sizes[name].to_numpy() for name in ("width", "height"))
+        factor_N = np.minimum(1, self._stored_size / np.minimum(width_N, height_N))
+        return int((3 * width_N * height_N * factor_N**2).sum())
 
 
-def load_context(config: ContextConfig, device: torch.device) -> Context:
+def load_context(
+    config: ContextConfig, device: torch.device, cache: ImageCache | None = None
+) -> Context:
     """Loads the model and the manifest; images follow when they are needed.
+
+    Args:
+        config: What to load.
+        device: Where the model is to be.
+        cache: Where decoded images are shared with other processes of the job.
 
     Raises:
         UserError: If the model or the manifest cannot be used.
     """
     manifest = select_images(load_manifest(config.data.manifest), config.data)
-    return open_context(config, manifest, device)
+    return open_context(config, manifest, device, cache)
 
 
-def open_context(config: ContextConfig, manifest: Manifest, device: torch.device) -> Context:
+def open_context(
+    config: ContextConfig,
+    manifest: Manifest,
+    device: torch.device,
+    cache: ImageCache | None = None,
+) -> Context:
     """Loads the model for a manifest that is there already.
 
     Raises:
@@ -119,7 +226,7 @@ def open_context(config: ContextConfig, manifest: Manifest, device: torch.device
     """
     backbone = load_backbone(config.backbone, device)
     text_CE = backbone.text_features(manifest.classes, config.backbone.template)
-    return Context(config, backbone, manifest, text_CE, device)
+    return Context(config, backbone, manifest, text_CE, device, cache)
 
 
 def check_forget_set(forget: tuple[str, ...], domains: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""From manifest rows to batches: decoded few-shot images in memory, the test split streamed.
+"""Decoded images and the batches that a model gets of them; `adu.reading` decodes them.
 
 Tensor names carry their shape: B images of a batch, C channels, H height, W width, N images.
 """
@@ -6,30 +6,23 @@ Tensor names carry their shape: B images of a batch, C channels, H height, W wid
 from __future__ import annotations
 
 import hashlib
-import io
 import math
-import os
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
 
-from adu import storage
 from adu.config import StrictModel
 from adu.errors import UserError
 from adu.manifest import Manifest
+from adu.pixels import Pixels, pixels_in_memory
+from adu.resample import resize, resize_batch
 
-# A file to which every read of an image is appended as "<unix time> <uri>": lets a test see when
-# the test split is first touched.
-READ_LOG_VARIABLE = "ADU_READ_LOG"
+CPU = torch.device("cpu")
 
 CROP_ATTEMPTS = 10
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -46,7 +39,10 @@ class DataConfig(StrictModel):
     shots: int = Field(8, ge=1, description="training images of each domain and class")
     val_shots: int = Field(4, ge=1, description="validation images of each domain and class")
     split_seed: int = Field(0, ge=0, description="which few-shot split is drawn")
-    read_threads: int = Field(8, ge=1, description="images fetched at a time")
+    read_threads: int = Field(16, ge=1, description="images fetched at a time")
+    cache_gib: float = Field(
+        4, ge=0, description="GiB of a machine's memory for decoded test images; more are streamed"
+    )
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,13 @@ class ImageTransform:
 
 
 class ImageSet:
-    """Decoded images of any size, in one flat buffer of bytes.
+    """Decoded images of any size.
+
+    Args:
+        images: Their pixels, (height, width, channels), one by one or side by side already.
+        image_ids: Names of the images.
+        classes: Numbers of their classes.
+        domains: Numbers of their domains.
 
     Attributes:
         image_ids: Names of the images.
@@ -81,7 +83,7 @@ class ImageSet:
 
     def __init__(
         self,
-        images: Sequence[np.ndarray],
+        images: Sequence[np.ndarray] | Pixels,
         image_ids: Sequence[str],
         classes: Sequence[int],
         domains: Sequence[int],
@@ -89,18 +91,31 @@ class ImageSet:
         self.image_ids = tuple(image_ids)
         self.class_N = torch.tensor(classes, dtype=torch.long)
         self.domain_N = torch.tensor(domains, dtype=torch.long)
-        self._shapes = [image.shape for image in images]
-        self._offsets = np.cumsum([0, *(image.size for image in images)])
-        flat = np.concatenate([image.reshape(-1) for image in images]) if images else np.empty(0)
-        self._pixels = torch.from_numpy(flat.astype(np.uint8, copy=False))
+        if not isinstance(images, Pixels):
+            images = pixels_in_memory(enumerate(images), len(images))
+        self._starts, self._shapes = images.starts, images.shapes
+        self._pixels = torch.from_numpy(images.flat)
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def image(self, i: int) -> Tensor:
         """The pixels of one image as uint8, (channels, height, width), without a copy."""
-        pixels = self._pixels[self._offsets[i] : self._offsets[i + 1]]
-        return pixels.view(self._shapes[i]).permute(2, 0, 1)
+        start, (height, width, channels) = self._starts[i], self._shapes[i]
+        pixels = self._pixels[start : start + height * width * channels]
+        return pixels.view(height, width, channels).permute(2, 0, 1)
+
+    def only(self, own: slice) -> ImageSet:
+        """Some of the images, without a copy of their pixels."""
+        pixels = Pixels(self._pixels.numpy(), self._starts[own], self._shapes[own])
+        classes, domains = self.class_N[own].tolist(), self.domain_N[own].tolist()
+        return ImageSet(pixels, self.image_ids[own], classes, domains)
+
+
+def batches_of(images: ImageSet, batch_size: int) -> Iterator[list[int]]:
+    """Numbers of images, a batch at a time."""
+    for start in range(0, len(images), batch_size):
+        yield list(range(start, min(start + batch_size, len(images))))
 
 
 def select_images(manifest: Manifest, config: DataConfig) -> Manifest:
@@ -128,55 +143,6 @@ def select_images(manifest: Manifest, config: DataConfig) -> Manifest:
     return manifest.select(classes, seen)
 
 
-def read_images(
-    manifest: Manifest, rows: Sequence[int] | np.ndarray, max_short_side: int, threads: int
-) -> ImageSet:
-    """Fetches and decodes images.
-
-    Args:
-        manifest: The manifest that lists them.
-        rows: Their row numbers.
-        max_short_side: Larger images are reduced to this short side, to save memory.
-        threads: Images fetched at a time.
-
-    Raises:
-        UserError: Naming an image that cannot be read or is not the one that was ingested.
-    """
-    table = manifest.table.select(["image_id", "uri", "sha256"]).take(list(rows)).to_pydict()
-
-    def read(i: int) -> np.ndarray:
-        uri = table["uri"][i]
-        data = _fetch(uri)
-        if hashlib.sha256(data).hexdigest() != table["sha256"][i]:
-            raise UserError(f"image {uri}: has changed since the manifest was written")
-        return np.asarray(_reduced(decode_image(data, uri), max_short_side))
-
-    with ThreadPoolExecutor(threads) as pool:
-        images = list(pool.map(read, range(len(table["uri"]))))
-    classes, domains = manifest.class_numbers(list(rows)), manifest.domain_numbers(list(rows))
-    return ImageSet(images, table["image_id"], classes, domains)
-
-
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decodes an image fully: upright, in RGB, transparent parts on white.
-
-    Raises:
-        UserError: Naming the image, if it is empty, truncated or no image.
-    """
-    if not data:
-        raise UserError(f"image {name}: is empty")
-    try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            ground = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(ground, image)
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"image {name}: cannot be decoded ({reason})") from error
-
-
 def train_batch(
     images: ImageSet,
     indices: Sequence[int],
@@ -184,55 +150,51 @@ def train_batch(
     *,
     seed: int,
     epoch: int,
+    device: torch.device = CPU,
 ) -> Tensor:
     """Augments images: random resized crop, horizontal flip, normalisation.
 
     What is drawn for an image depends on (seed, epoch, image id) alone, so neither on the other
-    images of the batch nor on who makes it.
+    images of the batch nor on who makes it or on which device.
 
     Returns:
-        images_BCHW, float32.
+        images_BCHW on the device, float32; within two grey levels of Pillow's and torchvision's,
+        apart from edges that overshoot black or white (six).
     """
-    views = [_random_view(images, i, transform, seed, epoch) for i in indices]
-    return _normalised(views, transform)
+    parts, mirrored = [], []
+    for i in indices:
+        image_CHW = images.image(i)
+        rng = _generator(seed, epoch, images.image_ids[i])
+        _, full_height, full_width = image_CHW.shape
+        top, left, height, width = _random_crop(rng, full_height, full_width, transform.crop_scale)
+        parts.append(image_CHW[:, top : top + height, left : left + width])
+        mirrored.append(transform.hflip and rng.random() < 0.5)
+    size, interpolation = transform.image_size, transform.interpolation
+    return _normalised(resize_batch(parts, mirrored, size, interpolation, device), transform)
 
 
-def eval_batch(images: ImageSet, indices: Sequence[int], transform: ImageTransform) -> Tensor:
+def eval_batch(
+    images: ImageSet,
+    indices: Sequence[int],
+    transform: ImageTransform,
+    device: torch.device = CPU,
+) -> Tensor:
     """Prepares images without chance: short side resized, centre cropped, normalised.
 
     Returns:
-        images_BCHW, float32.
+        images_BCHW on the device, float32.
     """
-    return _normalised([_central_view(images.image(i), transform) for i in indices], transform)
+    size = transform.image_size
+    batch_BCHW = torch.empty((len(indices), 3, size, size), dtype=torch.uint8)
+    for row_CHW, i in zip(batch_BCHW, indices, strict=True):
+        row_CHW.copy_(_central_view(images.image(i), transform))
+    return _normalised(batch_BCHW.to(device), transform)
 
 
-def stream_batches(
-    manifest: Manifest,
-    rows: Sequence[int] | np.ndarray,
-    transform: ImageTransform,
-    batch_size: int,
-    threads: int,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[str, ...]]]:
-    """Reads images batch by batch, holding two batches at a time.
-
-    Nothing is read before the first batch is asked for.
-
-    Yields:
-        images_BCHW, class_B, domain_B and the image ids.
-    """
-    chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-
-    def read(chunk: Sequence[int] | np.ndarray) -> ImageSet:
-        return read_images(manifest, chunk, 2 * transform.image_size, threads)
-
-    with ThreadPoolExecutor(1) as ahead:
-        pending = ahead.submit(read, chunks[0]) if chunks else None
-        for following in [*chunks[1:], None]:
-            assert pending is not None
-            batch = pending.result()
-            pending = ahead.submit(read, following) if following is not None else None
-            images_BCHW = eval_batch(batch, range(len(batch)), transform)
-            yield images_BCHW, batch.class_N, batch.domain_N, batch.image_ids
+def central_view(image_HWC: np.ndarray, transform: ImageTransform) -> np.ndarray:
+    """What evaluation sees of an image of bytes, at the model's size; of a view, all of it."""
+    image_CHW = torch.from_numpy(np.array(image_HWC)).permute(2, 0, 1)
+    return _central_view(image_CHW, transform).permute(1, 2, 0).numpy()
 
 
 def balanced_batches(domain_N: Tensor, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
@@ -273,40 +235,9 @@ def plain_batches(n_images: int, batch_size: int, *, seed: int, epoch: int) -> l
     return list(order.split(batch_size))
 
 
-def _fetch(uri: str) -> bytes:
-    log = os.environ.get(READ_LOG_VARIABLE)
-    if log:
-        with open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 - appended to by many
-            file.write(f"{time.time()} {uri}\n")
-    return storage.read_bytes(uri)
-
-
-def _reduced(image: Image.Image, max_short_side: int) -> Image.Image:
-    short = min(image.size)
-    if short <= max_short_side:
-        return image
-    factor = max_short_side / short
-    size = (round(image.width * factor), round(image.height * factor))
-    return image.resize(size, Image.Resampling.BICUBIC)
-
-
 def _generator(seed: int, epoch: int, name: str) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed}/{epoch}/{name}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
-
-
-def _random_view(
-    images: ImageSet, i: int, transform: ImageTransform, seed: int, epoch: int
-) -> Tensor:
-    """A random part of an image, resized to the model's size, perhaps mirrored."""
-    image_CHW = images.image(i)
-    rng = _generator(seed, epoch, images.image_ids[i])
-    _, full_height, full_width = image_CHW.shape
-    top, left, height, width = _random_crop(rng, full_height, full_width, transform.crop_scale)
-    crop_CHW = image_CHW[:, top : top + height, left : left + width]
-    crop_CHW = _resize(crop_CHW, (transform.image_size, transform.image_size), transform)
-    mirrored = transform.hflip and rng.random() < 0.5
-    return crop_CHW.flip(-1) if mirrored else crop_CHW
 
 
 def _central_view(image_CHW: Tensor, transform: ImageTransform) -> Tensor:
@@ -315,7 +246,7 @@ def _central_view(image_CHW: Tensor, transform: ImageTransform) -> Tensor:
     _, height, width = image_CHW.shape
     short = min(height, width)
     height, width = size * height // short, size * width // short
-    resized_CHW = _resize(image_CHW, (height, width), transform)
+    resized_CHW = resize(image_CHW, (height, width), transform.interpolation)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return resized_CHW[:, top : top + size, left : left + size]
 
@@ -338,17 +269,7 @@ def _random_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _resize(image_CHW: Tensor, size: tuple[int, int], transform: ImageTransform) -> Tensor:
-    return F.interpolate(image_CHW[None], size, mode=transform.interpolation, antialias=True)[0]
-
-
-def _normalised(views: Sequence[Tensor], transform: ImageTransform) -> Tensor:
-    """Joins uint8 images of the model's size into images_BCHW; none give an empty batch."""
-    batch_BCHW = torch.empty(
-        (len(views), 3, transform.image_size, transform.image_size), dtype=torch.uint8
-    )
-    for row, view_CHW in enumerate(views):
-        batch_BCHW[row] = view_CHW
-    mean_C11 = torch.tensor(transform.mean)[:, None, None]
-    std_C11 = torch.tensor(transform.std)[:, None, None]
+def _normalised(batch_BCHW: Tensor, transform: ImageTransform) -> Tensor:
+    mean_C11 = torch.tensor(transform.mean, device=batch_BCHW.device)[:, None, None]
+    std_C11 = torch.tensor(transform.std, device=batch_BCHW.device)[:, None, None]
     return (batch_BCHW.float() / 255 - mean_C11) / std_C11

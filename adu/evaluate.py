@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adu.context import Context
-from adu.data import ImageSet, eval_batch, stream_batches
+from adu.data import ImageSet, batches_of, eval_batch
 from adu.distributed import gather_objects, rank_and_world_size, rank_slice, sum_over_ranks
 from adu.methods import Method
 from adu.metrics import Scores, scores_from_counts
@@ -53,8 +53,8 @@ def evaluate_images(
     counts_2D = torch.zeros(2, len(context.domains), dtype=torch.long, device=context.device)
     for start in range(0, len(own), EVAL_BATCH_SIZE):
         rows = list(own[start : start + EVAL_BATCH_SIZE])
-        images_BCHW = eval_batch(images, rows, context.backbone.transform)
-        logits_BC, _ = _predict(model, images_BCHW.to(context.device))
+        images_BCHW = eval_batch(images, rows, context.backbone.transform, context.device)
+        logits_BC, _ = _predict(model, images_BCHW)
         class_B, domain_B = images.class_N[rows], images.domain_N[rows]
         counts_2D += _count(
             logits_BC, class_B.to(context.device), domain_B.to(context.device), context
@@ -65,7 +65,7 @@ def evaluate_images(
 def evaluate_test(
     model: Method, context: Context, forget: Sequence[str], feature_samples_per_domain: int = 60
 ) -> TestResult:
-    """Scores a model on the test split, which is read now and streamed with bounded memory.
+    """Scores a model on the test split, which is read now if it has not been read for the job.
 
     Args:
         model: The model.
@@ -77,25 +77,22 @@ def evaluate_test(
     start_s = time.perf_counter()
     rank, world_size = rank_and_world_size()
     rows = context.manifest.test_rows()
-    own = rows[rank_slice(len(rows), rank, world_size)]
+    own = rank_slice(len(rows), rank, world_size)
     sampled = _sampled_ids(context, rows, feature_samples_per_domain)
     counts_2D = torch.zeros(2, len(context.domains), dtype=torch.long, device=context.device)
     kept: list[tuple[np.ndarray, int, int]] = []
-    batches = stream_batches(
-        context.manifest,
-        own,
-        context.backbone.transform,
-        EVAL_BATCH_SIZE,
-        context.config.data.read_threads,
-    )
-    for images_BCHW, class_B, domain_B, image_ids in batches:
-        logits_BC, features_BE = _predict(model, images_BCHW.to(context.device))
-        class_B, domain_B = class_B.to(context.device), domain_B.to(context.device)
-        counts_2D += _count(logits_BC, class_B, domain_B, context)
-        features = features_BE.float().cpu().numpy()
-        for i, image_id in enumerate(image_ids):
-            if image_id in sampled:
-                kept.append((features[i], int(domain_B[i]), int(class_B[i])))
+    for images in context.test_images(own):
+        for batch in batches_of(images, EVAL_BATCH_SIZE):
+            images_BCHW = eval_batch(images, batch, context.backbone.transform, context.device)
+            logits_BC, features_BE = _predict(model, images_BCHW)
+            class_B, domain_B = images.class_N[batch], images.domain_N[batch]
+            counts_2D += _count(
+                logits_BC, class_B.to(context.device), domain_B.to(context.device), context
+            )
+            features = features_BE.float().cpu().numpy()
+            for i, number in enumerate(batch):
+                if images.image_ids[number] in sampled:
+                    kept.append((features[i], int(domain_B[i]), int(class_B[i])))
     scores = _scores(sum_over_ranks(counts_2D), context, forget)
     everyone = [item for share in gather_objects(kept) for item in share]
     return TestResult(
@@ -110,10 +107,9 @@ def evaluate_test(
 def image_features(model: Method, images: ImageSet, context: Context) -> Tensor:
     """Unit-length features_NE of decoded images."""
     shares = []
-    for start in range(0, len(images), EVAL_BATCH_SIZE):
-        rows = range(start, min(start + EVAL_BATCH_SIZE, len(images)))
-        images_BCHW = eval_batch(images, rows, context.backbone.transform)
-        shares.append(_predict(model, images_BCHW.to(context.device))[1])
+    for batch in batches_of(images, EVAL_BATCH_SIZE):
+        images_BCHW = eval_batch(images, batch, context.backbone.transform, context.device)
+        shares.append(_predict(model, images_BCHW)[1])
     return torch.cat(shares)
 
 
@@ -142,9 +138,9 @@ def _scores(counts_2D: Tensor, context: Context, forget: Sequence[str]) -> Score
     )
 
 
-def _sampled_ids(context: Context, rows: Iterable[int], per_domain: int) -> set[str]:
+def _sampled_ids(context: Context, rows: np.ndarray, per_domain: int) -> set[str]:
     """The images of the test split with the smallest hashes, so many of each domain."""
-    table = context.manifest.table.select(["image_id", "domain"]).take(list(rows))
+    table = context.manifest.columns(["image_id", "domain"], rows)
     by_domain: dict[str, list[str]] = {}
     for row in table.to_pylist():
         by_domain.setdefault(row["domain"], []).append(row["image_id"])

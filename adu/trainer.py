@@ -25,6 +25,7 @@ from adu.evolution import Evolution
 from adu.methods import Method, MethodConfig, Output, build_method
 from adu.methods.adu import AduConfig
 from adu.metrics import Scores
+from adu.prefetch import ahead
 
 
 class TrainConfig(StrictModel):
@@ -76,6 +77,7 @@ class EpochReport:
         train_s: Time spent in training steps, data included.
         val_s: Time spent on validation.
         images_per_s: Training images per second, over all workers.
+        wait_s: The part of ``train_s`` in which steps waited for their images.
     """
 
     epoch: int
@@ -86,6 +88,7 @@ class EpochReport:
     train_s: float
     val_s: float
     images_per_s: float
+    wait_s: float = 0.0
 
 
 class TrainingDivergedError(Exception):
@@ -192,7 +195,7 @@ class Trainer:
             if group["scheduled"]:
                 group["lr"] = lr
         batches = self._batches(epoch)
-        steps = [self._step(rows_B.tolist(), epoch) for rows_B in batches]
+        steps, wait_s = self._run_steps(batches, epoch)
         losses = _mean_losses(steps, epoch)
         train_s = time.perf_counter() - start_s
         self._average.exchange()
@@ -210,6 +213,32 @@ class Trainer:
             train_s,
             val_s,
             sum(map(len, batches)) / train_s,
+            wait_s,
+        )
+
+    def _run_steps(
+        self, batches: list[Tensor], epoch: int
+    ) -> tuple[list[dict[str, Tensor]], float]:
+        """Takes an epoch's steps; returns their loss terms and how long they waited for images."""
+        steps, wait_s = [], 0.0
+        prepared = ahead(batches, lambda rows_B: self._own_images(rows_B.tolist(), epoch))
+        for rows_B in batches:
+            asked_s = time.perf_counter()
+            images_BCHW = next(prepared)
+            wait_s += time.perf_counter() - asked_s
+            steps.append(self._step(rows_B.tolist(), images_BCHW))
+        return steps, wait_s
+
+    def _own_images(self, rows: list[int], epoch: int) -> Tensor:
+        """This worker's share of a global batch, augmented on the training device."""
+        own = rows[rank_slice(len(rows), *rank_and_world_size())]
+        return train_batch(
+            self.context.train,
+            own,
+            self._transform,
+            seed=self.run.train.seed,
+            epoch=epoch,
+            device=self.context.device,
         )
 
     def _batches(self, epoch: int) -> list[Tensor]:
@@ -218,14 +247,15 @@ class Trainer:
             return plain_batches(len(images), train.batch_size, seed=train.seed, epoch=epoch)
         return balanced_batches(images.domain_N, train.batch_size, seed=train.seed, epoch=epoch)
 
-    def _step(self, rows: list[int], epoch: int) -> dict[str, Tensor]:
-        """One step of SGD on a global batch; returns its detached loss terms."""
+    def _step(self, rows: list[int], images_BCHW: Tensor) -> dict[str, Tensor]:
+        """One step of SGD on a global batch; returns its detached loss terms.
+
+        Args:
+            rows: The batch's image numbers.
+            images_BCHW: This worker's share of them.
+        """
         assert self._optimizer is not None
         context, images = self.context, self.context.train
-        own = rows[rank_slice(len(rows), *rank_and_world_size())]
-        images_BCHW = train_batch(
-            images, own, self._transform, seed=self.run.train.seed, epoch=epoch
-        ).to(context.device)
         self.model.train()
         with torch.autocast(
             context.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16"

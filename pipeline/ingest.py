@@ -1,62 +1,101 @@
 """Writes a Parquet manifest of a folder or bucket of images.
 
-    python pipeline/ingest.py --source URL --out URL
+    python pipeline/ingest.py --source URL --out URL [--layout LAYOUT] [--pack]
 
-Images lie as ``domain/class/file``. Every image is read once, decoded fully and hashed; the ones
-that cannot be decoded are left out and listed. Where nothing says which images are for testing, a
-fixed share of each domain and class is set aside for it, by the hash of the image's name.
+Every image is read once, decoded fully and hashed; the ones that cannot be used are left out, and
+a report says what was noticed. Started again, an ingest that was killed goes on where it was. Where
+nothing says which images are for testing, a fixed share of each domain and class is set aside for
+it, by the hash of the image's name.
 """
 
 from __future__ import annotations
 
-import hashlib
+import re
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 from adu import storage
 from adu.config import StrictModel
-from adu.data import decode_image
 from adu.errors import UserError
-from adu.manifest import CARD_FILE, Manifest, write_manifest
-from pipeline.command import EXIT_OK, run_command
+from adu.manifest import CARD_FILE, SCHEMA, Manifest, write_manifest
+from adu.shards import SHARD_FOLDER
+from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_command
+from pipeline.image_checks import LEFT_OUT, CheckResult, check_results, same_images
+from pipeline.image_reader import Journal, Packing, ReadSettings, read_all
+from pipeline.ingest_report import ReadProgress, images_table, show_checks
+from pipeline.layouts import Found, Layout, assign_splits, common_classes, find_images
 
 SHORTCUTS: dict[str, str] = {}
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MIB = 2**20
 
 
 class IngestConfig(StrictModel):
-    """Write a manifest of images that lie as domain/class/file."""
+    """Write a manifest of a folder or bucket of images."""
 
-    source: str = Field(description="folder or URL of the images")
+    source: str = Field(description="folder or URL of the images; the file for layout listing")
     out: str = Field(description="folder or URL of the manifest to write")
-    layout: Literal["domain/class/file"] = "domain/class/file"
+    layout: Layout = Field(
+        "domain_class",
+        description="domain_class: DOMAIN/CLASS/FILE; split_files: lists DOMAIN_train.txt and "
+        "DOMAIN_test.txt of 'path label'; imagenet_sketch: folders by WordNet id; listing: CSV or "
+        "Parquet with path, class, domain and perhaps split",
+    )
+    splits: str | None = Field(None, description="split_files: folder of the lists in the source")
+    sketch_source: str | None = Field(
+        None, description="imagenet_sketch: the sketches, if they do not lie in the source"
+    )
+    class_names: str | None = Field(
+        None, description="imagenet_sketch: file of 'wnid name'; unset: CLIP's names of the 1,000"
+    )
+    classes: Literal["same", "intersection"] = Field(
+        "same", description="intersection: leave out the classes that a domain lacks"
+    )
     name: str | None = Field(None, description="name of the data set; unset: the source's")
-    test_fraction: float = Field(0.5, gt=0, lt=1, description="share set aside for testing")
+    test_fraction: float = Field(
+        0.5, gt=0, lt=1, description="share set aside for testing, where the layout has no split"
+    )
     seed: int = Field(0, ge=0, description="which images are set aside")
-    strict: bool = Field(False, description="stop at the first image that cannot be used")
+    pack: bool = Field(False, description="write the images too, in shards beside the manifest")
+    pack_short_side: int | None = Field(
+        None, ge=1, description="reduce packed images to this short side; unset: bytes as they are"
+    )
+    shard_mib: int = Field(256, ge=1, description="size of a shard")
+    shots: int = Field(8, ge=1, description="training images that a class should have in a domain")
+    val_shots: int = Field(4, ge=1, description="validation images that it should have beside")
+    strict: bool = Field(False, description="write nothing if any check finds anything")
     overwrite: bool = Field(False, description="replace a manifest that is already there")
     threads: int = Field(16, ge=1, description="images read at a time")
+    save_every_s: float = Field(
+        10, ge=0, description="seconds of reading that are lost at most if it is killed"
+    )
     synthetic: bool = Field(False, description="mark the images as made up by a program")
 
+    @model_validator(mode="after")
+    def _options_fit(self) -> IngestConfig:
+        if self.pack_short_side is not None and not self.pack:
+            raise ValueError("pack_short_side needs pack")
+        for option, layout in (
+            ("splits", "split_files"),
+            ("sketch_source", "imagenet_sketch"),
+            ("class_names", "imagenet_sketch"),
+        ):
+            if getattr(self, option) is not None and self.layout != layout:
+                raise ValueError(f"{option} is for layout {layout}, not {self.layout}")
+        return self
 
-@dataclass(frozen=True)
-class Found:
-    """An image as the layout tells it."""
-
-    image_id: str
-    uri: str
-    domain: str
-    class_: str
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two ingests to one place the same, so that one may go on with the other."""
+        no_part = {"classes", "name", "shots", "val_shots", "strict", "overwrite", "threads"}
+        no_part |= {"out", "save_every_s", "synthetic"}
+        return self.model_dump(mode="json", exclude=no_part)
 
 
 def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
@@ -64,155 +103,146 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
 
     Args:
         config: What to read and where to write.
-        console: Where to show progress and rejected images; None for nowhere.
+        console: Where to show progress and what the checks found; None for nowhere.
 
     Raises:
-        UserError: If the source has no images in the layout, an image cannot be used and
-            ``strict`` is set, or the manifest exists or cannot be written. Nothing is written
-            then.
+        UserError: If the source has no images in the layout, a check found something and
+            ``strict`` is set, or the manifest exists or cannot be written. No manifest is written
+            then; what has been read is kept beside it for the next try.
     """
     if storage.exists(storage.join(config.out, CARD_FILE)) and not config.overwrite:
         raise UserError(f"manifest {config.out}: exists already (--overwrite replaces it)")
-    images = find_images(config.source)
+    listed = find_images(
+        config.source,
+        config.layout,
+        splits=config.splits,
+        sketch_source=config.sketch_source,
+        class_names=config.class_names,
+    )
+    images = assign_splits(
+        common_classes(listed, config.classes), config.test_fraction, config.seed
+    )
     storage.check_reachable(config.out, write=True)
-    rows, rejected = _read_all(images, config, console)
-    if not rows:
-        raise UserError(f"source {config.source}: none of its {len(images)} images can be used")
-    _check_classes(rows)
-    _assign_splits(rows, config.test_fraction, config.seed)
-    return write_manifest(
+    journal = Journal(config.out, config.identity)
+    packing = Packing(config.pack_short_side, config.shard_mib * MIB) if config.pack else None
+    settings = ReadSettings(config.out, config.threads, packing, config.save_every_s, config.strict)
+    with ReadProgress(console, len(images)) as progress:
+        read = read_all(images, settings, journal, progress.start, progress.advance)
+    table, rejected = _joined(images, read, config)
+    table, results = _checked(table, rejected, config)
+    reasons = rejected.select(["image_id", "reason"]).sort_by("image_id").to_pylist()
+    if console:
+        show_checks(console, results, [image["reason"] for image in reasons])
+    if config.strict:
+        _refuse(results)
+    manifest = write_manifest(
         config.out,
-        rows,
-        name=config.name or config.source.rstrip("/").rsplit("/", 1)[-1],
+        table,
+        name=config.name or _name_of(config.source),
         source=config.source,
         synthetic=config.synthetic,
-        rejected=rejected,
+        rejected=reasons,
+        checks={result.name: result.card for result in results},
+    )
+    journal.remove()
+    _remove_stray_shards(config.out, manifest)
+    return manifest
+
+
+def _joined(
+    images: Sequence[Found], read: pa.Table, config: IngestConfig
+) -> tuple[pa.Table, pa.Table]:
+    """What the layout and what the files say of each usable image, and the unusable ones."""
+    rejected = read.filter(pc.is_valid(read["problem"]))
+    left_out = set(rejected["image_id"].to_pylist())
+    usable = [image for image in images if image.image_id not in left_out]
+    if not usable:
+        raise UserError(f"source {config.source}: none of its {len(images)} images can be used")
+    usable = common_classes(usable, config.classes)
+    ids = pa.array([image.image_id for image in usable], pa.string())
+    found = read.take(pc.index_in(ids, value_set=read["image_id"].combine_chunks()))
+    columns = {
+        "uri": [image.uri for image in usable],
+        "domain": [image.domain for image in usable],
+        "class": [image.class_ for image in usable],
+        "split": [image.split for image in usable],
+    }
+    for name, values in columns.items():
+        found = found.append_column(name, pa.array(values, pa.string()))
+    return found, rejected
+
+
+def _checked(
+    table: pa.Table, rejected: pa.Table, config: IngestConfig
+) -> tuple[pa.Table, list[CheckResult]]:
+    """Runs the checks over all images; gives the rows with their flags, and what was found."""
+    found: dict[str, list[str]] = {}
+    for problem in LEFT_OUT:
+        its = rejected.filter(pc.equal(rejected["problem"], problem))
+        found[problem] = sorted(its["image_id"].to_pylist())
+    flags: list[list[str]] = [its or [] for its in table["flags"].to_pylist()]
+    ids = table["image_id"]
+    for row, its in enumerate(flags):
+        for flag in its:
+            found.setdefault(flag, []).append(ids[row].as_py())
+    pairs, rows_of = same_images(table)
+    found |= pairs
+    for check, rows in rows_of.items():
+        for row in rows.tolist():
+            flags[row].append(check)
+    found["few_shots"] = _too_small_cells(table, config.shots + config.val_shots)
+    flagged = pa.array([its or None for its in flags], SCHEMA.field("flags").type)
+    table = table.set_column(table.schema.get_field_index("flags"), "flags", flagged)
+    return table.select(SCHEMA.names).cast(SCHEMA), check_results(found)
+
+
+def _too_small_cells(table: pa.Table, at_least: int) -> list[str]:
+    cells = Counter(
+        zip(table["domain"].to_pylist(), table["class"].to_pylist(), strict=True)
+    )  # every domain has every class: cells without training images are among these
+    training = table.filter(pc.equal(table["split"], "train"))
+    count = Counter(zip(training["domain"].to_pylist(), training["class"].to_pylist(), strict=True))
+    small = ((domain, class_, count[domain, class_]) for domain, class_ in sorted(cells))
+    return [f"{domain}/{class_} ({n})" for domain, class_, n in small if n < at_least]
+
+
+def _refuse(results: Sequence[CheckResult]) -> None:
+    found = [result for result in results if result.count]
+    if not found:
+        return
+    told = ", ".join(f"{r.name} {r.count} ({r.examples[0]})" for r in found)
+    raise UserError(
+        f"{len(found)} of {len(results)} checks found something: {told} "
+        "(--strict; what was read is kept, so a next try reads only what has changed)"
     )
 
 
-def find_images(source: str) -> list[Found]:
-    """Lists the images of a source that lie as domain/class/file, ordered by name.
-
-    Raises:
-        UserError: If there is no source, or no image in it in this layout.
-    """
-    fs, root = storage.filesystem_for(source)
-    if not storage.exists(source):
-        raise UserError(f"source {source}: no such folder")
-    root = root.rstrip("/")
-    paths = sorted(path for path in fs.find(root) if path.lower().endswith(IMAGE_SUFFIXES))
-    images, elsewhere = [], []
-    for path in paths:
-        image_id = path[len(root) + 1 :]
-        parts = image_id.split("/")
-        if len(parts) == 3:
-            uri = path if storage.is_local(source) else fs.unstrip_protocol(path)
-            images.append(Found(image_id, uri, parts[0], parts[1]))
-        else:
-            elsewhere.append(image_id)
-    if elsewhere:
-        raise UserError(
-            f"source {source}: '{elsewhere[0]}' does not lie as domain/class/file"
-            + (f", nor do {len(elsewhere) - 1} more" if len(elsewhere) > 1 else "")
-        )
-    if not images:
-        raise UserError(f"source {source}: has no images (looked for {', '.join(IMAGE_SUFFIXES)})")
-    return images
+def _name_of(source: str) -> str:
+    return re.sub(r"\.(csv|parquet)$", "", source.rstrip("/").rsplit("/", 1)[-1])
 
 
-def _read_all(
-    images: Sequence[Found], config: IngestConfig, console: Console | None
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    rows: list[dict[str, Any]] = []
-    rejected: list[dict[str, str]] = []
-    stop = threading.Event()
-    with ThreadPoolExecutor(config.threads) as pool:
-        described = pool.map(lambda image: None if stop.is_set() else _describe(image), images)
-        try:
-            for image, row in zip(images, _progress(described, len(images), console), strict=True):
-                if isinstance(row, dict):
-                    rows.append(row)
-                elif config.strict:
-                    raise row or AssertionError
-                else:
-                    rejected.append({"image_id": image.image_id, "reason": str(row)})
-        finally:
-            stop.set()
-    for left_out in rejected:
-        if console:
-            console.print(f"left out: {left_out['reason']}", soft_wrap=True, highlight=False)
-    return rows, rejected
-
-
-def _progress(items: Iterator[Any], total: int, console: Console | None) -> Iterator[Any]:
-    if console is None:
-        return items
-    return iter(track(items, "reading images", total, console=console, transient=True))
-
-
-def _describe(image: Found) -> dict[str, Any] | UserError:
-    data = storage.read_bytes(image.uri)
-    try:
-        width, height = decode_image(data, image.image_id).size
-    except UserError as error:
-        return error
-    return {
-        "image_id": image.image_id,
-        "uri": image.uri,
-        "domain": image.domain,
-        "class": image.class_,
-        "width": width,
-        "height": height,
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-
-
-def _check_classes(rows: Sequence[dict[str, Any]]) -> None:
-    """All domains must have the same classes: Mem and For compare them over one class set."""
-    by_domain: dict[str, set[str]] = {}
-    for row in rows:
-        by_domain.setdefault(row["domain"], set()).add(row["class"])
-    everything = set().union(*by_domain.values())
-    for domain, classes in sorted(by_domain.items()):
-        if classes != everything:
-            missing = ", ".join(sorted(everything - classes))
-            raise UserError(f"domain {domain}: lacks classes that other domains have: {missing}")
-    if len(by_domain) < 2:
-        raise UserError(f"source has one domain ({next(iter(by_domain))}): at least 2 are needed")
-
-
-def _assign_splits(rows: Sequence[dict[str, Any]], test_fraction: float, seed: int) -> None:
-    """Sets aside the images with the smallest hashes of each domain and class for testing."""
-    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["domain"], row["class"]), []).append(row)
-    for cell in cells.values():
-        n_test = round(len(cell) * test_fraction)
-        cell.sort(key=lambda row: hashlib.sha256(f"{seed}/{row['image_id']}".encode()).digest())
-        for i, row in enumerate(cell):
-            row["split"] = "test" if i < n_test else "train"
-
-
-def _summary(manifest: Manifest) -> Table:
-    table = Table(title=f"{manifest.name}: {manifest.table.num_rows} images")
-    for column in ("domain", "classes", "train", "test"):
-        table.add_column(column, justify="left" if column == "domain" else "right")
-    counts = {split: manifest.cell_counts(split) for split in ("train", "test")}
-    for domain in manifest.domains:
-        sums = [
-            sum(n for (its, _), n in counts[split].items() if its == domain)
-            for split in ("train", "test")
-        ]
-        table.add_row(domain, str(len(manifest.classes)), *map(str, sums))
-    return table
+def _remove_stray_shards(out: str, manifest: Manifest) -> None:
+    """Removes shards that no manifest names: an ingest that was given up has left them."""
+    folder = storage.join(out, SHARD_FOLDER)
+    ours = re.compile(r"\d{5,}-[0-9a-f]{12}\.parquet")
+    names = [name for name in storage.names_in(folder) if ours.fullmatch(name)]
+    if not names:
+        return
+    shards = pc.unique(manifest.columns(["shard"])["shard"]).to_pylist()
+    for name in names:
+        if f"{SHARD_FOLDER}/{name}" not in shards:
+            storage.remove(storage.join(folder, name))
 
 
 def run(config: IngestConfig) -> int:
     """The command's body: ingest and say what came of it."""
     console = Console(stderr=True)
-    manifest = ingest(config, console)
-    console.print(_summary(manifest))
+    try:
+        manifest = ingest(config, console)
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on where it was")
+        return EXIT_INTERRUPTED
+    console.print(images_table(manifest))
     console.print(f"manifest {manifest.url}", soft_wrap=True, highlight=False)
     console.print(f"digest   {manifest.digest}", soft_wrap=True, highlight=False)
     return EXIT_OK

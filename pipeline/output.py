@@ -155,7 +155,7 @@ def open_output(
                 f"output {place}: has no search to resume (--resume-or-start begins one)"
             )
         # A start that was killed at once leaves a folder and a lock.
-        if set(storage.list_names(place)) - {STUDIES, LOCK}:
+        if set(storage.names_in(place)) - {STUDIES, LOCK}:
             raise UserError(f"output {place}: holds other files (give an empty or a new --output)")
         return _create(place, identity)
     except OSError as error:

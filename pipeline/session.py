@@ -14,6 +14,7 @@ from adu.attention import SampleAttention, sample_attention
 from adu.checkpoint import checkpoint_bytes
 from adu.context import Context, ContextConfig, load_context
 from adu.evaluate import TestResult, evaluate_images, evaluate_test
+from adu.image_cache import ImageCache
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig, Trainer
 
@@ -47,7 +48,7 @@ class TestOutcome:
 
 
 def open_session(config: dict[str, Any]) -> AduSession:
-    """Loads the frozen model and the few-shot images on a worker.
+    """Loads the frozen model on a worker, and the few-shot images once a node.
 
     Args:
         config: A `ContextConfig` as plain values.
@@ -56,10 +57,19 @@ def open_session(config: dict[str, Any]) -> AduSession:
 
     device = get_device()
     assert isinstance(device, torch.device)
-    context = load_context(ContextConfig.model_validate(config), device)
+    cache = ImageCache(_job_on_node())
+    context = load_context(ContextConfig.model_validate(config), device, cache)
     # Read now what every run needs, so that the first one is not slower than the others.
     _ = context.train, context.val
     return AduSession(context)
+
+
+def _job_on_node() -> str:
+    """A name that only the workers of this job on this node have; node ids are never used again."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return f"{context.get_node_id()}/{context.get_job_id()}"
 
 
 class AduSession:
@@ -67,6 +77,11 @@ class AduSession:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+
+    def close(self) -> None:
+        """Leaves the images to the others, or to nobody."""
+        if self._context.cache is not None:
+            self._context.cache.close()
 
     def start(self, run: dict[str, Any], state: bytes | None) -> AduRun:
         """Begins a run, or goes on with one."""

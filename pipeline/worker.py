@@ -43,6 +43,9 @@ class Session(Protocol):
     def start(self, run: dict[str, Any], state: bytes | None) -> Run:
         """Begins a run, or goes on with one."""
 
+    def close(self) -> None:
+        """Gives up what outlives the process."""
+
 
 @dataclass(frozen=True)
 class WorkerSetup:
@@ -71,6 +74,7 @@ def serve(config: dict[str, Any]) -> None:
     while True:
         command = link.next_command()
         if command is None:
+            session.close()
             return
         try:
             _execute(session, command, link)

@@ -1,7 +1,4 @@
-"""Images from manifest to batch: decoding, augmentation, preparation, balance."""
-
-import io
-import os
+"""Decoded images and batches of them: decoding, augmentation, preparation, balance."""
 
 import numpy as np
 import open_clip
@@ -10,27 +7,15 @@ import torch
 from PIL import Image
 
 from adu.data import (
-    READ_LOG_VARIABLE,
     ImageSet,
     ImageTransform,
     balanced_batches,
-    decode_image,
     eval_batch,
-    read_images,
-    stream_batches,
     train_batch,
 )
-from adu.errors import UserError
-from adu.manifest import load_manifest
-from tests.tiny import tiny_manifest
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 TRANSFORM = ImageTransform(32, MEAN, STD)
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    return load_manifest(str(tiny_manifest(tmp_path_factory.mktemp("data"))))
 
 
 def smooth_image(width, height, seed=0):
@@ -114,79 +99,3 @@ def test_batches_change_with_the_epoch_and_come_back_with_the_seed():
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, next_one)
-
-
-def test_images_do_not_depend_on_the_number_of_threads(manifest):
-    one, many = (read_images(manifest, range(20), 64, threads) for threads in (1, 8))
-    assert one.image_ids == many.image_ids
-    assert all(torch.equal(one.image(i), many.image(i)) for i in range(20))
-
-
-def test_large_images_are_kept_small(manifest):
-    images = read_images(manifest, [0], 18, 1)
-    assert min(images.image(0).shape[1:]) == 18
-
-
-def test_an_image_that_changed_since_ingest_is_named(tmp_path):
-    manifest = load_manifest(str(tiny_manifest(tmp_path)))
-    uri = manifest.table["uri"][0].as_py()
-    Image.new("RGB", (9, 9)).save(uri)
-    with pytest.raises(UserError, match=f"{os.path.basename(uri)}: has changed"):  # noqa: PTH119
-        read_images(manifest, [0], 64, 1)
-
-
-def test_streaming_reads_only_what_is_asked_for(manifest, tmp_path, monkeypatch):
-    log = tmp_path / "reads"
-    monkeypatch.setenv(READ_LOG_VARIABLE, str(log))
-    batches = stream_batches(manifest, manifest.test_rows(), TRANSFORM, 4, 2)
-    assert not log.exists()
-    next(batches)
-    assert len(log.read_text().splitlines()) <= 8
-
-
-def test_streaming_gives_every_image_once_with_its_labels(manifest):
-    rows = manifest.test_rows()
-    batches = list(stream_batches(manifest, rows, TRANSFORM, 5, 2))
-    ids = [image_id for *_, ids_B in batches for image_id in ids_B]
-    assert ids == manifest.table["image_id"].take(rows).to_pylist()
-    for _, class_B, domain_B, ids_B in batches:
-        for c, d, image_id in zip(class_B, domain_B, ids_B, strict=True):
-            assert image_id.startswith(f"{manifest.domains[d]}/{manifest.classes[c]}/")
-
-
-def encoded(image, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, **{"format": "PNG", **options})
-    return buffer.getvalue()
-
-
-def test_transparent_parts_become_white():
-    image = decode_image(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 0))), "x")
-    assert image.getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_rotation_in_exif_is_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = encoded(Image.new("RGB", (8, 4)), format="JPEG", exif=exif)
-    assert decode_image(data, "x").size == (4, 8)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "I;16"])
-def test_every_colour_mode_becomes_rgb(mode):
-    image = Image.new("I;16" if mode == "I;16" else mode, (4, 4))
-    data = encoded(image, format="TIFF")
-    assert decode_image(data, "x").mode == "RGB"
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "image a/b/c.png: is empty"),
-        (b"no image", "image a/b/c.png: cannot be decoded"),
-        (encoded(Image.new("RGB", (64, 64), "red"))[:60], "image a/b/c.png: cannot be decoded"),
-    ],
-)
-def test_broken_images_are_named(data, message):
-    with pytest.raises(UserError, match=message):
-        decode_image(data, "a/b/c.png")

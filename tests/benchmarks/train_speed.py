@@ -29,8 +29,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from adu.backbone import DEFAULT_TEMPLATE, Backbone, BackboneConfig, load_backbone
-from adu.data import ImageSet, ImageTransform, decode_image, train_batch
+from adu.data import ImageSet, ImageTransform, train_batch
 from adu.demo.dataset import write_images
+from adu.images import decode_image
 from adu.methods import Method, Task
 from adu.methods.adu import Adu, AduConfig
 from adu.openclip import open_tower

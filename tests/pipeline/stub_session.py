@@ -66,6 +66,9 @@ class StubSession:
     def start(self, run, state):
         return StubRun(run, state)
 
+    def close(self):
+        pass
+
 
 def open_session(config):
     if config.get("refuse"):

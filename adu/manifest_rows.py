@@ -1,0 +1,214 @@
+"""The rows of a manifest: Parquet files of which only the columns that are asked for are loaded.
+
+A few-shot split of a million images needs their ids, domains, classes and splits, but neither where
+they lie nor their hashes. So columns are read one by one, row group by row group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adu import storage
+from adu.errors import UserError
+
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("domain", pa.string()),
+        ("class", pa.string()),
+        ("split", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("flags", pa.list_(pa.string())),  # quality flags, null where there are none
+        ("shard", pa.string()),  # relative to the manifest's folder, null where the image is loose
+        ("shard_row", pa.int32()),
+    ]
+)
+# Version 1 of the schema lacks the last three; they are read as null.
+
+# Few values for many rows: Parquet stores them as numbers into a dictionary.
+NAME_COLUMNS = ("domain", "class", "split", "shard")
+
+ROW_FOLDER = "rows"
+ROWS_OF_FILE = 2**20
+ROWS_OF_GROUP = 2**16
+# Smaller files are fetched whole: one request instead of several.
+WHOLE_FILE_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """One of a manifest's Parquet files."""
+
+    url: str
+    n_bytes: int
+    content: bytes | None
+    metadata: pq.FileMetaData
+
+    def open(self) -> pq.ParquetFile:
+        """Opens it; nothing is fetched but what is then read."""
+        if self.content is not None:
+            source: Any = io.BytesIO(self.content)
+        elif storage.is_local(self.url):
+            source = self.url.removeprefix("file://")
+        else:
+            source = storage.RangeFile(self.url, self.n_bytes)
+        have = self.metadata.schema.to_arrow_schema().names
+        names = [name for name in NAME_COLUMNS if name in have]
+        return pq.ParquetFile(
+            source, metadata=self.metadata, read_dictionary=names, pre_buffer=False
+        )
+
+
+@dataclass(eq=False)
+class RowTable:
+    """All rows of a manifest, ordered by image id."""
+
+    files: tuple[RowFile, ...]
+    _numbers: dict[tuple[str, tuple[str, ...]], np.ndarray] = field(default_factory=dict)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return sum(file.metadata.num_rows for file in self.files)
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Some columns of all rows."""
+        schema = pa.schema([SCHEMA.field(name) for name in names])
+        return pa.concat_tables([schema.empty_table(), *(t for _, t in self.groups(names))])
+
+    def take(self, names: Sequence[str], rows: np.ndarray) -> pa.Table:
+        """Some columns of some rows, in the order asked; holds one row group at a time."""
+        schema = pa.schema([SCHEMA.field(name) for name in names])
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        parts = [schema.empty_table()]
+        for first, n_rows, read in self._group_readers(names):
+            low, high = np.searchsorted(ordered, [first, first + n_rows])
+            if high > low:
+                parts.append(read().take(pa.array(ordered[low:high] - first)))
+        places = np.empty(len(rows), np.int64)
+        places[order] = np.arange(len(rows))
+        return pa.concat_tables(parts).combine_chunks().take(pa.array(places))
+
+    def groups(self, names: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+        """Some columns, row group by row group, each with the number of its first row."""
+        for first, _, read in self._group_readers(names):
+            yield first, read()
+
+    def numbers(self, column: str, names: tuple[str, ...]) -> np.ndarray:
+        """For each row the place of its value among ``names``, -1 where it is none of them."""
+        key = (column, names)
+        if key not in self._numbers:
+            parts = [np.empty(0, np.int32)]
+            for file in self.files:
+                table = _reading(file, lambda parquet: parquet.read(columns=[column]))
+                parts += [_numbers_of(chunk, names) for chunk in table.column(0).chunks]
+            self._numbers[key] = np.concatenate(parts)
+        return self._numbers[key]
+
+    def _group_readers(self, names: Sequence[str]) -> Iterator[tuple[int, int, Any]]:
+        first = 0
+        for file in self.files:
+            with file.open() as parquet:
+                for group in range(file.metadata.num_row_groups):
+                    n_rows = file.metadata.row_group(group).num_rows
+                    yield first, n_rows, lambda p=parquet, f=file, g=group: _read(p, f, g, names)
+                    first += n_rows
+
+
+def open_rows(url: str, paths: Sequence[str]) -> RowTable:
+    """Opens a manifest's Parquet files; their columns are loaded when they are asked for.
+
+    Raises:
+        UserError: If one cannot be read or is none.
+    """
+    return RowTable(tuple(_open_file(storage.join(url, path)) for path in paths))
+
+
+def write_rows(url: str, table: pa.Table) -> list[str]:
+    """Writes rows in the order in which they stand.
+
+    Files are named after their content: those of a manifest that is replaced stay untouched.
+
+    Returns:
+        The files' paths relative to the manifest's folder.
+
+    Raises:
+        UserError: If the folder cannot be written.
+    """
+    paths = []
+    for number, start in enumerate(range(0, max(table.num_rows, 1), ROWS_OF_FILE)):
+        buffer = io.BytesIO()
+        pq.write_table(
+            table.slice(start, ROWS_OF_FILE),
+            buffer,
+            row_group_size=ROWS_OF_GROUP,
+            compression="zstd",
+            use_dictionary=list(NAME_COLUMNS),
+        )
+        data = buffer.getvalue()
+        name = f"{number:05}-{hashlib.sha256(data).hexdigest()[:12]}.parquet"
+        paths.append(f"{ROW_FOLDER}/{name}")
+        storage.write_bytes(storage.join(url, paths[-1]), data)
+    return paths
+
+
+def _open_file(url: str) -> RowFile:
+    n_bytes = storage.size_bytes(url)
+    content = storage.read_bytes(url) if n_bytes <= WHOLE_FILE_BYTES else None
+    try:
+        source: Any = storage.RangeFile(url, n_bytes) if content is None else io.BytesIO(content)
+        metadata = pq.read_metadata(source)
+    except pa.ArrowException as error:
+        raise _broken(url, error) from error
+    missing = {"image_id", "uri", "domain", "class", "split", "sha256"}
+    missing -= set(metadata.schema.to_arrow_schema().names)
+    if missing:
+        raise UserError(f"manifest file {url}: lacks the column {sorted(missing)[0]}")
+    return RowFile(url, n_bytes, content, metadata)
+
+
+def _read(parquet: pq.ParquetFile, file: RowFile, group: int, names: Sequence[str]) -> pa.Table:
+    have = [name for name in names if name in parquet.schema_arrow.names]
+    try:
+        table = parquet.read_row_group(group, columns=have)
+    except (pa.ArrowException, OSError) as error:
+        raise _broken(file.url, error) from error
+    n_rows = file.metadata.row_group(group).num_rows
+    columns = [
+        table[name].cast(SCHEMA.field(name).type)
+        if name in have
+        else pa.nulls(n_rows, SCHEMA.field(name).type)
+        for name in names
+    ]
+    return pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in names]))
+
+
+def _reading(file: RowFile, read: Any) -> pa.Table:
+    try:
+        with file.open() as parquet:
+            return read(parquet)
+    except (pa.ArrowException, OSError) as error:
+        raise _broken(file.url, error) from error
+
+
+def _numbers_of(chunk: pa.DictionaryArray, names: tuple[str, ...]) -> np.ndarray:
+    number = {name: i for i, name in enumerate(names)}
+    of_entry = np.array([number.get(entry, -1) for entry in chunk.dictionary.to_pylist()], np.int32)
+    return of_entry[chunk.indices.to_numpy()] if len(of_entry) else np.empty(0, np.int32)
+
+
+def _broken(url: str, error: Exception) -> UserError:
+    return UserError(f"manifest file {url}: is broken ({' '.join(str(error).split())[:200]})")

@@ -1,0 +1,401 @@
+"""How data sets lie in folders, and what that says of each image: domain, class, split.
+
+A layout only lists; no image is opened here.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adu import storage
+from adu.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SPLIT_FOLDERS = ("splits_mini", "splits", "")
+SPLIT_NAMES = {"train": "train", "test": "test", "val": "test", "validation": "test"}
+SPLIT_FILE = re.compile(r".+_(train|test)\.txt")
+WNID = re.compile(r"n\d{8}")
+WNID_LENGTH = 9
+SHOWN_NAMES = 8
+
+Layout = Literal["domain_class", "split_files", "imagenet_sketch", "listing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An image as the layout tells it.
+
+    Attributes:
+        image_id: Its name in the data set, the same wherever the data set lies.
+        uri: Where it lies.
+        domain: Its domain.
+        class_: Its class.
+        split: ``train``, ``test`` or None where the layout does not say.
+        n_bytes: Its size, where a listing told it.
+    """
+
+    image_id: str
+    uri: str
+    domain: str
+    class_: str
+    split: str | None = None
+    n_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """The listing of a source: what lies below it, with sizes."""
+
+    source: str
+    sizes: Mapping[str, int | None]
+    uri_of: Callable[[str], str]
+
+
+def find_images(
+    source: str,
+    layout: Layout,
+    *,
+    splits: str | None = None,
+    sketch_source: str | None = None,
+    class_names: str | None = None,
+) -> list[Found]:
+    """Lists the images of a source, ordered by name.
+
+    Domain and class names are lower case with underscores, so that ``Real World`` is
+    ``real_world`` and ``Alarm_Clock`` of one domain is ``alarm clock`` of another. ImageNet's
+    classes keep the names of their table.
+
+    Args:
+        source: Folder or URL; for ``listing`` the file.
+        layout: How the images lie there.
+        splits: For ``split_files``: the folder of the lists, below the source.
+        sketch_source: For ``imagenet_sketch``: where the sketches lie, if not below the source.
+        class_names: For ``imagenet_sketch``: a file with lines ``wnid name``.
+
+    Raises:
+        UserError: If there is no source, no image in it in this layout, or two images with one
+            name.
+    """
+    if layout == "domain_class":
+        images = _domain_class(source)
+    elif layout == "split_files":
+        images = _split_files(source, splits)
+    elif layout == "imagenet_sketch":
+        images = _imagenet_sketch(source, sketch_source, class_names)
+    else:
+        images = _listing(source)
+    if not images:
+        raise UserError(f"source {source}: has no images (looked for {', '.join(IMAGE_SUFFIXES)})")
+    images.sort(key=lambda image: image.image_id)
+    for one, other in zip(images, images[1:], strict=False):
+        if one.image_id == other.image_id:
+            raise UserError(f"source {source}: '{one.image_id}' is listed twice")
+    if layout == "imagenet_sketch":
+        return images
+    return _with_one_spelling(images)
+
+
+def common_classes(images: Sequence[Found], rule: Literal["same", "intersection"]) -> list[Found]:
+    """Sees to it that all domains have the same classes: Mem and For compare over one class set.
+
+    Args:
+        images: What was found.
+        rule: ``same``: anything else is an error; ``intersection``: classes that a domain lacks
+            are left out of all of them.
+
+    Raises:
+        UserError: Naming the classes that a domain lacks, or if fewer than two domains are left.
+    """
+    by_domain: dict[str, set[str]] = {}
+    for image in images:
+        by_domain.setdefault(image.domain, set()).add(image.class_)
+    if len(by_domain) < 2:
+        raise UserError(f"source has one domain ({next(iter(by_domain))}): at least 2 are needed")
+    everything = set().union(*by_domain.values())
+    common = everything.intersection(*by_domain.values())
+    if rule == "intersection":
+        if not common:
+            raise UserError("source: its domains have no class in common")
+        return [image for image in images if image.class_ in common]
+    lacking = [
+        f"domain {domain}: lacks classes that other domains have: {_some(everything - classes)}"
+        for domain, classes in sorted(by_domain.items())
+        if classes != everything
+    ]
+    if lacking:
+        raise UserError(f"{'; '.join(lacking)} (--classes intersection leaves them out)")
+    return list(images)
+
+
+def assign_splits(images: Sequence[Found], test_fraction: float, seed: int) -> list[Found]:
+    """Sets aside a share of each domain and class for testing, where the layout does not say.
+
+    Which images that are depends on the seed and the names alone, so an image that turns out to be
+    broken, or is mended, moves no other one from a split to another.
+    """
+    cells: dict[tuple[str, str], list[Found]] = {}
+    for image in images:
+        if image.split is None:
+            cells.setdefault((image.domain, image.class_), []).append(image)
+    test: set[str] = set()
+    for cell in cells.values():
+        cell.sort(key=lambda image: hashlib.sha256(f"{seed}/{image.image_id}".encode()).digest())
+        test.update(image.image_id for image in cell[: round(len(cell) * test_fraction)])
+    return [
+        image
+        if image.split is not None
+        else replace(image, split="test" if image.image_id in test else "train")
+        for image in images
+    ]
+
+
+def plain_name(text: str) -> str:
+    """A name in lower case with underscores: ``Real World`` is ``real_world``."""
+    return re.sub(r"[\s_]+", "_", text.strip().lower()).strip("_")
+
+
+def _domain_class(source: str) -> list[Found]:
+    place = _list(source)
+    images, elsewhere = [], []
+    for path in _image_paths(place):
+        parts = path.split("/")
+        if len(parts) == 3:
+            images.append(_found(place, path, parts[0], parts[1]))
+        else:
+            elsewhere.append(path)
+    if elsewhere:
+        raise UserError(
+            f"source {source}: '{elsewhere[0]}' does not lie as domain/class/file"
+            + (f", nor do {len(elsewhere) - 1} more" if len(elsewhere) > 1 else "")
+        )
+    return images
+
+
+def _split_files(source: str, splits: str | None) -> list[Found]:
+    folder, names = _split_file_names(source, splits)
+    images: list[Found] = []
+    class_of: dict[int, str] = {}
+    uri_of = _uri_maker(source)
+    for name in names:
+        domain, split = name.removesuffix(".txt").rsplit("_", 1)
+        text = storage.read_bytes(storage.join(source, *filter(None, [folder, name]))).decode()
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            path, _, label = line.strip().rpartition(" ")
+            parts = path.strip().strip("/").split("/")
+            if not label.isdigit() or len(parts) < 2:
+                raise UserError(f"split file {name}, line {number}: '{line}' is not 'path label'")
+            class_ = class_of.setdefault(int(label), parts[-2])
+            if plain_name(class_) != plain_name(parts[-2]):
+                raise UserError(
+                    f"split file {name}, line {number}: label {label} is '{parts[-2]}' here and "
+                    f"'{class_}' elsewhere"
+                )
+            path = "/".join(parts)
+            images.append(Found(path, uri_of(path), domain, parts[-2], SPLIT_NAMES[split]))
+    return images
+
+
+def _split_file_names(source: str, splits: str | None) -> tuple[str, list[str]]:
+    """The folder of the split files, below the source, and their names."""
+    found = {}
+    for folder in (splits,) if splits is not None else SPLIT_FOLDERS:
+        url = storage.join(source, folder) if folder else source
+        names = [
+            name for name in storage.names_in(url) if re.fullmatch(r".+_(train|test)\.txt", name)
+        ]
+        if names:
+            found[folder] = sorted(names)
+    if not found:
+        places = splits or "the source, splits_mini or splits"
+        raise UserError(f"source {source}: no DOMAIN_train.txt or DOMAIN_test.txt in {places}")
+    if len(found) > 1:
+        known = ", ".join(repr(folder or ".") for folder in found)
+        raise UserError(f"source {source}: split files in {known}: choose with --splits")
+    return next(iter(found.items()))
+
+
+def _imagenet_sketch(
+    source: str, sketch_source: str | None, class_names: str | None
+) -> list[Found]:
+    names = _read_class_names(class_names) if class_names else imagenet_class_names()
+    images = _wnid_images(_list(source), names)
+    if sketch_source:
+        place = _list(sketch_source)
+        images += [
+            replace(image, image_id=f"sketch/{image.image_id}", domain="sketch", split=None)
+            for image in _wnid_images(place, names)
+        ]
+    return images
+
+
+def _wnid_images(place: Place, names: Mapping[str, str]) -> list[Found]:
+    """Images in folders named by WordNet ids.
+
+    Below a folder with "sketch" in its name they are sketches, which have no split of their own;
+    below ``train`` or ``val`` they are ImageNet's.
+    """
+    images = []
+    for path in _image_paths(place):
+        folders = path.split("/")[:-1]
+        wnid = folders[-1] if folders else ""
+        if not WNID.fullmatch(wnid):
+            raise UserError(
+                f"source {place.source}: '{path}' does not lie in a folder named by a WordNet id, "
+                "such as n01440764"
+            )
+        if wnid not in names:
+            raise UserError(
+                f"source {place.source}: class {wnid} has no name (--class-names FILE gives one)"
+            )
+        sketch = any("sketch" in folder.lower() for folder in folders[:-1])
+        known = [SPLIT_NAMES[folder] for folder in folders[:-1] if folder in SPLIT_NAMES]
+        split = known[-1] if known and not sketch else None
+        image = _found(place, path, "sketch" if sketch else "photo", names[wnid])
+        images.append(replace(image, split=split))
+    return images
+
+
+@cache
+def imagenet_class_names() -> dict[str, str]:
+    """Readable names of ImageNet's 1,000 classes by WordNet id.
+
+    The names are those that CLIP was evaluated with (open_clip), the ids timm's, both in
+    ImageNet's order. CLIP's list calls two pairs of classes alike; of these, each goes by the
+    first word that WordNet has for it.
+    """
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    count = Counter(IMAGENET_CLASSNAMES)
+    words = [text.split(",")[0] for text in info.label_descriptions()]
+    names = [
+        name if count[name] == 1 else word
+        for name, word in zip(IMAGENET_CLASSNAMES, words, strict=True)
+    ]
+    return dict(zip(info.label_names(), names, strict=True))
+
+
+def _read_class_names(url: str) -> dict[str, str]:
+    """Reads lines of ``wnid name``; of several names, parted by commas, the first counts."""
+    names: dict[str, str] = {}
+    for number, line in enumerate(storage.read_bytes(url).decode().splitlines(), 1):
+        line = line.strip()
+        if not line:
+            continue
+        wnid, name = line[:WNID_LENGTH], line[WNID_LENGTH:].strip(" \t,").split(",")[0].strip()
+        if not WNID.fullmatch(wnid) or not name:
+            raise UserError(f"class names {url}, line {number}: '{line}' is not 'wnid name'")
+        if name in names.values():
+            raise UserError(f"class names {url}, line {number}: '{name}' names two classes")
+        names[wnid] = name
+    return names
+
+
+def _listing(source: str) -> list[Found]:
+    rows = _listing_rows(source)
+    folder = source.rstrip("/").rsplit("/", 1)[0] if "/" in source.rstrip("/") else "."
+    uri_of = _uri_maker(folder)
+    images = []
+    for number, row in enumerate(rows, 1):
+        path, split = (row.get("path") or "").strip(), (row.get("split") or "").strip().lower()
+        domain, class_ = row.get("domain") or "", row.get("class") or ""
+        for column, value in (("path", path), ("class", class_), ("domain", domain)):
+            if not value.strip():
+                raise UserError(f"listing {source}, row {number}: has no {column}")
+        if split and split not in SPLIT_NAMES:
+            raise UserError(f"listing {source}, row {number}: split '{split}' is not train or test")
+        whole = "://" in path or path.startswith("/")
+        uri = path if whole else uri_of(path)
+        images.append(Found(path, uri, domain, class_, SPLIT_NAMES.get(split)))
+    return images
+
+
+def _listing_rows(source: str) -> list[dict[str, str | None]]:
+    if not storage.exists(source):
+        raise UserError(f"source {source}: no such file")
+    data = storage.read_bytes(source)
+    try:
+        if source.lower().endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(data))
+            columns, rows = table.column_names, None
+        else:
+            reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+            rows = list(reader)
+            columns = list(reader.fieldnames or [])
+    except (pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"listing {source}: is neither CSV nor Parquet ({reason})") from error
+    for column in ("path", "class", "domain"):
+        if column not in columns:
+            raise UserError(
+                f"listing {source}: lacks the column {column} (needs path, class, domain; split "
+                "may be there)"
+            )
+    if rows is None:
+        wanted = [c for c in ("path", "class", "domain", "split") if c in columns]
+        text = [table[c].cast(pa.string()) for c in wanted]
+        rows = pa.table(text, names=wanted).to_pylist()
+    return rows
+
+
+def _list(source: str) -> Place:
+    if not storage.exists(source):
+        raise UserError(f"source {source}: no such folder")
+    return Place(source, storage.sizes_below(source), _uri_maker(source))
+
+
+def _uri_maker(source: str) -> Callable[[str], str]:
+    """Gives the function that turns a path below a source into a URI that stays valid elsewhere."""
+    fs, root = storage.filesystem_for(source)
+    root = root.rstrip("/")
+    base = root if storage.is_local(source) else fs.unstrip_protocol(root).rstrip("/")
+    return lambda path: f"{base}/{path}"
+
+
+def _image_paths(place: Place) -> Iterable[str]:
+    return (path for path in place.sizes if path.lower().endswith(IMAGE_SUFFIXES))
+
+
+def _found(place: Place, path: str, domain: str, class_: str) -> Found:
+    return Found(path, place.uri_of(path), domain, class_, None, place.sizes[path])
+
+
+def _with_one_spelling(images: Sequence[Found]) -> list[Found]:
+    """Gives domains and classes their plain names.
+
+    Spellings of a class that differ in hyphens alone are one class too; the commoner one stays.
+    """
+    plain_class = {name: plain_name(name) for name in {image.class_ for image in images}}
+    plain_domain = {name: plain_name(name) for name in {image.domain for image in images}}
+    count = Counter(plain_class[image.class_] for image in images)
+    spelling: dict[str, str] = {}
+    for name in sorted(count, key=lambda name: (-count[name], name)):
+        spelling.setdefault(name.replace("-", "_"), name)
+    return [
+        replace(
+            image,
+            domain=plain_domain[image.domain],
+            class_=spelling[plain_class[image.class_].replace("-", "_")],
+        )
+        for image in images
+    ]
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:SHOWN_NAMES]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

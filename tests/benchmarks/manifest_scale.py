@@ -1,0 +1,148 @@
+"""Few-shot splits of a manifest of 1.3 million images: time and memory.
+
+    python -m tests.benchmarks.manifest_scale [--images 1300000]
+
+Writes a manifest of made-up rows as ImageNet with ImageNet-Sketch has them (1,000 classes in two
+domains) and measures, each in a process of its own, what a search does with it. Prints a table
+and, as the last line, its rows as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from adu.manifest import load_manifest, write_manifest
+from adu.manifest_rows import SCHEMA
+
+N_CLASSES = 1000
+SKETCH_SHARE = 0.04  # 50,000 sketches beside 1.28 million photographs
+SHOTS, VAL_SHOTS = 16, 4
+TASKS = ("few_shot_split", "few_shot_rows", "all_columns")
+MIB = 2**20
+
+
+def measure(n_images: int = 1_300_000, repeats: int = 3) -> list[dict[str, object]]:
+    """Writes the manifest and measures; one row of the table for each thing done."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [_child("write", folder, n_images)]
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        rows[0]["disk_mib"] = round(size / MIB)
+        for task in TASKS:
+            runs = [_child(task, folder, n_images) for _ in range(repeats)]
+            rows.append(sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2])
+    return rows
+
+
+def run_task(task: str, folder: str, n_images: int) -> dict[str, object]:
+    """Does one thing in this process and says how long it took and how much memory it had."""
+    before_mib = _peak_mib()
+    start = time.perf_counter()
+    if task == "write":
+        table = made_up_rows(n_images)
+        start = time.perf_counter()
+        write_manifest(folder, table, name="made up", source="nowhere", synthetic=True)
+    else:
+        manifest = load_manifest(folder)
+        if task == "all_columns":
+            assert manifest.table.num_rows == n_images
+        else:
+            split = manifest.few_shot_split(SHOTS, VAL_SHOTS, seed=0)
+            assert len(split.train_rows) == SHOTS * N_CLASSES * 2
+        if task == "few_shot_rows":
+            manifest.columns(["image_id", "uri", "sha256"], split.train_rows)
+    return {
+        "task": task,
+        "images": n_images,
+        "seconds": round(time.perf_counter() - start, 2),
+        "peak_mib": round(_peak_mib()),
+        "before_mib": round(before_mib),
+    }
+
+
+def made_up_rows(n_images: int) -> pa.Table:
+    """Rows as ImageNet with sketches has them, half of the sketches for testing."""
+    rng = np.random.default_rng(0)
+    n_sketches = int(n_images * SKETCH_SHARE)
+    sketch = np.arange(n_images) < n_sketches
+    class_ = np.arange(n_images) % N_CLASSES
+    wnids = [f"n{1_440_764 + 9_731 * c:08}" for c in range(N_CLASSES)]
+    names = [f"class_{c}" for c in range(N_CLASSES)]
+    ids = [
+        f"sketch/{wnids[c]}/sketch_{i}.JPEG"
+        if is_sketch
+        else f"train/{wnids[c]}/{wnids[c]}_{i}.JPEG"
+        for i, (c, is_sketch) in enumerate(zip(class_.tolist(), sketch.tolist(), strict=True))
+    ]
+    hashes = rng.bytes(32 * n_images).hex()
+    test = np.where(
+        sketch, class_ * 0 + (np.arange(n_images) // N_CLASSES) % 2, rng.random(n_images) < 0.04
+    )
+    columns = {
+        "image_id": pa.array(ids),
+        "uri": pa.array([f"s3://bucket/imagenet/{image_id}" for image_id in ids]),
+        "domain": pa.array(np.where(sketch, "sketch", "photo").tolist()),
+        "class": pa.array([names[c] for c in class_.tolist()]),
+        "split": pa.array(np.where(test, "test", "train").tolist()),
+        "width": pa.array(np.full(n_images, 500), pa.int32()),
+        "height": pa.array(np.full(n_images, 375), pa.int32()),
+        "bytes": pa.array(rng.integers(20_000, 200_000, n_images)),
+        "sha256": pa.array([hashes[64 * i : 64 * i + 64] for i in range(n_images)]),
+        "flags": pa.nulls(n_images, pa.list_(pa.string())),
+        "shard": pa.nulls(n_images, pa.string()),
+        "shard_row": pa.nulls(n_images, pa.int32()),
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def table_of(rows: list[dict[str, object]]) -> Table:
+    """The rows as a table."""
+    table = Table(title=f"Manifest of {rows[0]['images']:,} images")
+    for column in ("task", "seconds", "peak MiB", "of it before"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for row in rows:
+        cells = (row["task"], row["seconds"], row["peak_mib"], row["before_mib"])
+        table.add_row(*map(str, cells))
+    table.caption = f"{rows[0]['disk_mib']} MiB on disk"
+    return table
+
+
+def _child(task: str, folder: str, n_images: int) -> dict[str, object]:
+    command = [sys.executable, "-m", __spec__.name, "--images", str(n_images)]
+    command += ["--task", task, "--folder", folder]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Prints the table and its rows as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=1_300_000)
+    parser.add_argument("--task", choices=("write", *TASKS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.task:
+        print(json.dumps(run_task(arguments.task, arguments.folder, arguments.images)))
+        return
+    rows = measure(arguments.images)
+    Console().print(table_of(rows))
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
