@@ -125,13 +125,8 @@ class Trainer:
             crop_scale=(run.train.crop_scale_min, 1.0),
             hflip=run.train.hflip,
         )
-        if model.needs_features:
-            images = context.train
-            domain_N, class_N = (
-                images.domain_N.to(context.device),
-                images.class_N.to(context.device),
-            )
-            model.prepare(context.train_features, class_N, domain_N)
+        if model.full_batch_steps is not None:
+            model.prepare(context.train_features, *self._labels())
         self._parameters = list(self.model.trainable().values())
         self._optimizer = _build_optimizer(self.model, run.train)
         self._average = _Average(self._parameters, run.train.ema_decay)
@@ -191,8 +186,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             if group["scheduled"]:
                 group["lr"] = lr
-        batches = self._batches(epoch)
-        steps = [self._step(rows_B.tolist(), epoch) for rows_B in batches]
+        n_images, steps = self._steps(epoch)
         losses = _mean_losses(steps, epoch)
         train_s = time.perf_counter() - start_s
         self._average.exchange()
@@ -209,8 +203,20 @@ class Trainer:
             val,
             train_s,
             val_s,
-            sum(map(len, batches)) / train_s,
+            n_images / train_s,
         )
+
+    def _steps(self, epoch: int) -> tuple[int, list[dict[str, Tensor]]]:
+        """Runs an epoch's steps; returns the images seen and each step's loss terms."""
+        if self.model.full_batch_steps is not None:
+            numbers = _full_batch_steps(self.model.full_batch_steps, self.run.train.epochs, epoch)
+            n_images = len(numbers) * len(self.context.train)
+            return n_images, [self._full_batch_step(number) for number in numbers]
+        batches = self._batches(epoch)
+        first = epoch * len(batches)
+        return sum(map(len, batches)), [
+            self._step(rows_B.tolist(), epoch, first + i) for i, rows_B in enumerate(batches)
+        ]
 
     def _batches(self, epoch: int) -> list[Tensor]:
         train, images = self.run.train, self.context.train
@@ -218,13 +224,12 @@ class Trainer:
             return plain_batches(len(images), train.batch_size, seed=train.seed, epoch=epoch)
         return balanced_batches(images.domain_N, train.batch_size, seed=train.seed, epoch=epoch)
 
-    def _step(self, rows: list[int], epoch: int) -> dict[str, Tensor]:
-        """One step of SGD on a global batch; returns its detached loss terms."""
-        assert self._optimizer is not None
-        context, images = self.context, self.context.train
+    def _step(self, rows: list[int], epoch: int, number: int) -> dict[str, Tensor]:
+        """One step on a global batch; returns its detached loss terms."""
+        context = self.context
         own = rows[rank_slice(len(rows), *rank_and_world_size())]
         images_BCHW = train_batch(
-            images, own, self._transform, seed=self.run.train.seed, epoch=epoch
+            context.train, own, self._transform, seed=self.run.train.seed, epoch=epoch
         ).to(context.device)
         self.model.train()
         with torch.autocast(
@@ -234,24 +239,45 @@ class Trainer:
         output = Output(
             gather_batch(local.logits_BC, len(rows)), gather_batch(local.features_BE, len(rows))
         )
-        class_B = images.class_N[rows].to(context.device)
-        domain_B = images.domain_N[rows].to(context.device)
+        class_B, domain_B = self._labels(rows)
         if self._evolution is not None:
-            return self._evolution.step(lambda: self._losses(output, class_B, domain_B))
-        losses = self.model.losses(output, class_B, domain_B)
+            return self._evolution.step(lambda: self._losses(output.features_BE, class_B, domain_B))
+        return self._descend(self.model.losses(output, class_B, domain_B), number)
+
+    def _full_batch_step(self, number: int) -> dict[str, Tensor]:
+        """One step on the untouched features of all images, the same on every worker."""
+        self.model.train()
+        losses = self._losses(self.context.train_features, *self._labels())
+        return self._descend(losses, number)
+
+    def _labels(self, rows: list[int] | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Classes and domains of training images."""
+        images, device = self.context.train, self.context.device
+        return images.class_N[rows].to(device), images.domain_N[rows].to(device)
+
+    def _descend(self, losses: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+        """Takes a step down the gradient of the total; returns the detached terms."""
+        assert self._optimizer is not None
         self._optimizer.zero_grad()
         losses["total"].backward()
         average_gradients(self._parameters)
         if self.run.train.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.run.train.grad_clip)
+        self.model.before_step(number)
         self._optimizer.step()
         self._average.update()
         return {name: value.detach() for name, value in losses.items()}
 
-    def _losses(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
-        """The terms with the parameters of now, which change no image's features."""
-        logits_BC = self.model.class_logits(output.features_BE)
-        return self.model.losses(Output(logits_BC, output.features_BE), class_B, domain_B)
+    def _losses(self, features_BE: Tensor, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
+        """The terms where what is learned changes no image's features."""
+        logits_BC = self.model.class_logits(features_BE)
+        return self.model.losses(Output(logits_BC, features_BE), class_B, domain_B)
+
+
+def _full_batch_steps(n_steps: int, epochs: int, epoch: int) -> range:
+    """The numbers of an epoch's steps, at least one, where a run's are shared out."""
+    first = n_steps * epoch // epochs
+    return range(first, max(first + 1, n_steps * (epoch + 1) // epochs))
 
 
 def _mean_losses(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:
@@ -283,8 +309,14 @@ def _build_optimizer(model: Method, config: TrainConfig) -> torch.optim.SGD | No
     if not trainable:
         return None
     groups: list[dict[str, Any]] = [
-        {"params": [trainable[name]], "lr": lr, "weight_decay": 0.0, "scheduled": False}
-        for name, lr in own.items()
+        {
+            "params": [trainable[name]],
+            "lr": step_size.lr,
+            "momentum": step_size.momentum,
+            "weight_decay": 0.0,
+            "scheduled": False,
+        }
+        for name, step_size in own.items()
     ]
     others = [parameter for name, parameter in trainable.items() if name not in own]
     if others:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -32,7 +32,14 @@ from adu.methods.adu import AduConfig
 from adu.methods.baseline import PromptConfig
 from adu.trainer import EpochReport, RunConfig, TrainConfig
 from pipeline.cluster import connect, leave
-from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, merge, run_and_exit, run_command
+from pipeline.command import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    join_domains,
+    merge,
+    run_and_exit,
+    run_command,
+)
 from pipeline.demo_data import prepare_demo
 from pipeline.executor import ExecutorPool, ResourcesConfig, count_executors
 from pipeline.finals import FinalRun, FinalRunFailedError, run_finals
@@ -40,8 +47,10 @@ from pipeline.interrupt import Interrupt
 from pipeline.output import open_output, unique_name
 from pipeline.plan import (
     RESULTS,
+    ForgetSet,
     TrackingConfig,
     absolute_context,
+    forget_sets,
     open_manifest,
     study_name,
 )
@@ -68,6 +77,9 @@ class ReproduceConfig(StrictModel):
     context: ContextConfig = ContextConfig()
     method: AduConfig = Field(AduConfig(), description="ADU's options, where a row sets no other")
     train: TrainConfig = TrainConfig()
+    forget: tuple[ForgetSet, ...] | None = Field(
+        None, description="the forget sets, each domain,domain,...; unset: all of a row's size"
+    )
     sizes: tuple[int, ...] | None = Field(
         None, description="sizes of forget sets in the main table; unset: 1 to all but one"
     )
@@ -92,6 +104,7 @@ class Job:
         rows: The table's rows.
         folder: Where their results are kept, a file a run.
         left_out: Which rows cannot be run, and why.
+        forget: The forget sets, if not all of a row's size.
     """
 
     config: ReproduceConfig
@@ -99,6 +112,7 @@ class Job:
     rows: tuple[Row, ...]
     folder: Path
     left_out: tuple[str, ...] = ()
+    forget: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def metrics(self) -> Mapping[str, str]:
@@ -121,11 +135,15 @@ class Job:
         runs = []
         for seed in seeds:
             train = self.config.train.model_copy(update={"seed": seed})
-            for forget in row.forget_sets(self.manifest.domains):
+            for forget in self._forget_sets(row):
                 values: dict[str, Any] = {"forget": forget, "method": method}
                 run = parse_config(RunConfig, values, f"row '{row.label}'")
                 runs.append(FinalRun(row.label, run.model_copy(update={"train": train})))
         return runs
+
+    def _forget_sets(self, row: Row) -> list[tuple[str, ...]]:
+        possible = row.forget_sets(self.manifest.domains)
+        return [forget for forget in possible if self.forget is None or forget in self.forget]
 
     def _method(self, row: Row) -> Mapping[str, Any]:
         """A row's method: ADU and the Baseline have the user's prompts."""
@@ -354,19 +372,29 @@ def _job(config: ReproduceConfig) -> Job:
     parent = Path(config.output).absolute().parent if config.output else RESULTS.absolute()
     manifest = open_manifest(config.context.data, parent, prepare_demo)
     rows = table_rows(config.table, manifest.name, len(manifest.domains), config.blocks)
-    known = sorted({row.size for row in rows})
+    forget = None
     if config.sizes is not None:
-        rows = [row for row in rows if row.size in config.sizes]
-    if not rows:
-        raise UserError(
-            f"sizes = {config.sizes}: the {config.table} table has no such forget sets "
-            f"(allowed: {', '.join(map(str, known))})"
-        )
+        rows = _of_sizes(rows, config.sizes, f"sizes = {config.sizes}", config.table)
+    if config.forget is not None:
+        forget = forget_sets(config.forget, manifest.domains)
+        rows = _of_sizes(rows, [len(each) for each in forget], "forget", config.table)
+        # The published figures are means over all forget sets of a size.
+        rows = [replace(row, published={}) for row in rows]
     rows, left_out = _enough_images(rows, manifest, config.context.data)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     default = parent / f"{config.table}-{manifest.name}-{stamp}"
     folder = Path(config.output).absolute() if config.output else default
-    return Job(config, manifest, tuple(rows), folder, tuple(left_out))
+    return Job(config, manifest, tuple(rows), folder, tuple(left_out), forget)
+
+
+def _of_sizes(rows: Sequence[Row], sizes: Sequence[int], field: str, table: str) -> list[Row]:
+    kept = [row for row in rows if row.size in sizes]
+    if not kept:
+        allowed = ", ".join(map(str, sorted({row.size for row in rows})))
+        raise UserError(
+            f"{field}: the {table} table has no such forget sets (its sizes: {allowed})"
+        )
+    return kept
 
 
 def _enough_images(
@@ -401,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--table", *arguments]
-    return run_command(ReproduceConfig, reproduce, SHORTCUTS, arguments)
+    return run_command(ReproduceConfig, reproduce, SHORTCUTS, join_domains(arguments))
 
 
 if __name__ == "__main__":

@@ -30,11 +30,17 @@ class AduConfig(PromptConfig):
     lambda_: float = Field(10.0, ge=0, alias="lambda", description="weight of MMD^2 (maximised)")
     mmd_estimator: Estimator = Field("biased", description="how MMD^2 is estimated")
     mmd_kernel: Kernel = Field("gaussian", description="kernel of MMD^2")
+    mmd_bandwidth: float = Field(
+        1.0, gt=0, description="factor on the kernel's width (the linear one has none)"
+    )
     instapg: bool = Field(True, description="whether prompts are made for each image")
     instapg_layer: int | None = Field(
         None, ge=1, description="block where InstaPG stands, from 0; unset: the middle one"
     )
     instapg_heads: int | None = Field(None, ge=1, description="unset: as many as the tower's")
+    instapg_residual: bool = Field(
+        True, description="whether the image's prompts are added to its block's, or replace them"
+    )
     instapg_mode: Literal["carry", "add"] = Field(
         "carry",
         description="blocks after InstaPG carry the image's prompts on, or add them to their own",
@@ -84,6 +90,8 @@ class Adu(Baseline):
             if block == self.layer:
                 patches_BNW = image_BTW[:, self.backbone.tower.n_prefix :]
                 instance_BPW = self.instapg(learned_BPW, patches_BNW)
+                if not self.config.instapg_residual:
+                    return instance_BPW
             if learned_BPW is None or instance_BPW is None:
                 return learned_BPW
             return learned_BPW + instance_BPW
@@ -101,6 +109,7 @@ class Adu(Baseline):
             len(self.task.domains),
             self.config.mmd_estimator,
             self.config.mmd_kernel,
+            self.config.mmd_bandwidth,
         )
         terms["total"] = (
             terms["total"]

@@ -115,7 +115,12 @@ def manifest_of_eight(tmp_path_factory):
     ("arguments", "message"),
     [
         (["tables"], "table 'tables': unknown (known: main, ablation, "),
-        (["main", "--sizes", "[7]"], "the main table has no such forget sets (allowed: 1, 2)"),
+        (["main", "--sizes", "[7]"], "sizes = (7,): the main table has no such forget sets"),
+        (
+            ["ablation", "--forget", "photo,sketch"],
+            "forget: the ablation table has no such forget sets (its sizes: 1)",
+        ),
+        (["main", "--forget", "oil"], "forget domain 'oil': unknown (known domains: clipart, "),
         ([], "field 'table' is missing"),
     ],
 )
