@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from pydantic import Field
@@ -56,7 +56,7 @@ from pipeline.plan import (
 )
 from pipeline.progress import quiet_ray
 from pipeline.session import SESSION, TestOutcome
-from pipeline.tables import METRICS, METRICS_BY_TABLE, TABLES, Row, table_rows
+from pipeline.tables import METRICS, METRICS_BY_TABLE, TABLES, Row, mean_and_spread, table_rows
 from pipeline.tracking import Tracker
 
 EXIT_FAILED = 1
@@ -344,8 +344,7 @@ def _cells(job: Job, row: Row, has_published: bool) -> list[str]:
     for metric in job.metrics:
         values = [100 * scores[metric] for scores in by_seed]
         published = row.published.get(metric)
-        spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-        cells.append(f"{mean(values):.1f}{spread}" if values else "-")
+        cells.append(mean_and_spread(values) if values else "-")
         if has_published:
             cells.append("" if published is None else f"{published:.1f}")
             difference = mean(values) - published if values and published is not None else None

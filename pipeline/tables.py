@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from statistics import mean, stdev
 from typing import Any
 
 from adu.errors import UserError
@@ -15,6 +16,8 @@ MAIN: dict[str, dict[str, Any]] = {
     "LP++": {"name": "lp++"},
     "CLIPFit": {"name": "clipfit"},
     "BBF": {"name": "bbf"},
+    "CoOp": {"name": "coop"},
+    "MaPLe": {"name": "maple"},
     "Baseline": {"name": "baseline"},
     "ADU": {"name": "adu"},
 }
@@ -107,6 +110,12 @@ class Row:
     def forget_sets(self, domains: Sequence[str]) -> list[tuple[str, ...]]:
         """The forget sets that it is averaged over."""
         return list(combinations(domains, self.size))
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
+    """What is shown of a figure that every seed has one of: mean ± standard deviation."""
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
 
 
 def table_rows(table: str, data_set: str, n_domains: int, n_blocks: int) -> list[Row]:
