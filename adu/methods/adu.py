@@ -18,7 +18,6 @@ from adu.errors import UserError
 from adu.losses import Estimator, Kernel, domain_loss, mmd_squared
 from adu.methods.base import Output, Task
 from adu.methods.baseline import Baseline, PromptConfig
-from adu.model import prompted_features
 from adu.prompts import InstaPG
 
 
@@ -84,20 +83,17 @@ class Adu(Baseline):
         n_images = len(images_BCHW)
         instance_BPW: Tensor | None = None
 
-        def prompts_at(block: int, image_BTW: Tensor) -> Tensor | None:
+        def prompts_at(block: int, image_BTW: Tensor) -> Tensor:
             nonlocal instance_BPW
-            learned_BPW = self.learned_prompts(block, n_images)
+            learned_BPW = self.prompts.at(block, n_images)
             if block == self.layer:
                 patches_BNW = image_BTW[:, self.backbone.tower.n_prefix :]
                 instance_BPW = self.instapg(learned_BPW, patches_BNW)
                 if not self.config.instapg_residual:
                     return instance_BPW
-            if learned_BPW is None or instance_BPW is None:
-                return learned_BPW
-            return learned_BPW + instance_BPW
+            return learned_BPW if instance_BPW is None else learned_BPW + instance_BPW
 
-        first_BPW = self.learned_prompts(0, n_images)
-        return prompted_features(self.backbone.tower, images_BCHW, first_BPW, prompts_at)
+        return self.prompted(images_BCHW, prompts_at)
 
     def losses(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
         """L_total = L_memorize + L_forget + gamma L_CE - lambda MMD^2 (paper, section 4)."""

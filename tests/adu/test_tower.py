@@ -54,9 +54,13 @@ def images_BCHW(visual):  # noqa: N802 - a fixture is called like what it gives
     return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
+def no_prompts(*_):
+    raise AssertionError
+
+
 def test_without_prompts_it_is_the_untouched_tower_exactly(visual, tower, images_BCHW):
     assert torch.equal(
-        prompted_features(tower, images_BCHW, None, lambda *_: None), plain(visual, images_BCHW)
+        prompted_features(tower, images_BCHW, None, no_prompts, 0), plain(visual, images_BCHW)
     )
 
 
@@ -65,8 +69,7 @@ def test_prompts_have_no_place_in_the_image_but_have_a_say(visual, tower, images
     order = torch.tensor([2, 0, 1])
 
     def features(first_BPW, second_BPW):
-        given = {1: second_BPW}
-        return prompted_features(tower, images_BCHW, first_BPW, lambda i, _: given.get(i))
+        return prompted_features(tower, images_BCHW, first_BPW, lambda *_: second_BPW, 2)
 
     found_BE = features(first_BPW, second_BPW)
     reordered_BE = features(first_BPW[:, order], second_BPW[:, order])
