@@ -2,7 +2,8 @@
 
 python pipeline/reproduce.py TABLE --manifest URL --backbone FOLDER ...
 
-TABLE is one of main, ablation, sensitivity, shots, depth and domain-accuracy.
+TABLE is one of the paper's, main, ablation, sensitivity, shots, depth and domain-accuracy, or
+gaps: each option that the paper leaves open.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from statistics import mean
 from typing import Any
 
 from pydantic import Field
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -61,6 +63,9 @@ from pipeline.tracking import Tracker
 
 EXIT_FAILED = 1
 
+# Columns of a terminal that has room for the published figures beside the measured ones.
+WIDE = 100
+
 SHORTCUTS = {
     "context.data.manifest": "manifest",
     "context.data.shots": "shots",
@@ -83,7 +88,9 @@ class ReproduceConfig(StrictModel):
     sizes: tuple[int, ...] | None = Field(
         None, description="sizes of forget sets in the main table; unset: 1 to all but one"
     )
-    blocks: int = Field(12, ge=1, description="blocks of the image tower, for the depth table")
+    blocks: int = Field(
+        12, ge=1, description="blocks of the image tower, for the depth and gaps tables"
+    )
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="every row's seeds")
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -134,7 +141,7 @@ class Job:
         seeds = self.config.seeds if row.method["name"] != "zero_shot" else self.config.seeds[:1]
         runs = []
         for seed in seeds:
-            train = self.config.train.model_copy(update={"seed": seed})
+            train = self.config.train.model_copy(update={**row.train, "seed": seed})
             for forget in self._forget_sets(row):
                 values: dict[str, Any] = {"forget": forget, "method": method}
                 run = parse_config(RunConfig, values, f"row '{row.label}'")
@@ -186,7 +193,7 @@ def reproduce(config: ReproduceConfig) -> int:
             code = EXIT_INTERRUPTED
         finally:
             leave()
-        console.print(_table(job))
+        console.print(_table(job, console.width))
         console.print(f"{time.monotonic() - started_at:.0f} s, results in {job.folder}")
         return code
 
@@ -321,35 +328,47 @@ def _ignore_epoch(_: FinalRun, __: EpochReport) -> None:
     """A table shows final results only."""
 
 
-def _table(job: Job) -> Table:
+def _table(job: Job, width: int) -> Table:
+    """The measured figures, with the published ones beside them or, if it is narrow, below."""
     synthetic = " (synthetic data)" if job.manifest.synthetic else ""
     n_seeds = len(job.config.seeds)
     title = f"{job.config.table}: {job.manifest.name}{synthetic}, {n_seeds} seeds, test, %"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    has_published = any(row.published for row in job.rows)
-    for head in job.metrics.values():
-        table.add_column(head, justify="right")
-        if has_published:
-            table.add_column("paper", justify="right")
-            table.add_column("diff.", justify="right")
-    for row in job.rows:
-        table.add_row(row.label, *_cells(job, row, has_published))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    published = {metric for row in job.rows for metric in row.published}
+    beside = published if width >= WIDE else set()
+    table.add_column("", no_wrap=True)
+    for metric, head in job.metrics.items():
+        table.add_column(head, justify="right", no_wrap=True)
+        if metric in beside:
+            table.add_column("paper (diff.)", justify="right", no_wrap=True)
+    for before, row in zip([job.rows[0], *job.rows], job.rows, strict=False):
+        if row.size != before.size:
+            table.add_section()
+        by_metric = _values(job, row)
+        cells = []
+        for metric, values in by_metric.items():
+            cells.append(mean_and_spread(values) if values else "-")
+            if metric in beside:
+                cells.append(_published(row, metric, values))
+        table.add_row(row.label, *cells)
+        if row.published and not beside:
+            below = (_published(row, metric, values) for metric, values in by_metric.items())
+            table.add_row("  paper (diff.)", *below, style="dim")
     return table
 
 
-def _cells(job: Job, row: Row, has_published: bool) -> list[str]:
+def _values(job: Job, row: Row) -> dict[str, list[float]]:
     by_seed = _by_seed(job, row)
-    cells: list[str] = []
-    for metric in job.metrics:
-        values = [100 * scores[metric] for scores in by_seed]
-        published = row.published.get(metric)
-        cells.append(mean_and_spread(values) if values else "-")
-        if has_published:
-            cells.append("" if published is None else f"{published:.1f}")
-            difference = mean(values) - published if values and published is not None else None
-            cells.append("" if difference is None else f"{difference:+.1f}")
-    return cells
+    return {metric: [100 * scores[metric] for scores in by_seed] for metric in job.metrics}
+
+
+def _published(row: Row, metric: str, values: Sequence[float]) -> str:
+    """The paper's figure, and how much more was measured."""
+    published = row.published.get(metric)
+    if published is None:
+        return ""
+    difference = f" ({mean(values) - published:+.1f})" if values else ""
+    return f"{published:.1f}{difference}"
 
 
 def _by_seed(job: Job, row: Row) -> list[dict[str, float]]:
