@@ -56,6 +56,7 @@ def mmd_squared(
     n_domains: int,
     estimator: Estimator = "biased",
     kernel: Kernel = "gaussian",
+    bandwidth: float = 1.0,
 ) -> Tensor:
     """Mean squared maximum mean discrepancy over all pairs of domains in the batch.
 
@@ -65,12 +66,13 @@ def mmd_squared(
         n_domains: D.
         estimator: Whether an image is compared with itself ("biased") or not ("unbiased").
         kernel: A key of `KERNELS`.
+        bandwidth: Factor on the width that the kernel takes from the batch.
 
     Returns:
         A scalar; domains without an image (or with one, if unbiased) are left out of the mean,
         and with fewer than two domains left it is 0, still part of the graph.
     """
-    kernel_BB = KERNELS[kernel](features_BE.float())
+    kernel_BB = KERNELS[kernel](features_BE.float(), bandwidth)
     member_BD = F.one_hot(domain_B, n_domains).to(kernel_BB.dtype)
     n_D = member_BD.sum(dim=0)
     sums_DD = member_BD.T @ kernel_BB @ member_BD
@@ -87,39 +89,39 @@ def mmd_squared(
     return _masked_mean(mmd_DD, pairs_DD)
 
 
-def gaussian_kernel(features_BE: Tensor) -> Tensor:
+def gaussian_kernel(features_BE: Tensor, bandwidth: float = 1.0) -> Tensor:
     """Mean over `BANDWIDTH_SCALES` of exp(-||x - y||^2 / (scale * mean ||x - y||^2)).
 
     The mean of the Gaussians, not their sum: MMD^2 stays below 2 whatever their number, and lambda
     keeps one meaning.
     """
     squared_BB = _squared_distances(features_BE)
-    width = _mean_width(squared_BB)
+    width = bandwidth * _mean_width(squared_BB)
     kernels = [torch.exp(-squared_BB / (scale * width)) for scale in BANDWIDTH_SCALES]
     return torch.stack(kernels).mean(dim=0)
 
 
-def gaussian_median_kernel(features_BE: Tensor) -> Tensor:
+def gaussian_median_kernel(features_BE: Tensor, bandwidth: float = 1.0) -> Tensor:
     """exp(-||x - y||^2 / median ||x - y||^2), the median over pairs of different images."""
     squared_BB = _squared_distances(features_BE)
     n = len(features_BE)
     above_BB = torch.ones_like(squared_BB, dtype=torch.bool).triu(diagonal=1)
     pairs = squared_BB.detach()[above_BB] if n > 1 else squared_BB.new_zeros(1)
-    return torch.exp(-squared_BB / _positive(pairs.median()))
+    return torch.exp(-squared_BB / (bandwidth * _positive(pairs.median())))
 
 
-def laplace_kernel(features_BE: Tensor) -> Tensor:
+def laplace_kernel(features_BE: Tensor, bandwidth: float = 1.0) -> Tensor:
     """exp(-|x - y|_1 / mean |x - y|_1)."""
     distances_BB = (features_BE[:, None, :] - features_BE[None, :, :]).abs().sum(dim=-1)
-    return torch.exp(-distances_BB / _mean_width(distances_BB))
+    return torch.exp(-distances_BB / (bandwidth * _mean_width(distances_BB)))
 
 
-def linear_kernel(features_BE: Tensor) -> Tensor:
+def linear_kernel(features_BE: Tensor, _: float = 1.0) -> Tensor:
     """<x, y>: MMD^2 is then the squared distance of the domains' means."""
     return features_BE @ features_BE.T
 
 
-KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
+KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "gaussian": gaussian_kernel,
     "gaussian_median": gaussian_median_kernel,
     "laplace": laplace_kernel,

@@ -25,12 +25,14 @@ class Tower(nn.Module, ABC):
         width: W.
         heads: Attention heads of a block.
         n_prefix: Tokens before the patches: class token and registers.
+        n_pooled: How many of the first tokens pooling looks at; None: at all.
     """
 
     n_blocks: int
     width: int
     heads: int
     n_prefix: int
+    n_pooled: int | None = None
 
     @abstractmethod
     def embed(self, images_BCHW: Tensor, prompts_BPW: Tensor | None) -> Tensor:
@@ -41,12 +43,18 @@ class Tower(nn.Module, ABC):
         """
 
     @abstractmethod
-    def block(self, i: int, tokens_BTW: Tensor) -> Tensor:
-        """Runs one block; prompts are the tokens after the patches."""
+    def block(self, i: int, tokens_BTW: Tensor, n_read: int | None = None) -> Tensor:
+        """Runs one block; prompts are the tokens after the patches.
+
+        Args:
+            i: Its number.
+            tokens_BTW: Its input.
+            n_read: If given, only the first so many tokens are returned.
+        """
 
     @abstractmethod
     def pool(self, tokens_BTW: Tensor) -> Tensor:
-        """Turns the last block's tokens, without prompts, into features_BE."""
+        """Turns the last block's image tokens, at least ``n_pooled``, into features_BE."""
 
 
 class ViTTower(Tower):
@@ -59,6 +67,8 @@ class ViTTower(Tower):
         self.width = visual.conv1.out_channels
         self.heads = visual.transformer.resblocks[0].attn.num_heads
         self.n_prefix = 1
+        pools_class_token = visual.attn_pool is None and visual.pool_type == "tok"
+        self.n_pooled = 1 if pools_class_token else None
 
     def embed(self, images_BCHW: Tensor, prompts_BPW: Tensor | None) -> Tensor:
         """See `Tower.embed`."""
@@ -69,9 +79,9 @@ class ViTTower(Tower):
         tokens_BTW = tokens_BTW + visual.positional_embedding.to(tokens_BTW.dtype)
         return visual.ln_pre(_with_prompts(tokens_BTW, prompts_BPW))
 
-    def block(self, i: int, tokens_BTW: Tensor) -> Tensor:
+    def block(self, i: int, tokens_BTW: Tensor, n_read: int | None = None) -> Tensor:
         """See `Tower.block`."""
-        return run_block(self.visual.transformer.resblocks[i], tokens_BTW)
+        return run_block(self.visual.transformer.resblocks[i], tokens_BTW, n_read=n_read)
 
     def pool(self, tokens_BTW: Tensor) -> Tensor:
         """See `Tower.pool`."""
@@ -96,9 +106,9 @@ class TimmTower(Tower):
         tokens_BTW = self.trunk._pos_embed(self.trunk.patch_embed(images_BCHW))
         return self.trunk.norm_pre(_with_prompts(tokens_BTW, prompts_BPW))
 
-    def block(self, i: int, tokens_BTW: Tensor) -> Tensor:
+    def block(self, i: int, tokens_BTW: Tensor, n_read: int | None = None) -> Tensor:
         """See `Tower.block`."""
-        return self.trunk.blocks[i](tokens_BTW)
+        return self.trunk.blocks[i](tokens_BTW)[:, :n_read]
 
     def pool(self, tokens_BTW: Tensor) -> Tensor:
         """See `Tower.pool`."""
@@ -117,13 +127,14 @@ class EvaTower(TimmTower):
         tokens_BTW, _ = self.trunk._pos_embed(self.trunk.patch_embed(images_BCHW))
         return self.trunk.norm_pre(_with_prompts(tokens_BTW, prompts_BPW))
 
-    def block(self, i: int, tokens_BTW: Tensor) -> Tensor:
+    def block(self, i: int, tokens_BTW: Tensor, n_read: int | None = None) -> Tensor:
         """See `Tower.block`."""
         if self.trunk.rope is None:
-            return self.trunk.blocks[i](tokens_BTW)
+            return super().block(i, tokens_BTW, n_read)
         angles_NR = self._angles(i)
         n_prompts = tokens_BTW.shape[1] - self.n_prefix - angles_NR.shape[-2]
-        return self.trunk.blocks[i](tokens_BTW, rope=_with_still(angles_NR, n_prompts))
+        angles_NR = _with_still(angles_NR, n_prompts)
+        return self.trunk.blocks[i](tokens_BTW, rope=angles_NR)[:, :n_read]
 
     def _angles(self, i: int) -> Tensor:
         """Sines and cosines (..., N, R) of a block: one set for all or one for each."""

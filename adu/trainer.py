@@ -128,13 +128,8 @@ class Trainer:
             crop_scale=(run.train.crop_scale_min, 1.0),
             hflip=run.train.hflip,
         )
-        if model.needs_features:
-            images = context.train
-            domain_N, class_N = (
-                images.domain_N.to(context.device),
-                images.class_N.to(context.device),
-            )
-            model.prepare(context.train_features, class_N, domain_N)
+        if model.full_batch_steps is not None:
+            model.prepare(context.train_features, *self._labels())
         self._parameters = list(self.model.trainable().values())
         self._optimizer = _build_optimizer(self.model, run.train)
         self._average = _Average(self._parameters, run.train.ema_decay)
@@ -194,8 +189,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             if group["scheduled"]:
                 group["lr"] = lr
-        batches = self._batches(epoch)
-        steps, wait_s = self._run_steps(batches, epoch)
+        n_images, steps, wait_s = self._steps(epoch)
         losses = _mean_losses(steps, epoch)
         train_s = time.perf_counter() - start_s
         self._average.exchange()
@@ -212,22 +206,29 @@ class Trainer:
             val,
             train_s,
             val_s,
-            sum(map(len, batches)) / train_s,
+            n_images / train_s,
             wait_s,
         )
 
-    def _run_steps(
-        self, batches: list[Tensor], epoch: int
-    ) -> tuple[list[dict[str, Tensor]], float]:
-        """Takes an epoch's steps; returns their loss terms and how long they waited for images."""
-        steps, wait_s = [], 0.0
+    def _steps(self, epoch: int) -> tuple[int, list[dict[str, Tensor]], float]:
+        """Runs an epoch's steps.
+
+        Returns:
+            The images seen, each step's loss terms, and the seconds spent waiting for images.
+        """
+        if self.model.full_batch_steps is not None:
+            numbers = _full_batch_steps(self.model.full_batch_steps, self.run.train.epochs, epoch)
+            n_images = len(numbers) * len(self.context.train)
+            return n_images, [self._full_batch_step(number) for number in numbers], 0.0
+        batches = self._batches(epoch)
         prepared = ahead(batches, lambda rows_B: self._own_images(rows_B.tolist(), epoch))
-        for rows_B in batches:
+        steps, wait_s = [], 0.0
+        for number, rows_B in enumerate(batches, start=epoch * len(batches)):
             asked_s = time.perf_counter()
             images_BCHW = next(prepared)
             wait_s += time.perf_counter() - asked_s
-            steps.append(self._step(rows_B.tolist(), images_BCHW))
-        return steps, wait_s
+            steps.append(self._step(rows_B.tolist(), images_BCHW, number))
+        return sum(map(len, batches)), steps, wait_s
 
     def _own_images(self, rows: list[int], epoch: int) -> Tensor:
         """This worker's share of a global batch, augmented on the training device."""
@@ -247,15 +248,15 @@ class Trainer:
             return plain_batches(len(images), train.batch_size, seed=train.seed, epoch=epoch)
         return balanced_batches(images.domain_N, train.batch_size, seed=train.seed, epoch=epoch)
 
-    def _step(self, rows: list[int], images_BCHW: Tensor) -> dict[str, Tensor]:
-        """One step of SGD on a global batch; returns its detached loss terms.
+    def _step(self, rows: list[int], images_BCHW: Tensor, number: int) -> dict[str, Tensor]:
+        """One step on a global batch; returns its detached loss terms.
 
         Args:
             rows: The batch's image numbers.
             images_BCHW: This worker's share of them.
+            number: The step's number in the run, from 0.
         """
-        assert self._optimizer is not None
-        context, images = self.context, self.context.train
+        context = self.context
         self.model.train()
         with torch.autocast(
             context.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16"
@@ -264,24 +265,45 @@ class Trainer:
         output = Output(
             gather_batch(local.logits_BC, len(rows)), gather_batch(local.features_BE, len(rows))
         )
-        class_B = images.class_N[rows].to(context.device)
-        domain_B = images.domain_N[rows].to(context.device)
+        class_B, domain_B = self._labels(rows)
         if self._evolution is not None:
-            return self._evolution.step(lambda: self._losses(output, class_B, domain_B))
-        losses = self.model.losses(output, class_B, domain_B)
+            return self._evolution.step(lambda: self._losses(output.features_BE, class_B, domain_B))
+        return self._descend(self.model.losses(output, class_B, domain_B), number)
+
+    def _full_batch_step(self, number: int) -> dict[str, Tensor]:
+        """One step on the untouched features of all images, the same on every worker."""
+        self.model.train()
+        losses = self._losses(self.context.train_features, *self._labels())
+        return self._descend(losses, number)
+
+    def _labels(self, rows: list[int] | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Classes and domains of training images."""
+        images, device = self.context.train, self.context.device
+        return images.class_N[rows].to(device), images.domain_N[rows].to(device)
+
+    def _descend(self, losses: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+        """Takes a step down the gradient of the total; returns the detached terms."""
+        assert self._optimizer is not None
         self._optimizer.zero_grad()
         losses["total"].backward()
         average_gradients(self._parameters)
         if self.run.train.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.run.train.grad_clip)
+        self.model.before_step(number)
         self._optimizer.step()
         self._average.update()
         return {name: value.detach() for name, value in losses.items()}
 
-    def _losses(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
-        """The terms with the parameters of now, which change no image's features."""
-        logits_BC = self.model.class_logits(output.features_BE)
-        return self.model.losses(Output(logits_BC, output.features_BE), class_B, domain_B)
+    def _losses(self, features_BE: Tensor, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
+        """The terms where what is learned changes no image's features."""
+        logits_BC = self.model.class_logits(features_BE)
+        return self.model.losses(Output(logits_BC, features_BE), class_B, domain_B)
+
+
+def _full_batch_steps(n_steps: int, epochs: int, epoch: int) -> range:
+    """The numbers of an epoch's steps, at least one, where a run's are shared out."""
+    first = n_steps * epoch // epochs
+    return range(first, max(first + 1, n_steps * (epoch + 1) // epochs))
 
 
 def _mean_losses(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:
@@ -313,8 +335,14 @@ def _build_optimizer(model: Method, config: TrainConfig) -> torch.optim.SGD | No
     if not trainable:
         return None
     groups: list[dict[str, Any]] = [
-        {"params": [trainable[name]], "lr": lr, "weight_decay": 0.0, "scheduled": False}
-        for name, lr in own.items()
+        {
+            "params": [trainable[name]],
+            "lr": step_size.lr,
+            "momentum": step_size.momentum,
+            "weight_decay": 0.0,
+            "scheduled": False,
+        }
+        for name, step_size in own.items()
     ]
     others = [parameter for name, parameter in trainable.items() if name not in own]
     if others:

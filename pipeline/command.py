@@ -60,6 +60,15 @@ def run_and_exit(main: Callable[[], int]) -> NoReturn:
     os._exit(code)
 
 
+def join_domains(arguments: Sequence[str]) -> list[str]:
+    """Writes the forget set ``a,b`` as ``a+b``: a comma would make it two sets."""
+    joined = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_set = before == "--forget" or argument.startswith("--forget=")
+        joined.append(argument.replace(",", "+") if is_set else argument)
+    return joined
+
+
 def load_config(
     config_class: type[ConfigT], shortcuts: Mapping[str, str], argv: Sequence[str]
 ) -> ConfigT:

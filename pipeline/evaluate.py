@@ -1,6 +1,9 @@
-"""Evaluates a checkpoint on a manifest's test split, beside the untouched model.
+"""Evaluates checkpoints on a manifest's test split, beside the untouched model.
 
 python pipeline/evaluate.py --checkpoint results/.../checkpoint.safetensors --manifest URL
+
+Several checkpoints must be of one run with different seeds: figures are means and standard
+deviations then.
 """
 
 from __future__ import annotations
@@ -9,12 +12,12 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from rich.console import Console
 from rich.table import Table
 
@@ -27,11 +30,13 @@ from adu.context import Context, ContextConfig, open_context
 from adu.data import DataConfig
 from adu.errors import UserError
 from adu.manifest import Manifest, load_manifest
-from adu.methods import build_method
+from adu.methods import Method, build_method
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.metrics import Scores
+from adu.trainer import RunConfig
 from pipeline.command import EXIT_OK, run_command
 from pipeline.plan import RESULTS, TrackingConfig, study_name
+from pipeline.tables import mean_and_spread
 from pipeline.tracking import Tracker
 
 SHORTCUTS = {
@@ -42,10 +47,20 @@ SHORTCUTS = {
 }
 
 
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+# By model: what was found, for each seed.
+Audits = Mapping[str, Sequence[Audit]]
+
+
 class EvaluateConfig(StrictModel):
     """Evaluate a trained checkpoint on the test split of a manifest."""
 
-    checkpoint: str = Field(description="file or URL of a checkpoint")
+    checkpoint: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field(
+        min_length=1, description="file or URL; given again: the same run with another seed"
+    )
     manifest: str = Field(description="folder or URL of the manifest to test on")
     backbone: str | None = Field(None, description="unset: the one that the checkpoint names")
     templates: tuple[str, ...] = Field(
@@ -55,7 +70,9 @@ class EvaluateConfig(StrictModel):
         8, ge=1, description="training images of each domain and class for the domain probe"
     )
     tracking: TrackingConfig = TrackingConfig(uri=None)
-    output: str | None = Field(None, description="file or URL for the figures as JSON")
+    output: str | None = Field(
+        None, description="file or URL for the figures as JSON, by model and checkpoint"
+    )
 
 
 def evaluate(config: EvaluateConfig) -> int:
@@ -66,21 +83,24 @@ def evaluate(config: EvaluateConfig) -> int:
     Tracker.check(config.tracking.uri)
     whole = load_manifest(config.manifest)
     context = _load(config, whole)
-    model, run = load_checkpoint(config.checkpoint, context)
+    trained = [load_checkpoint(url, context) for url in config.checkpoint]
+    run = trained[0][1]
+    _check_same(config.checkpoint, [each for _, each in trained])
     untouched_run = run.model_copy(update={"method": ZeroShotConfig()})
     untouched = build_method(untouched_run.method, context.backbone, context.task(run.forget))
+
+    def look(model: Method, its_run: RunConfig) -> Audit:
+        return audit(model, its_run, context, whole, config.templates, config.probe_shots)
+
     audits = {
-        label: audit(each, its_run, context, whole, config.templates, config.probe_shots)
-        for label, each, its_run in (
-            ("zero-shot", untouched, untouched_run),
-            (run.method.name, model, run),
-        )
+        "zero-shot": [look(untouched, untouched_run)],
+        run.method.name: [look(model, its_run) for model, its_run in trained],
     }
     for table in _tables(audits, context, run.forget):
         Console().print(table)
-    figures = {label: _figures(each) for label, each in audits.items()}
-    _log(config, whole, run.forget, audits, figures)
+    _log(config, whole, run.forget, audits)
     if config.output:
+        figures = {label: [_figures(one) for one in each] for label, each in audits.items()}
         document = {"forget": run.forget, **figures}
         storage.write_bytes(config.output, json.dumps(document, indent=2).encode())
     return EXIT_OK
@@ -88,7 +108,8 @@ def evaluate(config: EvaluateConfig) -> int:
 
 def _load(config: EvaluateConfig, whole: Manifest) -> Context:
     """Loads the model, and of the manifest the classes and domains that it was trained on."""
-    card = read_card(storage.read_bytes(config.checkpoint), config.checkpoint)
+    first = config.checkpoint[0]
+    card = read_card(storage.read_bytes(first), first)
     trained_on = BackboneConfig.model_validate(card["backbone"])
     name = config.backbone or trained_on.name
     context = ContextConfig(
@@ -102,7 +123,25 @@ def _load(config: EvaluateConfig, whole: Manifest) -> Context:
     return open_context(context, manifest, device)
 
 
-def _tables(audits: dict[str, Audit], context: Context, forget: Sequence[str]) -> list[Table]:
+def _check_same(checkpoints: Sequence[str], runs: Sequence[RunConfig]) -> None:
+    """Checks that several checkpoints differ in nothing but their seeds.
+
+    Raises:
+        UserError: Naming the first one that differs in something else, or not at all.
+    """
+    seeds = [run.train.seed for run in runs]
+    for i, (checkpoint, run) in enumerate(zip(checkpoints, runs, strict=True)):
+        train = run.train.model_copy(update={"seed": seeds[0]})
+        if run.model_copy(update={"train": train}) != runs[0]:
+            raise UserError(
+                f"checkpoint {checkpoint}: is of another run than {checkpoints[0]} "
+                "(allowed together: the same run with different seeds)"
+            )
+        if run.train.seed in seeds[:i]:
+            raise UserError(f"checkpoint {checkpoint}: seed {run.train.seed} is there already")
+
+
+def _tables(audits: Audits, context: Context, forget: Sequence[str]) -> list[Table]:
     return [
         _accuracy_table(audits, context, forget),
         _words_table(audits),
@@ -110,51 +149,58 @@ def _tables(audits: dict[str, Audit], context: Context, forget: Sequence[str]) -
     ]
 
 
-def _accuracy_table(audits: dict[str, Audit], context: Context, forget: Sequence[str]) -> Table:
+def _accuracy_table(audits: Audits, context: Context, forget: Sequence[str]) -> Table:
     synthetic = " (synthetic data)" if context.manifest.synthetic else ""
     table = _table(f"Test split of {context.manifest.name}{synthetic}, %", "model")
     for name in ("Mem", "For", "H"):
         table.add_column(name, justify="right")
     for domain in context.domains:
         table.add_column(f"{domain} (forget)" if domain in forget else domain, justify="right")
-    unseen = list(next(iter(audits.values())).unseen)
+    unseen = list(audits["zero-shot"][0].unseen)
     for domain in unseen:
         table.add_column(f"{domain} (unseen)", justify="right")
     for label, each in audits.items():
-        values = [each.scores.accuracy_by_domain[domain] for domain in context.domains]
-        values += [each.unseen[domain] for domain in unseen]
-        table.add_row(label, *_percent(each.scores), *(f"{100 * value:.1f}" for value in values))
+        cells = _percent([one.scores for one in each])
+        cells += [
+            mean_and_spread([100 * one.scores.accuracy_by_domain[domain] for one in each])
+            for domain in context.domains
+        ]
+        cells += [mean_and_spread([100 * one.unseen[domain] for one in each]) for domain in unseen]
+        table.add_row(label, *cells)
     return table
 
 
-def _words_table(audits: dict[str, Audit]) -> Table:
+def _words_table(audits: Audits) -> Table:
     """Whether forgetting holds in other words and for other classes."""
     table = _table("In other words, and among other classes: Mem / For / H, %", "asked with")
     for label in audits:
         table.add_column(label, justify="right")
-    for template in next(iter(audits.values())).by_template:
-        cells = [" / ".join(_percent(each.by_template[template])) for each in audits.values()]
+    for template in audits["zero-shot"][0].by_template:
+        cells = (
+            " / ".join(_percent([one.by_template[template] for one in each]))
+            for each in audits.values()
+        )
         table.add_row(f"'{template}'", *cells)
-    if any(each.novel for each in audits.values()):
-        novel = [
-            " / ".join(_percent(each.novel)) if each.novel else "-" for each in audits.values()
-        ]
-        table.add_row("classes not trained on", *novel)
+    novel = [[one.novel for one in each if one.novel] for each in audits.values()]
+    if any(novel):
+        cells = (" / ".join(_percent(each)) if each else "-" for each in novel)
+        table.add_row("classes not trained on", *cells)
     return table
 
 
-def _certainty_table(audits: dict[str, Audit]) -> Table:
+def _certainty_table(audits: Audits) -> Table:
     table = _table("Certainty, and what the features tell", "")
     for label in audits:
         table.add_column(label, justify="right")
     for side in ("retain", "forget"):
-        certainties = [getattr(each, side) for each in audits.values()]
-        table.add_row(f"entropy, {side}, nats", *(f"{c.entropy:.2f}" for c in certainties))
-        errors = (f"{100 * c.calibration_error:.1f}" for c in certainties)
+        sides = [[getattr(one, side) for one in each] for each in audits.values()]
+        entropies = (mean_and_spread([one.entropy for one in each], digits=2) for each in sides)
+        table.add_row(f"entropy, {side}, nats", *entropies)
+        errors = (mean_and_spread([100 * one.calibration_error for one in each]) for each in sides)
         table.add_row(f"calibration error, {side}, %", *errors)
-    accuracies = [each.domain_accuracy for each in audits.values()]
-    if None not in accuracies:
-        cells = (f"{100 * value:.1f}" for value in accuracies if value is not None)
+    accuracies = [[one.domain_accuracy for one in each] for each in audits.values()]
+    if not any(None in each for each in accuracies):
+        cells = (mean_and_spread([100 * (one or 0) for one in each]) for each in accuracies)
         table.add_row("domain told by a linear probe, %", *cells)
     return table
 
@@ -165,8 +211,11 @@ def _table(title: str, first_column: str) -> Table:
     return table
 
 
-def _percent(scores: Scores) -> list[str]:
-    return [f"{100 * value:.1f}" for value in scores.as_dict().values()]
+def _percent(scores: Sequence[Scores]) -> list[str]:
+    return [
+        mean_and_spread([100 * one.as_dict()[name] for one in scores])
+        for name in ("mem", "for", "h")
+    ]
 
 
 def _figures(result: Audit) -> dict[str, Any]:
@@ -182,24 +231,19 @@ def _figures(result: Audit) -> dict[str, Any]:
     }
 
 
-def _log(
-    config: EvaluateConfig,
-    whole: Manifest,
-    forget: Sequence[str],
-    audits: dict[str, Audit],
-    figures: dict[str, dict[str, Any]],
-) -> None:
+def _log(config: EvaluateConfig, whole: Manifest, forget: Sequence[str], audits: Audits) -> None:
     tracker = Tracker(config.tracking.uri, RESULTS.absolute() / "evaluate", whole.name)
     for label, each in audits.items():
-        tags = {
-            "stage": "evaluate",
-            "forget": study_name(forget),
-            "method": label,
-            "checkpoint": config.checkpoint,
-            "synthetic": str(whole.synthetic).lower(),
-        }
-        name = f"{study_name(forget)}: {label}, evaluated"
-        tracker.log_evaluation(name, tags, _metrics(each), figures[label], whole)
+        for checkpoint, one in zip(config.checkpoint, each, strict=False):
+            tags = {
+                "stage": "evaluate",
+                "forget": study_name(forget),
+                "method": label,
+                "checkpoint": checkpoint,
+                "synthetic": str(whole.synthetic).lower(),
+            }
+            name = f"{study_name(forget)}: {label}, evaluated"
+            tracker.log_evaluation(name, tags, _metrics(one), _figures(one), whole)
 
 
 def _metrics(result: Audit) -> dict[str, float]:

@@ -261,7 +261,7 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[str], Manifest]) -> 
         name,
         manifest,
         absolute_context(config.context, manifest),
-        _forget_sets(config.forget, manifest.domains),
+        forget_sets(config.forget, manifest.domains),
         _warm_start(config.search.warm_start),
         output or storage.join(parent, f"{name}-{stamp}"),
     )
@@ -296,9 +296,14 @@ def study_name(forget: Sequence[str]) -> str:
     return "+".join(forget)
 
 
-def _forget_sets(
+def forget_sets(
     asked: ForgetSize | tuple[tuple[str, ...], ...], domains: tuple[str, ...]
 ) -> tuple[tuple[str, ...], ...]:
+    """The forget sets that are asked for, their domains in the data set's order.
+
+    Raises:
+        UserError: If there are none, or one that cannot be forgotten, or one twice.
+    """
     if isinstance(asked, ForgetSize):
         for size in asked.size:
             if size >= len(domains):

@@ -2,7 +2,8 @@
 
 python pipeline/reproduce.py TABLE --manifest URL --backbone FOLDER ...
 
-TABLE is one of main, ablation, sensitivity, shots, depth and domain-accuracy.
+TABLE is one of the paper's, main, ablation, sensitivity, shots, depth and domain-accuracy, or
+gaps: each option that the paper leaves open.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from pydantic import Field
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +34,14 @@ from adu.methods.adu import AduConfig
 from adu.methods.baseline import PromptConfig
 from adu.trainer import EpochReport, RunConfig, TrainConfig
 from pipeline.cluster import connect, leave
-from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, merge, run_and_exit, run_command
+from pipeline.command import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    join_domains,
+    merge,
+    run_and_exit,
+    run_command,
+)
 from pipeline.demo_data import prepare_demo
 from pipeline.executor import ExecutorPool, ResourcesConfig, count_executors
 from pipeline.finals import FinalRun, FinalRunFailedError, run_finals
@@ -40,17 +49,22 @@ from pipeline.interrupt import Interrupt
 from pipeline.output import open_output, unique_name
 from pipeline.plan import (
     RESULTS,
+    ForgetSet,
     TrackingConfig,
     absolute_context,
+    forget_sets,
     open_manifest,
     study_name,
 )
 from pipeline.progress import quiet_ray
 from pipeline.session import SESSION, TestOutcome
-from pipeline.tables import METRICS, METRICS_BY_TABLE, TABLES, Row, table_rows
+from pipeline.tables import METRICS, METRICS_BY_TABLE, TABLES, Row, mean_and_spread, table_rows
 from pipeline.tracking import Tracker
 
 EXIT_FAILED = 1
+
+# Columns of a terminal that has room for the published figures beside the measured ones.
+WIDE = 100
 
 SHORTCUTS = {
     "context.data.manifest": "manifest",
@@ -68,10 +82,15 @@ class ReproduceConfig(StrictModel):
     context: ContextConfig = ContextConfig()
     method: AduConfig = Field(AduConfig(), description="ADU's options, where a row sets no other")
     train: TrainConfig = TrainConfig()
+    forget: tuple[ForgetSet, ...] | None = Field(
+        None, description="the forget sets, each domain,domain,...; unset: all of a row's size"
+    )
     sizes: tuple[int, ...] | None = Field(
         None, description="sizes of forget sets in the main table; unset: 1 to all but one"
     )
-    blocks: int = Field(12, ge=1, description="blocks of the image tower, for the depth table")
+    blocks: int = Field(
+        12, ge=1, description="blocks of the image tower, for the depth and gaps tables"
+    )
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="every row's seeds")
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -92,6 +111,7 @@ class Job:
         rows: The table's rows.
         folder: Where their results are kept, a file a run.
         left_out: Which rows cannot be run, and why.
+        forget: The forget sets, if not all of a row's size.
     """
 
     config: ReproduceConfig
@@ -99,6 +119,7 @@ class Job:
     rows: tuple[Row, ...]
     folder: Path
     left_out: tuple[str, ...] = ()
+    forget: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def metrics(self) -> Mapping[str, str]:
@@ -120,12 +141,16 @@ class Job:
         seeds = self.config.seeds if row.method["name"] != "zero_shot" else self.config.seeds[:1]
         runs = []
         for seed in seeds:
-            train = self.config.train.model_copy(update={"seed": seed})
-            for forget in row.forget_sets(self.manifest.domains):
+            train = self.config.train.model_copy(update={**row.train, "seed": seed})
+            for forget in self._forget_sets(row):
                 values: dict[str, Any] = {"forget": forget, "method": method}
                 run = parse_config(RunConfig, values, f"row '{row.label}'")
                 runs.append(FinalRun(row.label, run.model_copy(update={"train": train})))
         return runs
+
+    def _forget_sets(self, row: Row) -> list[tuple[str, ...]]:
+        possible = row.forget_sets(self.manifest.domains)
+        return [forget for forget in possible if self.forget is None or forget in self.forget]
 
     def _method(self, row: Row) -> Mapping[str, Any]:
         """A row's method: ADU and the Baseline have the user's prompts."""
@@ -168,7 +193,7 @@ def reproduce(config: ReproduceConfig) -> int:
             code = EXIT_INTERRUPTED
         finally:
             leave()
-        console.print(_table(job))
+        console.print(_table(job, console.width))
         console.print(f"{time.monotonic() - started_at:.0f} s, results in {job.folder}")
         return code
 
@@ -303,36 +328,47 @@ def _ignore_epoch(_: FinalRun, __: EpochReport) -> None:
     """A table shows final results only."""
 
 
-def _table(job: Job) -> Table:
+def _table(job: Job, width: int) -> Table:
+    """The measured figures, with the published ones beside them or, if it is narrow, below."""
     synthetic = " (synthetic data)" if job.manifest.synthetic else ""
     n_seeds = len(job.config.seeds)
     title = f"{job.config.table}: {job.manifest.name}{synthetic}, {n_seeds} seeds, test, %"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    has_published = any(row.published for row in job.rows)
-    for head in job.metrics.values():
-        table.add_column(head, justify="right")
-        if has_published:
-            table.add_column("paper", justify="right")
-            table.add_column("diff.", justify="right")
-    for row in job.rows:
-        table.add_row(row.label, *_cells(job, row, has_published))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    published = {metric for row in job.rows for metric in row.published}
+    beside = published if width >= WIDE else set()
+    table.add_column("", no_wrap=True)
+    for metric, head in job.metrics.items():
+        table.add_column(head, justify="right", no_wrap=True)
+        if metric in beside:
+            table.add_column("paper (diff.)", justify="right", no_wrap=True)
+    for before, row in zip([job.rows[0], *job.rows], job.rows, strict=False):
+        if row.size != before.size:
+            table.add_section()
+        by_metric = _values(job, row)
+        cells = []
+        for metric, values in by_metric.items():
+            cells.append(mean_and_spread(values) if values else "-")
+            if metric in beside:
+                cells.append(_published(row, metric, values))
+        table.add_row(row.label, *cells)
+        if row.published and not beside:
+            below = (_published(row, metric, values) for metric, values in by_metric.items())
+            table.add_row("  paper (diff.)", *below, style="dim")
     return table
 
 
-def _cells(job: Job, row: Row, has_published: bool) -> list[str]:
+def _values(job: Job, row: Row) -> dict[str, list[float]]:
     by_seed = _by_seed(job, row)
-    cells: list[str] = []
-    for metric in job.metrics:
-        values = [100 * scores[metric] for scores in by_seed]
-        published = row.published.get(metric)
-        spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-        cells.append(f"{mean(values):.1f}{spread}" if values else "-")
-        if has_published:
-            cells.append("" if published is None else f"{published:.1f}")
-            difference = mean(values) - published if values and published is not None else None
-            cells.append("" if difference is None else f"{difference:+.1f}")
-    return cells
+    return {metric: [100 * scores[metric] for scores in by_seed] for metric in job.metrics}
+
+
+def _published(row: Row, metric: str, values: Sequence[float]) -> str:
+    """The paper's figure, and how much more was measured."""
+    published = row.published.get(metric)
+    if published is None:
+        return ""
+    difference = f" ({mean(values) - published:+.1f})" if values else ""
+    return f"{published:.1f}{difference}"
 
 
 def _by_seed(job: Job, row: Row) -> list[dict[str, float]]:
@@ -354,19 +390,29 @@ def _job(config: ReproduceConfig) -> Job:
     parent = Path(config.output).absolute().parent if config.output else RESULTS.absolute()
     manifest = open_manifest(config.context.data, parent, prepare_demo)
     rows = table_rows(config.table, manifest.name, len(manifest.domains), config.blocks)
-    known = sorted({row.size for row in rows})
+    forget = None
     if config.sizes is not None:
-        rows = [row for row in rows if row.size in config.sizes]
-    if not rows:
-        raise UserError(
-            f"sizes = {config.sizes}: the {config.table} table has no such forget sets "
-            f"(allowed: {', '.join(map(str, known))})"
-        )
+        rows = _of_sizes(rows, config.sizes, f"sizes = {config.sizes}", config.table)
+    if config.forget is not None:
+        forget = forget_sets(config.forget, manifest.domains)
+        rows = _of_sizes(rows, [len(each) for each in forget], "forget", config.table)
+        # The published figures are means over all forget sets of a size.
+        rows = [replace(row, published={}) for row in rows]
     rows, left_out = _enough_images(rows, manifest, config.context.data)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     default = parent / f"{config.table}-{manifest.name}-{stamp}"
     folder = Path(config.output).absolute() if config.output else default
-    return Job(config, manifest, tuple(rows), folder, tuple(left_out))
+    return Job(config, manifest, tuple(rows), folder, tuple(left_out), forget)
+
+
+def _of_sizes(rows: Sequence[Row], sizes: Sequence[int], field: str, table: str) -> list[Row]:
+    kept = [row for row in rows if row.size in sizes]
+    if not kept:
+        allowed = ", ".join(map(str, sorted({row.size for row in rows})))
+        raise UserError(
+            f"{field}: the {table} table has no such forget sets (its sizes: {allowed})"
+        )
+    return kept
 
 
 def _enough_images(
@@ -401,7 +447,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--table", *arguments]
-    return run_command(ReproduceConfig, reproduce, SHORTCUTS, arguments)
+    return run_command(ReproduceConfig, reproduce, SHORTCUTS, join_domains(arguments))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from adu.errors import UserError
 from pipeline.cluster import leave
-from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_and_exit, run_command
+from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, join_domains, run_and_exit, run_command
 from pipeline.conductor import EXIT_FAILED, Conductor
 from pipeline.demo_data import prepare_demo
 from pipeline.dry_run import show_plan
@@ -70,16 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not any(argument.split("=")[0] in ("--config", "-h", "--help") for argument in arguments):
         arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
-    return run_command(SearchConfig, search, SHORTCUTS, _join_domains(arguments))
-
-
-def _join_domains(arguments: Sequence[str]) -> list[str]:
-    """Writes the forget set ``a,b`` as ``a+b``: a comma would make it two sets."""
-    joined = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        is_set = before == "--forget" or argument.startswith("--forget=")
-        joined.append(argument.replace(",", "+") if is_set else argument)
-    return joined
+    return run_command(SearchConfig, search, SHORTCUTS, join_domains(arguments))
 
 
 def _check_job_output(config: SearchConfig) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from statistics import mean, stdev
 from typing import Any
 
 from adu.errors import UserError
+from adu.methods.adu import AduConfig
 
 # The paper's defaults for ADU, and Baseline and zero-shot in the words of `adu.methods`.
 MAIN: dict[str, dict[str, Any]] = {
@@ -15,6 +17,8 @@ MAIN: dict[str, dict[str, Any]] = {
     "LP++": {"name": "lp++"},
     "CLIPFit": {"name": "clipfit"},
     "BBF": {"name": "bbf"},
+    "CoOp": {"name": "coop"},
+    "MaPLe": {"name": "maple"},
     "Baseline": {"name": "baseline"},
     "ADU": {"name": "adu"},
 }
@@ -34,6 +38,19 @@ GAMMAS = (0.03, 0.3, 3.0, 30.0)
 LAMBDAS = (0.1, 1.0, 10.0, 30.0)
 DEPTHS = (1, 2, 3, 4, 6, 9, 12)
 SHOTS = (1, 2, 4, 8, 16)
+
+# What the paper leaves open, each on top of the defaults; InstaPG's blocks are added to them.
+GAPS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "InstaPG alone": {"instapg_residual": False},
+    "InstaPG added": {"instapg_mode": "add"},
+    "median kernel": {"mmd_kernel": "gaussian_median"},
+    "Laplace kernel": {"mmd_kernel": "laplace"},
+    "linear kernel": {"mmd_kernel": "linear"},
+    "width / 4": {"mmd_bandwidth": 0.25},
+    "width x 4": {"mmd_bandwidth": 4.0},
+    "unbiased MMD": {"mmd_estimator": "unbiased"},
+}
 
 # Whether features tell the domains, before and after.
 PROBED = {label: MAIN[label] for label in ("Zero-shot", "Baseline", "ADU")}
@@ -95,6 +112,7 @@ class Row:
         size: Domains in each forget set.
         method: The method's configuration, laid over the user's for ADU.
         shots: Training images of each class and domain; None: as many as the user says.
+        train: Options of the training, laid over the user's.
         published: The paper's figures by metric, where it has them.
     """
 
@@ -102,11 +120,18 @@ class Row:
     size: int
     method: Mapping[str, Any] = field(default_factory=dict)
     shots: int | None = None
+    train: Mapping[str, Any] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
 
     def forget_sets(self, domains: Sequence[str]) -> list[tuple[str, ...]]:
         """The forget sets that it is averaged over."""
         return list(combinations(domains, self.size))
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
+    """What is shown of a figure that every seed has one of: mean ± standard deviation."""
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
 
 
 def table_rows(table: str, data_set: str, n_domains: int, n_blocks: int) -> list[Row]:
@@ -116,7 +141,7 @@ def table_rows(table: str, data_set: str, n_domains: int, n_blocks: int) -> list
         table: Its name.
         data_set: Name of the data set, which decides whether there are published figures.
         n_domains: Domains of the data set.
-        n_blocks: Blocks of the image tower, for the depth table.
+        n_blocks: Blocks of the image tower, for the tables that vary which of them have prompts.
 
     Raises:
         UserError: If there is no such table.
@@ -159,6 +184,12 @@ def _curve(table: str, n_blocks: int) -> list[Row]:
             Row(f"lambda {value:g}", 1, {"name": "adu", "lambda": value}) for value in LAMBDAS
         ]
         return gammas + lambdas
+    if table == "gaps":
+        depth = AduConfig().depth_in(n_blocks)
+        blocks = sorted({max(1, depth // 2), max(1, depth - 1), 1})
+        options = GAPS | {f"InstaPG in block {i}": {"instapg_layer": i} for i in blocks}
+        rows = [Row(label, 1, {"name": "adu", **method}) for label, method in options.items()]
+        return [*rows, Row("plain batches", 1, {"name": "adu"}, train={"sampling": "plain"})]
     # An InstaPG block needs a prompted one before it: depth 1 is without.
     return [
         Row(f"depth {depth}", 1, {"name": "adu", "depth": depth, "instapg": depth > 1})
@@ -167,4 +198,4 @@ def _curve(table: str, n_blocks: int) -> list[Row]:
     ]
 
 
-TABLES = ("main", "ablation", "sensitivity", "shots", "depth", "domain-accuracy")
+TABLES = ("main", "ablation", "sensitivity", "shots", "depth", "domain-accuracy", "gaps")

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from pydantic import Field
@@ -43,6 +42,7 @@ from pipeline.plan import (
 )
 from pipeline.progress import quiet_ray
 from pipeline.session import SESSION, TestOutcome
+from pipeline.tables import mean_and_spread
 from pipeline.tracking import Tracker
 
 EXIT_FAILED = 1
@@ -241,15 +241,9 @@ def _table(
             for final, outcome in zip(runs, outcomes, strict=True)
             if final.stage == stage
         ]
-        cells = [_cell([100 * s[key] for s in scores]) for key in ("mem", "for", "h")]
+        cells = [mean_and_spread([100 * s[key] for s in scores]) for key in ("mem", "for", "h")]
         table.add_row(stage.replace("_", "-"), *cells)
     return table
-
-
-def _cell(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{mean(values):.1f} ± {stdev(values):.1f}"
 
 
 def _resources(config: TrainCommandConfig, cluster: Cluster) -> ResourcesConfig:

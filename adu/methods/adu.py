@@ -18,7 +18,6 @@ from adu.errors import UserError
 from adu.losses import Estimator, Kernel, domain_loss, mmd_squared
 from adu.methods.base import Output, Task
 from adu.methods.baseline import Baseline, PromptConfig
-from adu.model import prompted_features
 from adu.prompts import InstaPG
 
 
@@ -30,11 +29,17 @@ class AduConfig(PromptConfig):
     lambda_: float = Field(10.0, ge=0, alias="lambda", description="weight of MMD^2 (maximised)")
     mmd_estimator: Estimator = Field("biased", description="how MMD^2 is estimated")
     mmd_kernel: Kernel = Field("gaussian", description="kernel of MMD^2")
+    mmd_bandwidth: float = Field(
+        1.0, gt=0, description="factor on the kernel's width (the linear one has none)"
+    )
     instapg: bool = Field(True, description="whether prompts are made for each image")
     instapg_layer: int | None = Field(
         None, ge=1, description="block where InstaPG stands, from 0; unset: the middle one"
     )
     instapg_heads: int | None = Field(None, ge=1, description="unset: as many as the tower's")
+    instapg_residual: bool = Field(
+        True, description="whether the image's prompts are added to its block's, or replace them"
+    )
     instapg_mode: Literal["carry", "add"] = Field(
         "carry",
         description="blocks after InstaPG carry the image's prompts on, or add them to their own",
@@ -78,18 +83,17 @@ class Adu(Baseline):
         n_images = len(images_BCHW)
         instance_BPW: Tensor | None = None
 
-        def prompts_at(block: int, image_BTW: Tensor) -> Tensor | None:
+        def prompts_at(block: int, image_BTW: Tensor) -> Tensor:
             nonlocal instance_BPW
-            learned_BPW = self.learned_prompts(block, n_images)
+            learned_BPW = self.prompts.at(block, n_images)
             if block == self.layer:
                 patches_BNW = image_BTW[:, self.backbone.tower.n_prefix :]
                 instance_BPW = self.instapg(learned_BPW, patches_BNW)
-            if learned_BPW is None or instance_BPW is None:
-                return learned_BPW
-            return learned_BPW + instance_BPW
+                if not self.config.instapg_residual:
+                    return instance_BPW
+            return learned_BPW if instance_BPW is None else learned_BPW + instance_BPW
 
-        first_BPW = self.learned_prompts(0, n_images)
-        return prompted_features(self.backbone.tower, images_BCHW, first_BPW, prompts_at)
+        return self.prompted(images_BCHW, prompts_at)
 
     def losses(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
         """L_total = L_memorize + L_forget + gamma L_CE - lambda MMD^2 (paper, section 4)."""
@@ -101,6 +105,7 @@ class Adu(Baseline):
             len(self.task.domains),
             self.config.mmd_estimator,
             self.config.mmd_kernel,
+            self.config.mmd_bandwidth,
         )
         terms["total"] = (
             terms["total"]

@@ -62,19 +62,34 @@ class EvolutionOptions:
     population: int
 
 
+@dataclass(frozen=True)
+class StepSize:
+    """How a parameter is trained that does not follow the trainer's learning rate.
+
+    Attributes:
+        lr: Its learning rate, neither scheduled nor with weight decay.
+        momentum: Its momentum.
+    """
+
+    lr: float
+    momentum: float
+
+
 class Method(nn.Module, ABC):
     """A CLIP with something learnable in it.
 
     Only parameters with ``requires_grad`` are trained, saved and loaded; the backbone has none.
 
     Attributes:
-        needs_features: Whether `prepare` is to be called before training.
+        full_batch_steps: Set where training runs on the untouched model's features of all
+            images at once, without augmentation: the steps of a whole run. `prepare` is called
+            before. What is learned may then change `class_logits` alone.
         any_classes: Whether what is learned holds for classes that it was not learned on.
         evolution: Set where what is learned is found by CMA-ES; it may then change
             `class_logits` alone.
     """
 
-    needs_features = False
+    full_batch_steps: int | None = None
     any_classes = True
     evolution: EvolutionOptions | None = None
 
@@ -123,15 +138,15 @@ class Method(nn.Module, ABC):
     def prepare(self, features_NE: Tensor, class_N: Tensor, domain_N: Tensor) -> None:
         """Looks at the untouched model's features of all training images before training.
 
-        Only called where `needs_features` is set. All workers are given the same.
+        Only called where `full_batch_steps` is set. All workers are given the same.
         """
 
-    def step_sizes(self) -> dict[str, float]:
-        """Learning rates of parameters, by name, that have one of their own.
-
-        These are neither scheduled nor decayed; every other parameter follows the trainer's.
-        """
+    def step_sizes(self) -> dict[str, StepSize]:
+        """Of parameters, by name, that have one of their own; the others follow the trainer."""
         return {}
+
+    def before_step(self, step: int) -> None:
+        """Called between the backward pass and the optimiser's step, counted from 0."""
 
     def losses(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
         """The loss terms of a global batch, by name; ``total`` is what is minimised."""

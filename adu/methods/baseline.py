@@ -14,7 +14,7 @@ from adu.backbone import Backbone
 from adu.config import StrictModel
 from adu.errors import UserError
 from adu.methods.base import Method, Task
-from adu.model import prompted_features
+from adu.model import PromptSource, prompted_features
 from adu.prompts import DeepPrompts
 from adu.text import TextContext
 
@@ -68,12 +68,13 @@ class Baseline(Method):
         """Runs the tower with each block's prompts; returns features_BE."""
         n_images = len(images_BCHW)
 
-        def prompts_at(block: int, _: Tensor) -> Tensor | None:
-            return self.learned_prompts(block, n_images)
+        def prompts_at(block: int, _: Tensor) -> Tensor:
+            return self.prompts.at(block, n_images)
 
-        first_BPW = self.learned_prompts(0, n_images)
-        return prompted_features(self.backbone.tower, images_BCHW, first_BPW, prompts_at)
+        return self.prompted(images_BCHW, prompts_at)
 
-    def learned_prompts(self, block: int, n_images: int) -> Tensor | None:
-        """The block's own prompts_BPW; None where it has none."""
-        return self.prompts.at(block, n_images) if block < len(self.prompts) else None
+    def prompted(self, images_BCHW: Tensor, prompts_at: PromptSource) -> Tensor:
+        """Runs the tower with this method's prompts in the first block; returns features_BE."""
+        depth = len(self.prompts)
+        first_BPW = self.prompts.at(0, len(images_BCHW)) if depth else None
+        return prompted_features(self.backbone.tower, images_BCHW, first_BPW, prompts_at, depth)

@@ -58,14 +58,13 @@ class MaPLe(Method):
         """Runs the image tower with the prompts that the text side's are mapped to."""
         n_images = len(images_BCHW)
 
-        def prompts_at(block: int, _: Tensor) -> Tensor | None:
-            text_KV = self._deeper_at(block)
-            if text_KV is None:
-                return None
-            return self.couplings[block](text_KV).expand(n_images, -1, -1)
+        def prompts_at(block: int, _: Tensor) -> Tensor:
+            return self.couplings[block](self.deeper[block - 1]).expand(n_images, -1, -1)
 
         first_BKW = self.couplings[0](self.context.tokens).expand(n_images, -1, -1)
-        return prompted_features(self.backbone.tower, images_BCHW, first_BKW, prompts_at)
+        return prompted_features(
+            self.backbone.tower, images_BCHW, first_BKW, prompts_at, len(self.couplings)
+        )
 
     def _deeper_at(self, block: int) -> Tensor | None:
         return self.deeper[block - 1] if block <= len(self.deeper) else None

@@ -15,11 +15,12 @@ def block(request):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_with_gradients_it_gives_what_the_block_gives(block, masked):
+@pytest.mark.parametrize("n_read", [None, 1, 3])
+def test_with_gradients_it_gives_what_the_block_gives(block, masked, n_read):
     tokens_BTW = torch.randn(2, 5, 16, dtype=torch.float32, requires_grad=True)
     mask_TT = torch.full((5, 5), float("-inf")).triu(1) if masked else None
-    ours = run_block(block, tokens_BTW, mask_TT)
-    theirs = block(tokens_BTW, attn_mask=mask_TT)
+    ours = run_block(block, tokens_BTW, mask_TT, n_read)
+    theirs = block(tokens_BTW, attn_mask=mask_TT)[:, :n_read]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     direction = torch.randn_like(ours)
     (ours_grad,) = torch.autograd.grad(ours, tokens_BTW, direction)
@@ -31,6 +32,7 @@ def test_without_gradients_it_is_the_block_itself(block):
     tokens_BTW = torch.randn(2, 5, 16)
     with torch.no_grad():
         assert torch.equal(run_block(block, tokens_BTW), block(tokens_BTW))
+        assert torch.equal(run_block(block, tokens_BTW, n_read=2), block(tokens_BTW)[:, :2])
 
 
 def test_a_block_that_attends_in_another_way_is_left_alone():

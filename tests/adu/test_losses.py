@@ -24,7 +24,7 @@ def log_softmax_64(logits):
     return shifted - math.log(np.exp(shifted).sum())
 
 
-def kernel_64(features, name):
+def kernel_64(features, name, bandwidth=1.0):
     """A function of two image numbers: the kernel from its definition."""
     n = len(features)
     norm = 1 if name == "laplace" else 2
@@ -34,7 +34,7 @@ def kernel_64(features, name):
     # Of an even number of pairs torch takes the lower one in the middle.
     median = sorted(pairs)[(len(pairs) - 1) // 2] or 1.0
     scales = {"gaussian": BANDWIDTH_SCALES, "laplace": (1.0,), "gaussian_median": (1.0,)}
-    width = median if name == "gaussian_median" else mean
+    width = bandwidth * (median if name == "gaussian_median" else mean)
 
     def k(i, j):
         if name == "linear":
@@ -45,10 +45,10 @@ def kernel_64(features, name):
     return k
 
 
-def mmd_64(features, domains, n_domains, estimator, kernel="gaussian"):
+def mmd_64(features, domains, n_domains, estimator, kernel="gaussian", bandwidth=1.0):
     """MMD^2 from its definition: sums of kernel values over pairs of images."""
     n = len(features)
-    k = kernel_64(features, kernel)
+    k = kernel_64(features, kernel, bandwidth)
     least = 1 if estimator == "biased" else 2
     groups = [[i for i in range(n) if domains[i] == d] for d in range(n_domains)]
     groups = [g for g in groups if len(g) >= least]
@@ -160,11 +160,68 @@ def test_a_missing_side_gives_zero_loss_and_zero_gradient(missing):
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
-def test_huge_and_bf16_logits_stay_finite():
-    logits = torch.tensor([[1e4, -1e4, 0.0]] * 2, dtype=torch.bfloat16)
-    retain = torch.tensor([True, False])
-    assert torch.isfinite(memorize_loss(logits, torch.tensor([1, 1]), retain))
-    assert torch.isfinite(forget_loss(logits, retain))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_huge_and_bf16_logits_give_the_exact_losses(dtype, size):
+    logits = (torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) * size).to(dtype)
+    classes, retain = [0, 1, 2, 3, 4, 0], [True, False, True, False, True, False]
+    exact = logits.double().numpy()
+    log_p = [log_softmax_64(row) for row in exact]
+    memorize = -np.mean([log_p[i][classes[i]] for i in range(6) if retain[i]])
+    forget = -np.mean([log_p[i].mean() for i in range(6) if not retain[i]])
+    domain = -np.mean([log_p[i][classes[i]] for i in range(6)])
+    class_B, retain_B = torch.tensor(classes), torch.tensor(retain)
+    assert memorize_loss(logits, class_B, retain_B).item() == pytest.approx(memorize, rel=1e-6)
+    assert forget_loss(logits, retain_B).item() == pytest.approx(forget, rel=1e-6)
+    assert domain_loss(logits, class_B).item() == pytest.approx(domain, rel=1e-6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_mmd_of_bf16_features_is_computed_in_full_precision(kernel, estimator):
+    features = torch.randn(8, 5, generator=torch.Generator().manual_seed(1)).bfloat16()
+    domains = [0, 0, 0, 1, 1, 1, 2, 2]
+    found = mmd_squared(features, torch.tensor(domains), 3, estimator, kernel)
+    expected = mmd_64(features.double().numpy(), domains, 3, estimator, kernel)
+    assert found.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "linear"])
+def test_the_bandwidth_is_a_factor_on_the_kernels_width(kernel):
+    features, domains = RNG.normal(size=(8, 5)), [0, 0, 0, 1, 1, 1, 2, 2]
+    for bandwidth in (0.1, 3.0):
+        found = mmd_squared(
+            torch.tensor(features), torch.tensor(domains), 3, "biased", kernel, bandwidth
+        )
+        expected = mmd_64(features, domains, 3, "biased", kernel, bandwidth)
+        assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_mmds_gradient_is_that_of_its_definition_with_the_width_held_fixed(kernel):
+    """Finite differences in float64, with the kernel's width that of the point itself."""
+    features, domains = RNG.normal(size=(5, 3)), [0, 0, 1, 1, 1]
+    tensor = torch.tensor(features, dtype=torch.float32, requires_grad=True)
+    mmd_squared(tensor, torch.tensor(domains), 2, "biased", kernel).backward()
+    numeric = np.zeros_like(features)
+    for at in np.ndindex(features.shape):
+        values = []
+        for step in (1e-5, -1e-5):
+            moved = features.copy()
+            moved[at] += step
+            # The bandwidth that gives the moved batch the width of the unmoved one.
+            bandwidth = width_64(features, kernel) / width_64(moved, kernel)
+            values.append(mmd_64(moved, domains, 2, "biased", kernel, bandwidth))
+        numeric[at] = (values[0] - values[1]) / 2e-5
+    np.testing.assert_allclose(tensor.grad.numpy(), numeric, rtol=1e-3, atol=1e-5)
+
+
+def width_64(features, kernel):
+    if kernel == "linear":
+        return 1.0
+    norm = 1 if kernel == "laplace" else 2
+    pairs = [(abs(a - b) ** norm).sum() for i, a in enumerate(features) for b in features[:i]]
+    return sorted(pairs)[(len(pairs) - 1) // 2] if kernel == "gaussian_median" else np.mean(pairs)
 
 
 def test_domain_loss_is_mean_cross_entropy():

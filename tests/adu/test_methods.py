@@ -73,39 +73,82 @@ def test_prompts_stand_after_the_patches_of_the_first_blocks(backbone, task, ima
     prompts = dict(enumerate(model.prompts.tokens))
     with torch.no_grad():
         expected_BE = plain_tower(backbone.clip.visual, images_BCHW, prompts, 3)
-        found_BE = model.image_features(images_BCHW)
-    torch.testing.assert_close(found_BE, expected_BE)
+        torch.testing.assert_close(model.image_features(images_BCHW), expected_BE)
+    # With gradients, tokens that nobody reads are left out.
+    torch.testing.assert_close(model.image_features(images_BCHW), expected_BE)
 
 
 @pytest.mark.parametrize("mode", ["carry", "add"])
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
 def test_instapg_makes_prompts_that_depend_on_the_image_from_its_block_on(
-    backbone, task, images_BCHW, mode
+    backbone, task, images_BCHW, mode, residual
 ):
-    config = AduConfig(n_ctx=2, depth=3, instapg_layer=1, instapg_mode=mode, init_std=1.0)
+    config = AduConfig(
+        n_ctx=2,
+        depth=3,
+        instapg_layer=1,
+        instapg_mode=mode,
+        instapg_residual=residual,
+        init_std=1.0,
+    )
     model = build_method(config, backbone, task)
+    training_BE = model.image_features(images_BCHW)
     with torch.no_grad():
-        found_BE = model.image_features(images_BCHW)
+        testing_BE = model.image_features(images_BCHW)
         for i, image_CHW in enumerate(images_BCHW):
-            expected_E = one_image_by_hand(backbone.clip.visual, model, image_CHW[None], mode)
-            torch.testing.assert_close(found_BE[i], expected_E[0])
+            expected_E = one_image_64(backbone.clip.visual, model, image_CHW, mode, residual)
+            for found_BE in (training_BE, testing_BE):
+                torch.testing.assert_close(found_BE[i].double(), expected_E, atol=1e-5, rtol=1e-4)
 
 
-def one_image_by_hand(visual, model, image_1CHW, mode):
-    """InstaPG in block 1 of three prompted ones, step by step for a single image."""
-    learned = list(model.prompts.tokens)
-    blocks = visual.transformer.resblocks
-    n_image_tokens = 1 + 16
-    x = visual.conv1(image_1CHW).flatten(2).transpose(1, 2)
-    x = torch.cat([visual.class_embedding[None, None], x], 1) + visual.positional_embedding
-    x = blocks[0](visual.ln_pre(torch.cat([x, learned[0][None]], 1)))[:, :n_image_tokens]
-    insta = model.instapg
-    queries, patches = insta.norm_prompts(learned[1][None]), insta.norm_patches(x[:, 1:])
-    instance = insta.attention(queries, patches, patches)[0]
-    x = blocks[1](torch.cat([x, learned[1][None] + instance], 1))
+def one_image_64(visual, model, image_CHW, mode, residual):
+    """InstaPG in block 1 of three prompted ones, from the formulas, for a single image."""
+    learned = [prompt.double() for prompt in model.prompts.tokens]
+    insta, blocks, n_image_tokens = model.instapg, visual.transformer.resblocks, 1 + 16
+    patches = image_CHW.double().unfold(1, 8, 8).unfold(2, 8, 8).permute(1, 2, 0, 3, 4)
+    x = patches.reshape(16, -1) @ visual.conv1.weight.double().reshape(32, -1).T
+    x = torch.cat([visual.class_embedding[None].double(), x]) + visual.positional_embedding
+    x = block_64(blocks[0], norm_64(visual.ln_pre, torch.cat([x, learned[0]])))[:n_image_tokens]
+    queries, patches = norm_64(insta.norm_prompts, learned[1]), norm_64(insta.norm_patches, x[1:])
+    answer = attention_64(insta.attention, queries, patches)
+    x = block_64(blocks[1], torch.cat([x, learned[1] + answer if residual else answer]))
     if mode == "add":
-        x = torch.cat([x[:, :n_image_tokens], learned[2][None] + instance], 1)
-    x = blocks[3](blocks[2](x))
-    return visual.ln_post(x)[:, 0] @ visual.proj
+        x = torch.cat([x[:n_image_tokens], learned[2] + answer])
+    x = block_64(blocks[3], block_64(blocks[2], x))
+    return norm_64(visual.ln_post, x)[0] @ visual.proj.double()
+
+
+def block_64(block, x):
+    normed = norm_64(block.ln_1, x)
+    x = x + attention_64(block.attn, normed, normed)
+    hidden = norm_64(block.ln_2, x) @ block.mlp.c_fc.weight.double().T + block.mlp.c_fc.bias
+    hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+    return x + hidden @ block.mlp.c_proj.weight.double().T + block.mlp.c_proj.bias
+
+
+def norm_64(norm, x):
+    apart = x - x.mean(dim=-1, keepdim=True)
+    deviation = (apart.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt()
+    return apart / deviation * norm.weight + norm.bias
+
+
+def attention_64(attention, queries, others):
+    """Multi-head attention, one head after the other."""
+    width = queries.shape[-1]
+    weights, biases = attention.in_proj_weight.double(), attention.in_proj_bias.double()
+    parts = [slice(k * width, (k + 1) * width) for k in range(3)]
+    q, k, v = (
+        x @ weights[part].T + biases[part]
+        for x, part in zip((queries, others, others), parts, strict=True)
+    )
+    size = width // attention.num_heads
+    heads = []
+    for h in range(attention.num_heads):
+        of_head = slice(h * size, (h + 1) * size)
+        powers = (q[:, of_head] @ k[:, of_head].T / size**0.5).exp()
+        heads.append(powers / powers.sum(dim=-1, keepdim=True) @ v[:, of_head])
+    joined = torch.cat(heads, dim=-1)
+    return joined @ attention.out_proj.weight.double().T + attention.out_proj.bias
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,22 @@ def test_scores_pool_the_images_of_each_side():
     assert scores.as_dict().keys() == {"mem", "for", "h"}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_are_those_of_the_images_one_by_one(seed):
+    rng = np.random.default_rng(seed)
+    domains = ["a", "b", "c", "d"]
+    images = [(domains[rng.integers(4)], bool(rng.random() < 0.7)) for _ in range(97)]
+    forget = domains[: 1 + seed]
+    correct = {d: sum(right for domain, right in images if domain == d) for d in domains}
+    total = {d: sum(domain == d for domain, _ in images) for d in domains}
+    found = scores_from_counts(correct, total, forget)
+    mem = np.mean([right for domain, right in images if domain not in forget])
+    for_ = np.mean([not right for domain, right in images if domain in forget])
+    assert found.mem == pytest.approx(mem, rel=1e-12)
+    assert found.for_ == pytest.approx(for_, rel=1e-12)
+    assert found.h == pytest.approx(1 / np.mean([1 / mem, 1 / for_]), rel=1e-12)
+
+
 def test_harmonic_mean_of_zeros_is_zero():
     assert harmonic_mean(0, 0) == 0
     assert harmonic_mean(1, 0) == 0

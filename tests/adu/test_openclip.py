@@ -6,9 +6,11 @@ import os
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from adu import storage
 from adu.errors import UserError
-from adu.openclip import find_architecture, load_clip
+from adu.openclip import WEIGHTS_FILE, find_architecture, load_clip
 from tests.tiny import MODEL, tiny_backbone
 
 
@@ -48,6 +50,27 @@ def test_weights_of_a_pt_file_are_those_of_the_model(architecture, tmp_path):
     loaded = load_clip(f"{architecture}:{tmp_path / 'weights.pt'}", tmp_path).clip.state_dict()
     assert loaded.keys() == known.keys()
     assert all(torch.equal(loaded[name], known[name]) for name in known)
+
+
+@pytest.mark.parametrize("where", ["file", "url"])
+def test_weights_come_from_a_safetensors_file_or_any_url(architecture, tmp_path, where):
+    folder = tiny_backbone(tmp_path / "model", seed=4)
+    file = folder / WEIGHTS_FILE
+    url = str(file)
+    if where == "url":
+        url = f"memory://weights/{tmp_path.name}/{WEIGHTS_FILE}"
+        storage.write_bytes(url, file.read_bytes())
+        folder_url = f"memory://folder/{tmp_path.name}"
+        for part in folder.iterdir():
+            storage.write_bytes(f"{folder_url}/{part.name}", part.read_bytes())
+        (tmp_path / "folder").mkdir()
+        known = load_clip(folder_url, tmp_path / "folder").clip.state_dict()
+    else:
+        known = load_file(file)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    loaded = load_clip(f"{architecture}:{url}", scratch).clip.state_dict()
+    assert all(torch.equal(loaded[name], known[name]) for name in load_file(file))
 
 
 class Evil:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -27,9 +28,16 @@ def folder(tmp_path_factory):
     )
     backbone = BackboneConfig(name=str(tiny_backbone(folder / "model")))
     context = load_context(ContextConfig(backbone=backbone, data=data), torch.device("cpu"))
-    run = RunConfig.model_validate({"forget": ["sketch"], "method": "baseline"})
-    model = build_method(run.method, context.backbone, context.task(run.forget))
-    (folder / "checkpoint.safetensors").write_bytes(checkpoint_bytes(model, run, context))
+    for file, method, seed in (
+        ("checkpoint", "baseline", 0),
+        ("seed-1", "baseline", 1),
+        ("maple", {"name": "maple", "depth": 1}, 1),
+    ):
+        values = {"forget": ["sketch"], "method": method, "train": {"seed": seed}}
+        run = RunConfig.model_validate(values)
+        torch.manual_seed(seed)
+        model = build_method(run.method, context.backbone, context.task(run.forget))
+        (folder / f"{file}.safetensors").write_bytes(checkpoint_bytes(model, run, context))
     return folder
 
 
@@ -47,7 +55,7 @@ def test_it_shows_logs_and_keeps_every_figure(folder, tmp_path, capsys):
     for text in ("sketch (forget)", "clipart (unseen)", "classes not trained on", "linear probe"):
         assert text in out
     figures = json.loads((tmp_path / "figures.json").read_text())
-    tuned = figures["baseline"]
+    (tuned,) = figures["baseline"]
     assert tuned["novel_classes"].keys() == {"mem", "for", "h"}
     assert tuned["unseen_domains"].keys() == {"clipart"}
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -55,6 +63,34 @@ def test_it_shows_logs_and_keeps_every_figure(folder, tmp_path, capsys):
     assert run.data.metrics["test/h"] == tuned["h"]
     assert run.data.metrics["template/class/mem"] == tuned["by_template"]["{class}"]["mem"]
     assert run.data.metrics["forget/entropy"] == tuned["forget"]["entropy"]
+
+
+def test_several_seeds_give_means_and_standard_deviations(folder, tmp_path, capsys):
+    another = str(folder / "seed-1.safetensors")
+    assert main([*arguments(folder, tmp_path), "--checkpoint", another]) == 0
+    out = capsys.readouterr().out
+    each = json.loads((tmp_path / "figures.json").read_text())["baseline"]
+    entropies = [figures["forget"]["entropy"] for figures in each]
+    assert len(set(entropies)) == 2
+    assert f"{mean(entropies):.2f} ± {stdev(entropies):.2f}" in out
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert len(client.search_runs(["1"], "tags.method = 'baseline'")) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("maple", "is of another run than"),
+        ("checkpoint", "seed 0 is there already"),
+    ],
+)
+def test_checkpoints_that_are_not_seeds_of_one_run_are_refused(
+    folder, tmp_path, capsys, file, message
+):
+    another = str(folder / f"{file}.safetensors")
+    assert main([*arguments(folder, tmp_path), "--checkpoint", another]) == 2
+    assert f"checkpoint {another}: {message}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_template_without_a_class_is_refused(folder, tmp_path, capsys):

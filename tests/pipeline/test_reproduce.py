@@ -1,15 +1,18 @@
 """`pipeline/reproduce.py`: which runs a table has, and a whole one on the tiny model."""
 
+import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 
 from adu.data import DataConfig
 from adu.errors import UserError
 from adu.manifest import load_manifest
-from pipeline.reproduce import _enough_images, main
-from pipeline.tables import ABLATION, MAIN, table_rows
+from pipeline.reproduce import Job, ReproduceConfig, _enough_images, _table, main
+from pipeline.tables import ABLATION, MAIN, TABLES, table_rows
 from tests.pipeline import commands
 from tests.tiny import DOMAINS, tiny_backbone, tiny_manifest
 
@@ -63,6 +66,17 @@ def test_the_depth_table_ends_with_the_tower():
     assert labels == ["depth 1", "depth 2", "depth 3", "depth 4"]
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_of_a_table_is_a_valid_configuration_of_its_own(tmp_path, table):
+    manifest = SimpleNamespace(name="pacs", synthetic=False, domains=("a", "b", "c", "d"))
+    rows = tuple(table_rows(table, "pacs", 4, n_blocks=12))
+    job = Job(ReproduceConfig(table=table, seeds=(0,)), manifest, rows, tmp_path)
+    found = {(row.shots, str([final.run for final in job.runs(row)])) for row in rows}
+    # The defaults stand on both curves of the sensitivity.
+    assert len(found) == len(rows) or table == "sensitivity"
+    assert len({row.label for row in rows}) == len(rows)
+
+
 def test_an_unknown_table_names_the_known_ones():
     with pytest.raises(UserError, match=r"table 'colours': unknown \(known: main, "):
         table_rows("colours", "pacs", 4, 12)
@@ -91,9 +105,57 @@ def test_a_whole_table_is_run_logged_and_kept(flags, tmp_path, capfd):
     # With nothing left to do, the same table at once and without a cluster.
     assert main([*arguments, "--resume"]) == 0
     again = capfd.readouterr().out
-    assert again[again.index("│") : again.rindex("│")] in out
+    assert again[again.index("─") : again.rindex("ADU")] in out
     assert main([*arguments, "--resume", "--seeds", "[0]"]) == 2
     assert "holds another search: seeds is [0, 1] there" in capfd.readouterr().err
+
+
+def measured(folder, data_set, **options):
+    """The ablation of a data set of four domains, of which Baseline and ADU have been run."""
+    manifest = SimpleNamespace(name=data_set, synthetic=False, domains=("a", "b", "c", "d"))
+    rows = tuple(table_rows("ablation", data_set, 4, 12))
+    config = ReproduceConfig(table="ablation", seeds=(0, 1))
+    job = Job(config, manifest, rows, folder, **options)
+    for row, h in ((rows[0], 0.5), (rows[-1], 0.71)):
+        for final in job.runs(row):
+            test = {"h": h + 0.01 * final.run.train.seed, "mem": 0.8, "for": 0.5}
+            file = job.file(row, final.run)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"seed": final.run.train.seed, "test": test}))
+    return job
+
+
+def printed(job, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(_table(job, width))
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= width and "…" not in line for line in lines)
+    return [line.split() for line in lines if line.strip()]
+
+
+def test_published_figures_stand_beside_the_measured_ones_or_below(tmp_path):
+    job = measured(tmp_path, "office_home")
+    (baseline,) = [line for line in printed(job, 120) if line[0] == "Baseline"]
+    # (50 and 51) less 52.59, 80 less 79.96, 50 less 39.88.
+    assert " ".join(baseline[1:]) == (
+        "50.5 ± 0.7 52.6 (-2.1) 80.0 ± 0.0 80.0 (+0.0) 50.0 ± 0.0 39.9 (+10.1)"
+    )
+    narrow = printed(job, 80)
+    at = [line[0] for line in narrow].index("Baseline")
+    assert " ".join(narrow[at]) == "Baseline 50.5 ± 0.7 80.0 ± 0.0 50.0 ± 0.0"
+    assert " ".join(narrow[at + 1]) == "paper (diff.) 52.6 (-2.1) 80.0 (+0.0) 39.9 (+10.1)"
+    # What has not been run has the paper's figures alone.
+    assert ["paper", "(diff.)", "60.8", "74.5", "51.7"] in narrow
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_data_set_that_the_paper_lacks_has_no_published_columns(tmp_path, width):
+    assert "paper" not in str(printed(measured(tmp_path, "pacs"), width))
+
+
+def test_a_row_is_averaged_over_the_forget_sets_that_are_asked_for(tmp_path):
+    job = measured(tmp_path, "pacs", forget=(("b",),))
+    assert [final.run.forget for final in job.runs(job.rows[-1])] == [("b",)] * 2
 
 
 def test_more_shots_than_there_are_images_are_left_out(manifest_of_eight):
@@ -115,7 +177,12 @@ def manifest_of_eight(tmp_path_factory):
     ("arguments", "message"),
     [
         (["tables"], "table 'tables': unknown (known: main, ablation, "),
-        (["main", "--sizes", "[7]"], "the main table has no such forget sets (allowed: 1, 2)"),
+        (["main", "--sizes", "[7]"], "sizes = (7,): the main table has no such forget sets"),
+        (
+            ["ablation", "--forget", "photo,sketch"],
+            "forget: the ablation table has no such forget sets (its sizes: 1)",
+        ),
+        (["main", "--forget", "oil"], "forget domain 'oil': unknown (known domains: clipart, "),
         ([], "field 'table' is missing"),
     ],
 )

@@ -1,86 +1,78 @@
-"""LP++'s step sizes and start against the paper's formulas, and by finite differences."""
+"""LP++: start, steps and a whole training against its formulas, written anew in float64."""
 
 import numpy as np
 import pytest
 import torch
 
-from adu.methods.lp_plus_plus import LpPlusPlusConfig, step_sizes
-from adu.trainer import RunConfig, TrainConfig, Trainer
+from adu.methods.lp_plus_plus import step_sizes
+from adu.trainer import RunConfig, Trainer
 from tests.tiny import tiny_context
-
-RNG = np.random.default_rng(0)
-
-
-def features_64(n=7, e=5):
-    rows = RNG.normal(size=(n, e))
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def test_step_sizes_are_the_inverse_lipschitz_constants():
-    features, text = features_64(9), features_64(4)
-    weight = RNG.random(9)
-    gram = sum(a * np.outer(f, f) for a, f in zip(weight, features, strict=True))
-    # The spectral norm by power iteration.
-    v = np.ones(5)
-    for _ in range(500):
-        v = gram @ v / np.linalg.norm(gram @ v)
-    by_class = [
-        sum(a * float(f @ t) ** 2 for a, f in zip(weight, features, strict=True)) for t in text
-    ]
-    found = step_sizes(*(torch.tensor(x) for x in (features, text, weight)))
-    assert found["weight_CE"] == pytest.approx(4 / (v @ gram @ v), rel=1e-9)
-    assert found["alpha_C"] == pytest.approx(4 / max(by_class), rel=1e-9)
-
-
-def test_no_direction_of_one_class_curves_more_than_the_bound():
-    """The bound that the step size inverts, seen from the loss itself."""
-    features, n_classes = features_64(8), 3
-    classes = RNG.integers(0, n_classes, 8)
-    size = step_sizes(torch.tensor(features), torch.tensor(features[:3]), torch.full((8,), 1 / 8))[
-        "weight_CE"
-    ]
-
-    def loss(w):
-        logits = features @ w.T
-        log_sum = np.log(np.exp(logits).sum(axis=1))
-        return float((log_sum - logits[np.arange(8), classes]).mean())
-
-    step = 1e-3
-    for _ in range(50):
-        w = RNG.normal(size=(n_classes, 5))
-        direction = np.zeros_like(w)
-        direction[RNG.integers(n_classes)] = RNG.normal(size=5)
-        direction /= np.linalg.norm(direction)
-        around = loss(w + step * direction) + loss(w - step * direction) - 2 * loss(w)
-        assert around / step**2 <= 1 / size + 1e-6
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory):
-    return tiny_context(tmp_path_factory.mktemp("tiny"))
+    return tiny_context(tmp_path_factory.mktemp("lp"))
 
 
-def test_it_starts_from_retain_class_means_and_the_zero_shot_scale(context):
-    run = RunConfig(forget=("sketch",), method=LpPlusPlusConfig())
-    model = Trainer(run, context).model
-    scale = context.backbone.clip.logit_scale.exp().item()
-    assert model.alpha_C.tolist() == pytest.approx([scale] * 3)
-    sketch = context.domains.index("sketch")
-    rows = [
-        i
-        for i in range(len(context.train))
-        if context.train.class_N[i] == 1 and context.train.domain_N[i] != sketch
+def step_sizes_64(features, text, weights):
+    """4 over the largest eigenvalue of the weighted Gram matrix, and over the largest sum."""
+    rows = np.sqrt(weights)[:, None] * features
+    largest_eigenvalue = np.linalg.svd(rows, compute_uv=False)[0] ** 2
+    sums = [
+        sum(a * float(f @ t) ** 2 for a, f in zip(weights, features, strict=True)) for t in text
     ]
-    mean_E = context.train_features[rows].double().mean(dim=0)
-    torch.testing.assert_close(model.weight_CE[1].double(), mean_E, atol=1e-6, rtol=0)
+    return 4 / largest_eigenvalue, 4 / max(sums)
 
 
-def test_its_step_sizes_are_neither_scheduled_nor_decayed(context):
-    train = TrainConfig(epochs=2, batch_size=18, warmup_epochs=1)
-    run = RunConfig(forget=("sketch",), method=LpPlusPlusConfig(), train=train)
-    trainer = Trainer(run, context)
-    reports = list(trainer.epochs())
-    groups = trainer._optimizer.param_groups
-    assert [g["lr"] for g in groups] == list(trainer.model.step_sizes().values())
-    assert {g["weight_decay"] for g in groups} == {0}
-    assert reports[1].losses["total"] < reports[0].losses["total"]
+@pytest.mark.parametrize("n", [1, 5, 40])
+def test_step_sizes_are_the_inverse_lipschitz_constants(n):
+    rng = np.random.default_rng(n)
+    features, text, weights = rng.normal(size=(n, 8)), rng.normal(size=(3, 8)), rng.random(n)
+    found = step_sizes(torch.tensor(features), torch.tensor(text), torch.tensor(weights))
+    of_weight, of_alpha = step_sizes_64(features, text, weights)
+    assert found["weight_CE"] == pytest.approx(of_weight, rel=1e-10)
+    assert found["alpha_C"] == pytest.approx(of_alpha, rel=1e-10)
+
+
+def train_64(features, text, classes, retain, n_steps):
+    """LP++ with L_memorize + L_forget: gradients by hand, since both are softmax losses."""
+    n, n_classes = len(features), len(text)
+    one_hot = np.eye(n_classes)[classes]
+    weight = (one_hot * retain[:, None]).T @ features
+    means = [np.mean(features[retain & (classes == c)] @ text[c]) for c in range(n_classes)]
+    alpha = np.full(n_classes, 250 * np.mean(means))
+    share = np.where(retain, 1 / retain.sum(), 1 / (n - retain.sum()))
+    target = np.where(retain[:, None], one_hot, 1 / n_classes)
+    lr_weight, lr_alpha = step_sizes_64(features, text, share)
+    speed = np.zeros_like(weight)
+    for step in range(n_steps):
+        logits = features @ (weight + alpha[:, None] * text).T
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        error = share[:, None] * (p / p.sum(axis=1, keepdims=True) - target)
+        speed = 0.9 * speed + error.T @ features
+        if step % 10 == 9:
+            alpha = alpha - lr_alpha * (error * (features @ text.T)).sum(axis=0)
+        weight = weight - lr_weight * speed
+    return weight, alpha
+
+
+def test_a_whole_training_is_that_of_the_formulas(context):
+    values = {"forget": ["sketch"], "method": {"name": "lp++", "iterations": 25}}
+    trainer = Trainer(RunConfig.model_validate(values | {"train": {"epochs": 3}}), context)
+    assert len(list(trainer.epochs())) == 3
+    weight, alpha = train_64(
+        context.train_features.double().numpy(),
+        context.text_CE.double().numpy(),
+        context.train.class_N.numpy(),
+        context.train.domain_N.numpy() != context.domains.index("sketch"),
+        n_steps=25,
+    )
+    found = trainer.model
+    np.testing.assert_allclose(found.weight_CE.detach().numpy(), weight, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(found.alpha_C.detach().numpy(), alpha, rtol=1e-4)
+
+
+def test_more_epochs_than_steps_still_have_one_each(context):
+    values = {"forget": ["sketch"], "method": {"name": "lp++", "iterations": 2}}
+    trainer = Trainer(RunConfig.model_validate(values | {"train": {"epochs": 5}}), context)
+    assert [report.epoch for report in trainer.epochs()] == [1, 2, 3, 4, 5]
