@@ -18,6 +18,7 @@ from typing import Any
 from optuna.storages import BaseStorage
 from rich.console import Console
 
+from adu import storage
 from adu.metrics import Scores
 from adu.trainer import EpochReport
 from pipeline.cluster import connect
@@ -80,6 +81,8 @@ class Conductor:
         self._records: dict[tuple[str, ...], StudyRecord] = {}
         self._failures: list[str] = []
         self._tags: dict[str, str] = {}
+        # From then on there is something in the output that must not be lost.
+        self.has_begun = False
         # Studies run side by side, each in a thread.
         self._lock = threading.RLock()
 
@@ -89,11 +92,11 @@ class Conductor:
         Raises:
             UserError: If the search cannot be started.
         """
-        self._console.print(f"results in {self._output.folder}", highlight=False, soft_wrap=True)
+        self._console.print(f"results in {self._output.url}", highlight=False, soft_wrap=True)
         if self._restore_all():
             return self._conclude()
         config = self._plan.config
-        storage = open_storage(config.search.storage, self._output.journal)
+        studies = open_storage(config.search.storage, self._output.journal)
         cluster = connect(config.address)
         self._interrupt.install()
         n_executors = count_executors(config.resources, cluster.nodes)
@@ -112,8 +115,9 @@ class Conductor:
                 check_runs(pool.executors, probes)
                 self._background.flush()
                 progress.message("")
+                self.has_begun = True
                 with self._interrupt.graceful(pool.interrupt):
-                    self._run_studies(pool.executors, storage, progress)
+                    self._run_studies(pool.executors, studies, progress)
             self._finish_tracking()
             self._write_summary()
             return self._conclude()
@@ -124,17 +128,17 @@ class Conductor:
     def _restore_all(self) -> bool:
         """Takes the records of a search that was resumed with nothing left to do."""
         files = {f: self._output.study_file(study_name(f)) for f in self._plan.forget_sets}
-        if not all(file.exists() for file in files.values()):
+        if not all(storage.exists(file) for file in files.values()):
             return False
         self._records = {forget: read_study_record(file) for forget, file in files.items()}
         return True
 
-    def _run_studies(self, executors: Executors, storage: BaseStorage, progress: Progress) -> None:
+    def _run_studies(self, executors: Executors, studies: BaseStorage, progress: Progress) -> None:
         """Runs what is left: side by side, each on its share of the executors."""
         todo: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
         for forget in self._plan.forget_sets:
             file = self._output.study_file(study_name(forget))
-            if file.exists():
+            if storage.exists(file):
                 record = self._records[forget] = read_study_record(file)
                 progress.study_restored(study_name(forget), record.trials)
                 progress.study_state(study_name(forget), "done")
@@ -148,7 +152,7 @@ class Conductor:
             free = executors.rather(share.indices)
             with contextlib.suppress(queue.Empty):
                 while not self._interrupt.stop.is_set():
-                    self._run_one(todo.get_nowait(), share, free, storage, progress)
+                    self._run_one(todo.get_nowait(), share, free, studies, progress)
 
         asked = self._plan.config.resources.studies_at_once
         shares = share_out(executors, min(asked or len(executors), max(todo.qsize(), 1)))
@@ -161,7 +165,7 @@ class Conductor:
         forget: tuple[str, ...],
         executors: Executors,
         free: Executors,
-        storage: BaseStorage,
+        studies: BaseStorage,
         progress: Progress,
     ) -> None:
         """Runs a study to its end, or as far as it is let."""
@@ -171,7 +175,7 @@ class Conductor:
             self._require_tracker,
             self._background,
             lambda tracker: tracker.start_study(
-                f"{unique_name(self._output.folder)}/{name}",
+                f"{unique_name(self._output.url)}/{name}",
                 f"forget {name}",
                 tags,
                 self._shared_params(),
@@ -179,7 +183,7 @@ class Conductor:
             tags,
         )
         progress.study_state(name, "searching")
-        study = self._plan.study(forget, self._output, storage, self._siblings())
+        study = self._plan.study(forget, self._output, studies, self._siblings())
         listener = _Listeners(name, study.base.train.epochs, tracked, progress, self._count_epoch)
         run = run_study(study, executors, listener, self._interrupt.stop)
         best = best_trial(run.trials, study.config.min_mem)
@@ -284,9 +288,8 @@ class Conductor:
 
     def _conclude(self) -> int:
         record = self._record()
-        uri = self._plan.config.tracking.uri or default_uri(self._output.folder)
-        folder = self._output.folder
-        self._console.print(render_summary(record, folder, ui_command(uri, folder)))
+        ui = ui_command(self._tracking_uri())
+        self._console.print(render_summary(record, self._output.url, ui))
         for failure in self._failures:
             self._console.print(f"failed    {failure}", highlight=False, soft_wrap=True)
         if record.interrupted:
@@ -297,7 +300,7 @@ class Conductor:
         self._timing.wall_s = time.monotonic() - self._started_at
         later = [s for overheads_s in self._overheads_s.values() for s in overheads_s[1:]]
         self._timing.trial_overhead_median_s = median(later) if later else None
-        write_summary(self._record(), self._output.folder / "summary.json")
+        write_summary(self._record(), self._output.summary_file)
 
     def _record(self) -> SearchRecord:
         manifest = self._plan.manifest
@@ -305,7 +308,7 @@ class Conductor:
             "manifest": manifest.url,
             "manifest_digest": manifest.digest,
             "backbone": self._plan.config.context.backbone.name,
-            "tracking_uri": self._plan.config.tracking.uri or default_uri(self._output.folder),
+            "tracking_uri": self._tracking_uri(),
         }
         return SearchRecord(
             self._plan.name,
@@ -333,9 +336,13 @@ class Conductor:
         with self._lock:
             self._timing.train_s += report.train_s + report.val_s
 
+    def _tracking_uri(self) -> str:
+        # Only an output on this machine can do without a server or database.
+        return self._plan.config.tracking.uri or default_uri(Path(self._output.url))
+
     def _open_tracker(self) -> None:
         uri = self._plan.config.tracking.uri
-        self._tracker = Tracker(uri, self._output.folder, self._plan.manifest.name)
+        self._tracker = Tracker(uri, self._output.work, self._plan.manifest.name)
 
     def _require_tracker(self) -> Tracker:
         assert self._tracker is not None
@@ -353,7 +360,7 @@ class Conductor:
         return {
             **self._tags,
             "forget": "+".join(forget),
-            "search": unique_name(self._output.folder),
+            "search": unique_name(self._output.url),
             "backbone": self._plan.config.context.backbone.name,
             "method": self._plan.config.method.name,
             "manifest_digest": self._plan.manifest.digest,

@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.savepoint import Savepoint, read_savepoint, write_savepoint
@@ -40,8 +39,8 @@ class Command:
         kind: ``train`` trains; ``test`` trains, evaluates on the test split and returns the
             result; ``check`` only sees whether the configuration fits.
         state: Training state to go on from; None to start afresh.
-        savepoint: File in which the last epoch is kept; if it is there already, the run goes on
-            from it.
+        savepoint: File or URL where the last epoch is kept; if it is there already, the run goes
+            on from it.
     """
 
     run_id: str
@@ -153,12 +152,16 @@ class Mailbox:
 
     async def post(self, command: Command) -> None:
         """Sets the next run going; one that is still in flight is stopped."""
+        found = None
+        if command.savepoint is not None:
+            found = await asyncio.to_thread(read_savepoint, command.savepoint)
         self._command = command
         self._events.clear()
         self._epochs.clear()
         self._restarts = 0
         self._taken, self._waits_for_decision = False, False
-        self._go_on_from_savepoint()
+        if found is not None:
+            self._go_on_from(found)
         if self._phase == "broken":
             await self._end_command(self._trouble)
         elif self._interrupted or self._phase == "closed":
@@ -209,11 +212,13 @@ class Mailbox:
         if not self._runs(run_id) or group != self._group:
             return False
         assert self._command is not None
+        if self._command.savepoint is not None:
+            savepoint = Savepoint([*self._epochs, epoch], state)
+            await asyncio.to_thread(write_savepoint, self._command.savepoint, savepoint)
+            if not self._runs(run_id) or group != self._group:
+                return False
         self._command = replace(self._command, state=state)
         self._epochs.append(epoch)
-        if self._command.savepoint is not None:
-            file = Path(self._command.savepoint)
-            write_savepoint(file, Savepoint(self._epochs, state))
         self._events.append(Event("epoch", epoch=epoch))
         self._waits_for_decision = True
         await self._notify()
@@ -251,13 +256,9 @@ class Mailbox:
 
     # Helpers.
 
-    def _go_on_from_savepoint(self) -> None:
+    def _go_on_from(self, found: Savepoint) -> None:
         """Takes the run up where it was left: the caller decides first whether it goes on."""
-        if self._command is None or self._command.savepoint is None:
-            return
-        found = read_savepoint(Path(self._command.savepoint))
-        if found is None:
-            return
+        assert self._command is not None
         *before, last = self._epochs = list(found.epochs)
         self._command = replace(self._command, state=found.state)
         self._events.append(Event("epoch", epoch=last, before=tuple(before)))

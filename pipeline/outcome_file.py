@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from pipeline.session import TestOutcome
 _NOTHING = np.zeros(0)
 
 
-def write_outcome(file: Path, run: RunConfig, outcome: TestOutcome) -> None:
+def write_outcome(file: str, run: RunConfig, outcome: TestOutcome) -> None:
     """Writes what came of a run, whole or not at all."""
     test = outcome.test
     facts = {
@@ -46,14 +45,14 @@ def write_outcome(file: Path, run: RunConfig, outcome: TestOutcome) -> None:
         images_NHWC=attention.images_NHWC if attention else _NOTHING,
         attention_NHW=attention.attention_NHW if attention else _NOTHING,
     )
-    storage.write_bytes(str(file), buffer.getvalue())
+    storage.write_bytes(file, buffer.getvalue())
 
 
-def read_outcome(file: Path, run: RunConfig) -> TestOutcome | None:
+def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:
     """Reads what came of a run; None if it has not come to its end."""
-    if not file.exists():
+    if not storage.exists(file):
         return None
-    with np.load(file, allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(storage.read_bytes(file)), allow_pickle=False) as arrays:
         facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
         if facts["run"] != json.loads(run.model_dump_json(by_alias=True)):
             return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from adu import storage
@@ -129,13 +128,13 @@ class TrackedStudy:
 
         self.call(log)
 
-    def pictures(self, draw: Callable[[], Mapping[str, bytes]], folder: Path) -> None:
+    def pictures(self, draw: Callable[[], Mapping[str, bytes]], folder: str) -> None:
         """Draws the study's pictures, logs them and keeps a copy in a folder."""
 
         def log(tracker: Tracker, study_run: str) -> None:
             pictures = draw()
             for name, data in pictures.items():
-                storage.write_bytes(str(folder / name), data)
+                storage.write_bytes(storage.join(folder, name), data)
             tracker.log_pictures(study_run, pictures)
 
         self.call(log)

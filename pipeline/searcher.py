@@ -17,9 +17,8 @@ import itertools
 import json
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import optuna
@@ -28,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field
 from ray.tune.search import Searcher
 
+from adu import storage
 from adu.config import StrictModel
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
@@ -102,8 +102,9 @@ class Study:
         config: How.
         storage: Optuna's, shared by the studies of a search.
         stored_name: The study's name there.
-        savepoints: Folder of the last epochs of the trials at work.
+        savepoints: Folder or URL of the last epochs of the trials at work.
         first: Parameters to try after the paper's defaults.
+        commit: Returns once what Optuna's storage holds cannot be lost any more.
     """
 
     name: str
@@ -112,8 +113,9 @@ class Study:
     config: StudyConfig
     storage: BaseStorage
     stored_name: str
-    savepoints: Path
+    savepoints: str
     first: Sequence[Mapping[str, Value]] = ()
+    commit: Callable[[], None] = lambda: None
 
 
 class StudyListener(Protocol):
@@ -192,13 +194,15 @@ class StudySearch(Searcher):
         self._optuna.sampler = self._sampler()
         trial = self._optuna.ask()
         params = suggest(trial, study.space, study.base)
+        # Before it can leave a savepoint, which is that of its number.
+        study.commit()
         self._live[trial_id] = _LiveTrial(trial, params)
         self._listener.trial_started(trial.number, params)
         return trial_config(
             f"{study.name}/{trial.number}",
             configure(study.base, params).model_dump(mode="json", by_alias=True),
             self._executors,
-            str(self._savepoint(trial.number)),
+            self._savepoint(trial.number),
         )
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -225,7 +229,9 @@ class StudySearch(Searcher):
         del self._live[trial_id]
         live.trial.set_user_attr(RECORD, json.dumps(asdict(record)))
         self._tell(live.trial.number, record)
-        self._savepoint(record.number).unlink(missing_ok=True)
+        self._study.commit()
+        # Until here it could have gone on from there.
+        storage.remove(self._savepoint(record.number))
         self.records.append(record)
         self._listener.trial_ended(record)
 
@@ -257,8 +263,8 @@ class StudySearch(Searcher):
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self._optuna.get_trials(deepcopy=False, states=states or None)
 
-    def _savepoint(self, number: int) -> Path:
-        return self._study.savepoints / str(number)
+    def _savepoint(self, number: int) -> str:
+        return storage.join(self._study.savepoints, str(number))
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         config, name = self._study.config, self._study.name

@@ -368,7 +368,7 @@ def default_uri(output: Path) -> str:
     return f"sqlite:///{output.absolute().parent / 'mlflow.db'}"
 
 
-def ui_command(uri: str, output: Path) -> str:
+def ui_command(uri: str) -> str:
     """What a person types to see a tracking store in the browser."""
     if uri.startswith(("http://", "https://")):
         return f"open {uri}"

@@ -53,7 +53,7 @@ def make_study(folder, name="sketch", first=(), space=SPACE, **config):
     base = RunConfig(forget=("sketch",), train=TrainConfig(epochs=EPOCHS))
     storage = open_storage(None, folder / "optuna.journal")
     config = StudyConfig(**{"trials": 8, **config})
-    return Study(name, base, space, config, storage, name, folder / "savepoints", first)
+    return Study(name, base, space, config, storage, name, str(folder / "savepoints"), first)
 
 
 def search(study):

@@ -166,7 +166,7 @@ def test_a_server_that_is_not_there_is_one_clear_line(url):
 
 def test_what_opens_the_ui(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert ui_command("http://host:5000", tmp_path) == "open http://host:5000"
-    assert ui_command(default_uri(tmp_path / "results" / "run"), tmp_path) == "make ui"
+    assert ui_command("http://host:5000") == "open http://host:5000"
+    assert ui_command(default_uri(tmp_path / "results" / "run")) == "make ui"
     other = "sqlite:////elsewhere/mlflow.db"
-    assert ui_command(other, tmp_path) == f"mlflow ui --backend-store-uri {other}"
+    assert ui_command(other) == f"mlflow ui --backend-store-uri {other}"
