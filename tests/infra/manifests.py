@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import re
 import shutil
 import subprocess
@@ -116,16 +117,12 @@ def _templates(value: Any, where: str) -> Iterator[Pod]:
 
 
 @functools.cache
-def _ray_schemas() -> dict[str, Manifest]:
+def _ray_validator(kind: str) -> jsonschema.Draft202012Validator:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    schemas = {}
-    for file in sorted(KUBERAY.glob("ray.io_*.yaml")):
-        definition = yaml.load(file.read_text(), loader)
-        for version in definition["spec"]["versions"]:
-            if version["name"] == "v1":
-                schema = version["schema"]["openAPIV3Schema"]
-                schemas[definition["spec"]["names"]["kind"]] = strict(schema)
-    return schemas
+    file = KUBERAY / f"ray.io_{kind.lower()}s.yaml"
+    versions = yaml.load(file.read_text(), loader)["spec"]["versions"]
+    (schema,) = (v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1")
+    return jsonschema.Draft202012Validator(strict(schema))
 
 
 def strict(schema: Any) -> Any:
@@ -152,29 +149,30 @@ def strict(schema: Any) -> Any:
 
 def schema_problems(objects: Sequence[Manifest]) -> list[str]:
     """What the schemas of Kubernetes and KubeRay refuse."""
-    problems = []
-    for manifest in objects:
-        version = manifest["apiVersion"]
-        if version.startswith(RAY_GROUP):
-            problems += _ray_problems(manifest)
-        elif not version.startswith(FOREIGN_GROUPS):
-            try:
-                kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
-            except (kubernetes_validate.ValidationError, Exception) as error:
-                path = ".".join(str(part) for part in getattr(error, "path", ()))
-                problems.append(f"{name_of(manifest)} {path}: {getattr(error, 'message', error)}")
-    return problems
-
-
-def _ray_problems(manifest: Manifest) -> list[str]:
     if not KUBERAY.is_dir():
         pytest.skip(f"{KUBERAY} is not there (KubeRay's schemas)")
-    # The kind's own metadata is Kubernetes', which the CRD leaves open.
-    validator = jsonschema.Draft202012Validator(_ray_schemas()[manifest["kind"]])
-    return [
+    return [text for o in objects for text in _schema_problems(json.dumps(o, sort_keys=True))]
+
+
+# Overlays have most of their objects in common.
+@functools.cache
+def _schema_problems(text: str) -> tuple[str, ...]:
+    manifest = json.loads(text)
+    version = manifest["apiVersion"]
+    if version.startswith(RAY_GROUP):
+        errors = list(_ray_validator(manifest["kind"]).iter_errors(manifest))
+    elif version.startswith(FOREIGN_GROUPS):
+        errors = []
+    else:
+        try:
+            kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
+            errors = []
+        except jsonschema.ValidationError as error:
+            errors = [error]
+    return tuple(
         f"{name_of(manifest)} {'.'.join(str(part) for part in error.path)}: {error.message[:200]}"
-        for error in validator.iter_errors(manifest)
-    ]
+        for error in errors
+    )
 
 
 # References
