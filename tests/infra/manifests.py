@@ -1,4 +1,4 @@
-"""Renders the manifests of infra/ and tells what is wrong with them, in lines that name the place."""
+"""Renders the manifests of infra/ and tells what is wrong with them, naming the place."""
 
 from __future__ import annotations
 
@@ -52,15 +52,20 @@ class Pod(NamedTuple):
 
 
 @functools.cache
-def _rendered(folder: str) -> str:
+def _rendered(folder: Path) -> str:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is not installed (it renders the overlays)")
     done = subprocess.run(
-        [kubectl, "kustomize", str(INFRA / folder)], capture_output=True, text=True, check=False
+        [kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def render_folder(folder: Path) -> list[Manifest]:
+    """The objects of a folder anywhere."""
+    return list(yaml.safe_load_all(_rendered(folder)))
 
 
 def render(*folders: str) -> list[Manifest]:
@@ -68,7 +73,7 @@ def render(*folders: str) -> list[Manifest]:
     objects = {
         (o["kind"], o["metadata"]["name"]): o
         for folder in folders
-        for o in yaml.safe_load_all(_rendered(folder))
+        for o in render_folder(INFRA / folder)
     }
     return list(objects.values())
 
@@ -138,9 +143,7 @@ def strict(schema: Any) -> Any:
             made[key] = strict(made[key])
     for key in ("anyOf", "allOf", "oneOf"):
         if key in made:
-            made[key] = [
-                strict(inner) if "properties" in inner else inner for inner in schema[key]
-            ]
+            made[key] = [strict(inner) if "properties" in inner else inner for inner in schema[key]]
     open_ended = made.get("x-kubernetes-preserve-unknown-fields", False)
     if "properties" in made and "additionalProperties" not in made and not open_ended:
         made["additionalProperties"] = False

