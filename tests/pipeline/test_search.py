@@ -220,7 +220,7 @@ def ask(app, path: str) -> dict:
     """What a WSGI application answers."""
     environment = {"PATH_INFO": path}
     setup_testing_defaults(environment)
-    return json.loads(b"".join(app(environment, lambda status, headers: None)))
+    return json.loads(b"".join(app(environment, lambda *_: None)))
 
 
 def test_pictures_are_pictures(finished):
