@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage
 from rich.console import Console
 
 from adu import storage
+from adu.errors import UserError
 from adu.metrics import Scores
 from adu.trainer import EpochReport
 from pipeline.cluster import connect
@@ -27,6 +28,7 @@ from pipeline.executor import ExecutorPool, Executors, check_runs, count_executo
 from pipeline.finals import FinalRun, FinalRunFailedError, final_runs, mean_scores, run_finals
 from pipeline.interrupt import Interrupt
 from pipeline.output import Output, unique_name
+from pipeline.patience import patiently
 from pipeline.plan import Plan, study_name
 from pipeline.progress import Progress, trial_key
 from pipeline.recorder import Background, TrackedStudy
@@ -200,10 +202,10 @@ class Conductor:
             record = self._run_finals(record, free, progress, tracked)
         with self._lock:
             self._records[forget] = record
-            if record.complete:
-                write_study_record(record, self._output.study_file(name))
-                self._output.forget_unfinished(name)
             self._write_summary()
+        if record.complete:
+            # After what MLflow is told: a study that has its record is not looked at again.
+            self._background.call(lambda: self._close_output(record))
 
     def _run_finals(
         self, record: StudyRecord, executors: Executors, progress: Progress, tracked: TrackedStudy
@@ -238,6 +240,16 @@ class Conductor:
         self._close_study(tracked, record, "FINISHED")
         progress.study_state(name, "done")
         return record
+
+    def _close_output(self, record: StudyRecord) -> None:
+        """Writes down that a study is finished."""
+        name = study_name(record.forget)
+        file = self._output.study_file(name)
+        try:
+            patiently(file, lambda: write_study_record(record, file))
+            self._output.forget_unfinished(name)
+        except UserError as error:
+            self._failures.append(f"{name}: its record could not be written: {error}")
 
     def _siblings(self) -> list[Mapping[str, Any]]:
         """The best parameters of the studies that have ended."""
@@ -397,6 +409,10 @@ class _Listeners(StudyListener):
         self._tracked = tracked
         self._progress = progress
         self._count_epoch = count_epoch
+
+    def trial_restored(self, trial: TrialRecord, scores: Mapping[int, Mapping[str, float]]) -> None:
+        self._tracked.trial_restored(trial, scores)
+        self._progress.study_restored(self._study, [trial])
 
     def trial_started(self, number: int, params: Mapping[str, Any]) -> None:
         self._tracked.trial_started(number, params)

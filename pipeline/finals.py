@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -150,6 +151,7 @@ def _run_one(
     if stop.is_set():
         return None
     lease = executors.lease()
+    began_s = time.time()
     try:
         lease.start(command)
         event = _follow(lease, lambda report: on_epoch(final, report))
@@ -161,7 +163,7 @@ def _run_one(
         return None
     assert event.result is not None
     outcome: TestOutcome = pickle.loads(event.result)
-    return outcome
+    return replace(outcome, began_s=began_s, ended_s=time.time())
 
 
 def _follow(lease: Lease, on_epoch: Callable[[EpochReport], None]) -> Event:

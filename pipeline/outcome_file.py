@@ -15,6 +15,7 @@ from adu.attention import SampleAttention
 from adu.evaluate import TestResult
 from adu.metrics import Scores
 from adu.trainer import RunConfig
+from pipeline.patience import patiently
 from pipeline.session import TestOutcome
 
 _NOTHING = np.zeros(0)
@@ -29,6 +30,8 @@ def write_outcome(file: str, run: RunConfig, outcome: TestOutcome) -> None:
         "test": asdict(test.scores),
         "test_s": test.test_s,
         "domain_accuracy": outcome.domain_accuracy,
+        "began_s": outcome.began_s,
+        "ended_s": outcome.ended_s,
         "trained": outcome.checkpoint is not None,
     }
     attention = outcome.attention
@@ -45,14 +48,15 @@ def write_outcome(file: str, run: RunConfig, outcome: TestOutcome) -> None:
         images_NHWC=attention.images_NHWC if attention else _NOTHING,
         attention_NHW=attention.attention_NHW if attention else _NOTHING,
     )
-    storage.write_bytes(file, buffer.getvalue())
+    patiently(file, lambda: storage.write_bytes(file, buffer.getvalue()))
 
 
 def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:
     """Reads what came of a run; None if it has not come to its end."""
-    if not storage.exists(file):
+    data = patiently(file, lambda: storage.read_bytes(file) if storage.exists(file) else None)
+    if data is None:
         return None
-    with np.load(io.BytesIO(storage.read_bytes(file)), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
         if facts["run"] != json.loads(run.model_dump_json(by_alias=True)):
             return None
@@ -68,6 +72,8 @@ def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:
             facts["domain_accuracy"],
             arrays["checkpoint"].tobytes() if facts["trained"] else None,
             _attention(facts, arrays),
+            facts["began_s"],
+            facts["ended_s"],
         )
 
 

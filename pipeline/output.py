@@ -15,7 +15,6 @@ import shutil
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,16 +23,13 @@ from typing import Any
 from adu import storage
 from adu.errors import UserError
 from pipeline.lease import HEARTBEAT_S, LOCK, BucketLease, FolderLease, LeaseLostError
+from pipeline.patience import patiently
 
 MARKER = "search.json"
 JOURNAL = "optuna.journal"
 RAY_LOG = "ray.log"
 STUDIES = "studies"
 UNFINISHED = "unfinished"
-
-# How long a store may be away before the search gives up.
-OUTAGE_S = 600.0
-RETRY_S = 5.0
 
 # Leases of the outputs that this process holds.
 _held: dict[str, FolderLease | BucketLease] = {}
@@ -308,19 +304,10 @@ class _Copies:
 
     def commit(self) -> None:
         """Copies the journal; see `Output.commit`."""
-        deadline = time.monotonic() + OUTAGE_S
-        while True:
-            try:
-                if self._lost is not None:
-                    raise self._lost
-                self._lease.check()
-                self._copy(JOURNAL)
-                return
-            except LeaseLostError as error:
-                raise OutputLostError(str(error)) from error
-            except UserError as error:
-                if time.monotonic() > deadline or self._stop.wait(RETRY_S):
-                    raise OutputLostError(f"output {error}") from error
+        try:
+            patiently(self._url, self._commit)
+        except (LeaseLostError, UserError) as error:
+            raise OutputLostError(str(error)) from error
 
     def stop(self) -> None:
         """Copies no more."""
@@ -336,6 +323,12 @@ class _Copies:
             self._copy_all()
         shutil.rmtree(self.work, ignore_errors=True)
 
+    def _commit(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+        self._lease.check()
+        self._copy(JOURNAL)
+
     def _keep(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
             try:
@@ -346,7 +339,7 @@ class _Copies:
                 return
             except UserError as error:
                 # The store is away. Whoever needs it waits for it, see `commit`.
-                print(f"output {error}", file=sys.stderr)
+                print(f"output {error}", file=sys.stderr, flush=True)
 
     def _copy_all(self) -> None:
         for name in (JOURNAL, RAY_LOG):

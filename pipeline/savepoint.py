@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.patience import patiently
+
 
 @dataclass(frozen=True)
 class Savepoint:
@@ -82,4 +84,4 @@ def _write_object(url: str, data: bytes) -> None:
 def _read_object(url: str) -> bytes | None:
     from adu import storage
 
-    return storage.read_bytes(url) if storage.exists(url) else None
+    return patiently(url, lambda: storage.read_bytes(url) if storage.exists(url) else None)

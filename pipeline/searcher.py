@@ -13,6 +13,7 @@ objectives, and forgets what ran when its process dies. This one does none of th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
@@ -29,6 +30,7 @@ from ray.tune.search import Searcher
 
 from adu import storage
 from adu.config import StrictModel
+from adu.errors import UserError
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
 from pipeline.mailbox import Event
@@ -121,6 +123,14 @@ class Study:
 class StudyListener(Protocol):
     """Who wants to know what happens in a study. Called in the driver, and not to be waited for."""
 
+    def trial_restored(self, trial: TrialRecord, scores: Mapping[int, Mapping[str, float]]) -> None:
+        """A trial was over before the search was resumed.
+
+        Args:
+            trial: The trial.
+            scores: Validation Mem, For and H after each of its epochs.
+        """
+
     def trial_started(self, number: int, params: Mapping[str, Any]) -> None:
         """A trial is about to run, or to go on."""
 
@@ -163,7 +173,11 @@ class StudySearch(Searcher):
             load_if_exists=True,
         )
         self._mend()
-        self.records = _stored_records(self._trials())
+        self.records: list[TrialRecord] = []
+        for trial in self._trials():
+            if RECORD in trial.user_attrs:
+                self.records.append(_record(trial))
+                listener.trial_restored(self.records[-1], stored_scores(trial.user_attrs))
         if not self._trials():
             self._enqueue()
 
@@ -230,8 +244,9 @@ class StudySearch(Searcher):
         live.trial.set_user_attr(RECORD, json.dumps(asdict(record)))
         self._tell(live.trial.number, record)
         self._study.commit()
-        # Until here it could have gone on from there.
-        storage.remove(self._savepoint(record.number))
+        # Until here it could have gone on from there. One that is left is never read.
+        with contextlib.suppress(UserError):
+            storage.remove(self._savepoint(record.number))
         self.records.append(record)
         self._listener.trial_ended(record)
 
@@ -399,10 +414,6 @@ def _trials_since_best(records: Sequence[TrialRecord]) -> int:
     best = best_trial(records)
     ended = [record for record in records if record.state != "failed"]
     return len(ended) - 1 - ended.index(best) if best in ended else 0
-
-
-def _stored_records(trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
-    return [_record(trial) for trial in trials if RECORD in trial.user_attrs]
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from adu import storage
 from adu.metrics import Scores
+from pipeline.patience import patiently
 from pipeline.records import STAGES, FinalRecord, StudyRecord
 from pipeline.selection import pareto_front
 
@@ -58,7 +59,8 @@ def write_summary(record: SearchRecord, file: str) -> None:
         "studies": [_study_summary(study) for study in record.studies],
         "timing": asdict(record.timing),
     }
-    storage.write_bytes(file, json.dumps(summary, indent=2).encode())
+    data = json.dumps(summary, indent=2).encode()
+    patiently(file, lambda: storage.write_bytes(file, data))
 
 
 def render_summary(record: SearchRecord, output: str, ui_command: str) -> RenderableType:

@@ -10,6 +10,7 @@ import pytest
 from adu import storage
 from adu.errors import UserError
 from pipeline import output as output_module
+from pipeline import patience
 from pipeline.lease import LeaseLostError
 from pipeline.output import open_output, point_latest
 
@@ -142,7 +143,7 @@ def test_what_is_discarded_in_a_bucket_leaves_nothing_and_touches_nothing_else(s
 
 def test_a_bucket_that_may_not_be_written_is_named(s3, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(UserError, match="/out/.*: the access key or its secret is wrong"):
+    with pytest.raises(UserError, match="/out/.*: permission denied"):
         open_output(f"{s3}/out", IDENTITY, resume=False)
 
 
@@ -159,12 +160,12 @@ def test_a_store_that_is_away_is_waited_for_and_then_given_up(s3, monkeypatch):
         real(url, data)
 
     monkeypatch.setattr(storage, "write_bytes", away)
-    monkeypatch.setattr(output_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(patience, "RETRY_S", 0.01)
     output.commit()
     assert len(attempts) == 3
     output.journal.write_text("line\nline\n")
     attempts.clear()
-    monkeypatch.setattr(output_module, "OUTAGE_S", 0.0)
+    monkeypatch.setattr(patience, "OUTAGE_S", 0.0)
     with pytest.raises(output_module.OutputLostError, match="cannot connect"):
         output.commit()
     output.discard()
