@@ -2,12 +2,10 @@
 
 import socket
 import uuid
-from collections.abc import Iterator
 
 import pytest
 
 from adu.storage import filesystem_for
-from tests.ray_cluster import RayCluster, ray_cluster
 from tests.s3 import s3_server
 
 
@@ -36,11 +34,3 @@ def s3(s3_environment, monkeypatch) -> str:
     bucket = f"test-{uuid.uuid4().hex}"
     filesystem_for(f"s3://{bucket}")[0].mkdir(bucket)
     return f"s3://{bucket}"
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory, s3_environment) -> Iterator[RayCluster]:
-    """A head that trains nothing and two workers of two CPUs, which reach the S3 server."""
-    folder = tmp_path_factory.mktemp("ray")
-    with ray_cluster(folder, s3_environment, [["--num-cpus", "2"]] * 2) as running:
-        yield running

@@ -1,8 +1,9 @@
-"""What a RayJob's submitter runs, run as it stands in the rendered manifest.
+"""The main job on a running cluster with token authentication.
 
-The operator puts the entrypoint behind `ray job submit --` in the submitter's bash, which fills in
-its variables. The cluster here has the shape that the overlay asks for: a head without CPUs and
-two workers; its token, probes and working directory are those of the manifest.
+As a person submits it, with a working directory; and as a RayJob's submitter does: the entrypoint
+of the rendered manifest, which the operator puts behind `ray job submit --` in the submitter's bash,
+so that its variables are filled in. The cluster has the shape that the overlay asks for: a head
+without CPUs and two workers; token, probes and working directory are those of the manifest.
 """
 
 from __future__ import annotations
@@ -11,14 +12,26 @@ import json
 import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from adu import storage
 from tests.infra.manifests import ray_job, render
 from tests.pipeline.commands import ROOT
+from tests.ray_cluster import RAY, RayCluster, ray_cluster
+from tests.tiny import tiny_backbone, tiny_manifest
 
 OVERLAY = "kuberay/overlays/cpu-smoke"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, s3_environment) -> Iterator[RayCluster]:
+    """A head that trains nothing and two workers of two CPUs, which reach the S3 server."""
+    folder = tmp_path_factory.mktemp("ray")
+    with ray_cluster(folder, s3_environment, [["--num-cpus", "2"]] * 2) as running:
+        yield running
 
 
 @pytest.fixture
@@ -97,3 +110,42 @@ def test_the_image_stands_where_the_entrypoint_expects(job):
     assert "WORKDIR /app\nUSER" in dockerfile
     for folder in ("pipeline", "search_spaces"):
         assert f"COPY {folder} {folder}" in dockerfile
+
+
+def submit(cluster: RayCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(RAY), "job", "submit", "--address", cluster.address, "--working-dir", "."]
+        + ["--", "python", "pipeline/search.py", *arguments],
+        cwd=ROOT,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_a_search_as_a_job(cluster, tmp_path):
+    values = {
+        "name": "tiny",
+        "context": {
+            "backbone": {"name": str(tiny_backbone(tmp_path / "model"))},
+            "data": {"manifest": str(tiny_manifest(tmp_path)), "shots": 2, "val_shots": 1},
+        },
+        "forget": [["sketch"]],
+        "train": {"epochs": 1, "batch_size": 8},
+        "space": {"method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30}},
+        "search": {"trials": 1},
+        "resources": {"executors": 1},
+    }
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(values))
+
+    output = tmp_path / "results" / "job"
+    done = submit(cluster, "--config", str(file), "--output", str(output))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (study,) = json.loads((output / "summary.json").read_text())["studies"]
+    assert (study["complete"], study["n_trials"]) == (True, 1)
+    # The job's log is the search's own: its lines and its table.
+    assert "forget sketch: trial 0 complete" in done.stdout
+    assert "ADU, searched" in done.stdout
