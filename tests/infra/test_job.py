@@ -1,7 +1,7 @@
 """The main job on a running cluster with token authentication.
 
 As a person submits it, with a working directory; and as a RayJob's submitter does: the entrypoint
-of the rendered manifest, which the operator puts behind `ray job submit --` in the submitter's bash,
+of the rendered manifest, behind `ray job submit --` in bash, where the operator puts it,
 so that its variables are filled in. The cluster has the shape that the overlay asks for: a head
 without CPUs and two workers; token, probes and working directory are those of the manifest.
 """
