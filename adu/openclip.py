@@ -59,16 +59,33 @@ def forward_flops(name: str) -> int:
     Args:
         name: As in `adu.backbone.BackboneConfig`.
     """
+    clip = _without_memory(name)
+    height, width = _input_size(clip)
+    # The counter cannot look through `no_grad` into every timm model.
+    clip.requires_grad_(False)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        clip.encode_image(torch.empty(1, 3, height, width))
+    return counter.get_total_flops()
+
+
+def image_side(name: str) -> int:
+    """Shorter side in pixels of the images that a model takes; reads no weights.
+
+    Args:
+        name: As in `adu.backbone.BackboneConfig`.
+    """
+    return min(_input_size(_without_memory(name)))
+
+
+def _without_memory(name: str) -> Any:
     with tempfile.TemporaryDirectory() as scratch, torch.device("meta"), _quiet():
         architecture, _ = _locate(name, Path(scratch))
-        clip = open_clip.create_model(architecture, load_weights=False, device="meta")
-        size = open_clip.get_model_preprocess_cfg(clip)["size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        # The counter cannot look through `no_grad` into every timm model.
-        clip.requires_grad_(False)
-        with FlopCounterMode(display=False) as counter:
-            clip.encode_image(torch.empty(1, 3, height, width))
-    return counter.get_total_flops()
+        return open_clip.create_model(architecture, load_weights=False, device="meta")
+
+
+def _input_size(clip: Any) -> tuple[int, int]:
+    size = open_clip.get_model_preprocess_cfg(clip)["size"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def open_tower(visual: nn.Module, name: str) -> Tower:

@@ -1,15 +1,20 @@
-"""What a search would do, shown without starting anything."""
+"""What a search would do, shown without starting anything.
+
+Tensor names carry their shape: N images.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from adu.openclip import forward_flops
+from adu.context import STORED_SIZE_FACTOR
+from adu.openclip import forward_flops, image_side
 from pipeline.executor import count_executors
 from pipeline.plan import Plan, study_name
 from pipeline.space import Space
@@ -39,7 +44,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         changed = {path: p for path, p in space.items() if p != config.space.get(path)}
         if changed:
             console.print(_space(f"otherwise for forget {study_name(forget)}", changed))
-    for line in (*_resources(plan), *_time(plan)):
+    for line in (*_resources(plan), *_sizing(plan)):
         console.print(line, highlight=False, soft_wrap=True)
     console.print("dry run: nothing was started", highlight=False)
 
@@ -95,27 +100,92 @@ def _budgets(plan: Plan) -> str:
     return f"a study ends after {' or '.join(budgets)}; {stopping} stops trials early"
 
 
-def _time(plan: Plan) -> list[str]:
+def _sizing(plan: Plan) -> list[str]:
     """Arithmetic, not a measurement: no image is read and no model loaded."""
     config = plan.config
-    if config.address or config.resources.gpus_per_worker:
-        return ["time       cannot be told from here: it runs on another machine or a GPU"]
-    here = [{"CPU": float(os.cpu_count() or 1)}]
-    n_executors = count_executors(config.resources, here)
-    cells = len(plan.manifest.classes) * len(plan.manifest.domains)
-    train, val = (cells * n for n in (config.context.data.shots, config.context.data.val_shots))
-    per_epoch = train * STEP_OVER_FORWARD + val
-    n_finals = 3 * len(config.final.seeds)
-    forwards = per_epoch * config.train.epochs * (config.search.trials + n_finals)
-    forwards += len(plan.manifest.test_rows()) * (n_finals + 1)
-    forwards *= len(plan.forget_sets)
-    seconds = forwards * forward_flops(config.context.backbone.name) / _flops_per_s()
-    seconds /= n_executors * config.resources.workers_per_trial
-    return [
-        f"time       about {_duration(seconds)} of training on this machine's {n_executors} "
-        "executors if no trial is stopped early (arithmetic from the model's size and this "
-        "machine's speed; expect it within a factor of two)"
+    n_executors = _executors(plan)
+    n_workers = n_executors * config.resources.workers_per_trial
+    n_gpus = n_workers * config.resources.gpus_per_worker
+    memory_gib = few_shot_bytes(plan) / 2**30
+    lines = [
+        f"sizing     {n_executors} executor{'s' * (n_executors > 1)}: "
+        f"{n_workers * config.resources.cpus_per_worker} CPU and {n_gpus:g} GPU; each worker holds "
+        f"{memory_gib:.2g} GiB of decoded images beside the model"
     ]
+    forwards_per_s = _forwards_per_s(plan)
+    if forwards_per_s is None:
+        return [
+            *lines,
+            "time       is not known: it runs on another machine or a GPU (measure a training step "
+            "there with 'make bench-train' and give --images-per-s)",
+        ]
+    trial_s = trial_forwards(plan) / forwards_per_s / config.resources.workers_per_trial
+    search_s = search_forwards(plan) / forwards_per_s / n_workers
+    unit, n_units = ("GPU", n_gpus) if n_gpus else ("worker", n_workers)
+    return [
+        *lines,
+        f"time       about {_duration(search_s)} of training on {n_executors} "
+        f"executor{'s' * (n_executors > 1)} if no trial is stopped early ({_source(plan)})",
+        f"           a trial takes {_duration(trial_s)}, so {n_executors * 3600 / trial_s:.3g} an "
+        f"hour; in all {search_s / 3600 * n_units:.3g} {unit}-hours, times the price of one",
+    ]
+
+
+def trial_forwards(plan: Plan) -> float:
+    """What a trial computes, as forward passes of one image."""
+    data = plan.config.context.data
+    cells = len(plan.manifest.classes) * len(plan.manifest.domains)
+    per_epoch = cells * (data.shots * STEP_OVER_FORWARD + data.val_shots)
+    return per_epoch * plan.config.train.epochs
+
+
+def search_forwards(plan: Plan) -> float:
+    """The same for all trials and final runs of all studies, none of which is stopped early."""
+    n_finals = 3 * len(plan.config.final.seeds)
+    forwards = trial_forwards(plan) * (plan.config.search.trials + n_finals)
+    forwards += len(plan.manifest.test_rows()) * (n_finals + 1)
+    return forwards * len(plan.forget_sets)
+
+
+def few_shot_bytes(plan: Plan) -> int:
+    """Memory of the decoded training and validation images."""
+    data = plan.config.context.data
+    split = plan.manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
+    rows = np.concatenate([split.train_rows, split.val_rows])
+    table = plan.manifest.table.take(rows)
+    width_N, height_N = (table[name].to_numpy() for name in ("width", "height"))
+    stored = STORED_SIZE_FACTOR * image_side(plan.config.context.backbone.name)
+    scale_N = np.minimum(1, stored / np.minimum(width_N, height_N))
+    return int((3 * width_N * height_N * scale_N**2).sum())
+
+
+def _executors(plan: Plan) -> int:
+    """As many as are asked for, or fit on this machine if it runs here."""
+    config = plan.config
+    if config.resources.executors is not None:
+        return config.resources.executors
+    if config.address or config.resources.gpus_per_worker:
+        return 1
+    return count_executors(config.resources, [{"CPU": float(os.cpu_count() or 1)}])
+
+
+def _forwards_per_s(plan: Plan) -> float | None:
+    """Forward passes a second of one worker, if there is a way to know."""
+    config = plan.config
+    if config.images_per_s is not None:
+        return config.images_per_s * STEP_OVER_FORWARD
+    if config.address or config.resources.gpus_per_worker:
+        return None
+    return _flops_per_s() / forward_flops(config.context.backbone.name)
+
+
+def _source(plan: Plan) -> str:
+    if plan.config.images_per_s is not None:
+        return f"arithmetic from {plan.config.images_per_s:g} training images a second and worker"
+    return (
+        "arithmetic from the model's size and this machine's speed; expect it within a factor of "
+        "two"
+    )
 
 
 def _flops_per_s() -> float:
@@ -133,6 +203,8 @@ def _flops_per_s() -> float:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2g} s"
     if seconds < 3600:
-        return f"{max(seconds / 60, 1):.0f} min"
+        return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"

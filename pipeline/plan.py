@@ -118,6 +118,12 @@ class SearchConfig(StrictModel):
         False, description="go on with the search in the output, or start it if there is none"
     )
     dry_run: bool = Field(False, description="show what would be searched, and start nothing")
+    images_per_s: float | None = Field(
+        None,
+        gt=0,
+        description="for --dry-run: training images a second of one worker, where it is to run "
+        "(make bench-train measures it)",
+    )
     address: str | None = Field(
         None, description="HOST:PORT of a running Ray cluster; unset: RAY_ADDRESS, else a local one"
     )
@@ -228,7 +234,7 @@ class Plan:
 
     def _identity(self) -> dict[str, Any]:
         # Where and on how much it runs may change between a start and a resume.
-        told = {"output", "resume", "resume_or_start", "dry_run"}
+        told = {"output", "resume", "resume_or_start", "dry_run", "images_per_s"}
         told |= {"address", "resources", "tracking"}
         values = self.config.model_dump(mode="json", by_alias=True, exclude=told)
         if self.config.search.storage is not None:
