@@ -142,8 +142,8 @@ def replace_bytes(url: str, data: bytes, before: bytes | None) -> bool:
         raise UserError(_explain(url, error)) from error
 
 
-def list_names(url: str) -> list[str]:
-    """Names of what lies directly in a folder, files and folders; none if it is not there.
+def names_in(url: str) -> list[str]:
+    """Names of the files and folders in a folder; none if there is no such folder.
 
     Raises:
         UserError: If the store cannot be asked.
@@ -174,15 +174,15 @@ def upload_folder(folder: Path, url: str) -> None:
         list(threads.map(copy, (file for file in folder.rglob("*") if file.is_file())))
 
 
-def remove(url: str) -> None:
-    """Removes a file, or a folder with all that is in it; fine if it is not there.
+def remove(url: str, *, recursive: bool = False) -> None:
+    """Removes a file, or with ``recursive`` a folder; nothing happens if it is not there.
 
     Raises:
         UserError: If it may not be removed.
     """
     fs, path = filesystem_for(url)
     try:
-        fs.rm(path, recursive=True)
+        fs.rm(path, recursive=recursive)
     except FileNotFoundError:
         return
     except Exception as error:

@@ -92,7 +92,7 @@ class Output:
 
     def forget_unfinished(self, study: str) -> None:
         """Removes what was kept of a study that is finished now."""
-        storage.remove(storage.join(self.url, UNFINISHED, study))
+        storage.remove(storage.join(self.url, UNFINISHED, study), recursive=True)
 
     def commit(self) -> None:
         """Returns once what the journal holds would survive the loss of this machine.
@@ -119,7 +119,7 @@ class Output:
         if self._copies is not None:
             self._copies.stop()
         _held.pop(self.url, None)
-        storage.remove(self.url)
+        storage.remove(self.url, recursive=True)
 
 
 def open_output(
@@ -155,7 +155,7 @@ def open_output(
                 f"output {place}: has no search to resume (--resume-or-start begins one)"
             )
         # A start that was killed at once leaves a folder and a lock.
-        if set(storage.list_names(place)) - {STUDIES, LOCK}:
+        if set(storage.names_in(place)) - {STUDIES, LOCK}:
             raise UserError(f"output {place}: holds other files (give an empty or a new --output)")
         return _create(place, identity)
     except OSError as error:

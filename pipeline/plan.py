@@ -331,7 +331,7 @@ def _warm_start(asked: Sequence[str]) -> tuple[dict[str, Any], ...]:
         if folder == SIBLINGS:
             continue
         place = storage.join(absolute_output(folder), STUDIES)
-        files = [name for name in storage.list_names(place) if name.endswith(".json")]
+        files = [name for name in storage.names_in(place) if name.endswith(".json")]
         records = [read_study_record(storage.join(place, name)) for name in files]
         best = [record.best for record in records if record.best]
         if not best:

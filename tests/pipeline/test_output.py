@@ -98,7 +98,7 @@ def test_an_output_in_a_bucket_is_found_by_another_machine(s3):
     second.ray_log.write_text("what Ray said")
     second.close()
     assert not second.work.exists()
-    names = storage.list_names(url)
+    names = storage.names_in(url)
     assert names == ["optuna.journal", "ray.log", "search.json"]
     assert storage.read_bytes(f"{url}/optuna.journal") == b'{"op": 0}\n{"op": 2}\n'
 
@@ -136,7 +136,7 @@ def test_what_is_discarded_in_a_bucket_leaves_nothing_and_touches_nothing_else(s
         open_output(s3, IDENTITY, resume=False)
     output = open_output(f"{s3}/out", IDENTITY, resume=False)
     output.discard()
-    assert storage.list_names(f"{s3}/out") == []
+    assert storage.names_in(f"{s3}/out") == []
     assert storage.read_bytes(f"{s3}/images/1.png") == b"precious"
     open_output(f"{s3}/out", IDENTITY, resume=False).discard()
 

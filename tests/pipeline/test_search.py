@@ -340,7 +340,7 @@ def test_a_search_in_a_bucket_goes_on_on_a_new_machine(data, tmp_path, s3):
     process = commands.start("search.py", arguments, TMPDIR=str(disk))
     savepoints = f"{output}/unfinished/sketch/trials"
     # Its first trial has ended, its second has begun.
-    wait_for(lambda: storage.list_names(savepoints) == ["1"], process, 240)
+    wait_for(lambda: storage.names_in(savepoints) == ["1"], process, 240)
     family = psutil.Process(process.pid).children(recursive=True)
     for member in [*family, process]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -365,8 +365,8 @@ def test_a_search_in_a_bucket_goes_on_on_a_new_machine(data, tmp_path, s3):
     summary = json.loads(storage.read_bytes(f"{output}/summary.json"))
     assert [study["complete"] for study in summary["studies"]] == [True, False]
     assert [study["n_failed"] for study in summary["studies"]] == [0, 3]
-    assert set(storage.list_names(output)) >= {"search.json", "ray.log", "studies"}
-    assert ".lock" not in storage.list_names(output)
+    assert set(storage.names_in(output)) >= {"search.json", "ray.log", "studies"}
+    assert ".lock" not in storage.names_in(output)
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
     for forget, status, finals in (("sketch", "FINISHED", STAGES), ("photo", "FAILED", ())):
