@@ -311,8 +311,8 @@ def sizes_below(url: str) -> dict[str, int | None]:
     return {name[len(root) + 1 :]: entry.get("size") for name, entry in found.items()}
 
 
-def remove(url: str) -> None:
-    """Removes a file, or a folder with all that is in it; fine if it is not there.
+def remove(url: str, *, recursive: bool = False) -> None:
+    """Removes a file, or with ``recursive`` a folder; nothing happens if it is not there.
 
     Raises:
         UserError: If it may not be removed.
@@ -321,7 +321,7 @@ def remove(url: str) -> None:
 
     def removed() -> None:
         if fs.exists(path):
-            fs.rm(path, recursive=True)
+            fs.rm(path, recursive=recursive)
 
     persistently(url, removed)
 

@@ -7,12 +7,13 @@ this order, later ones winning: the model's defaults, the file given with ``--co
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
@@ -21,6 +22,15 @@ from adu.config import StrictModel, parse_config
 from adu.errors import UserError
 
 ConfigT = TypeVar("ConfigT", bound=StrictModel)
+
+# What stands for a value in ``--help``, instead of its type's name.
+METAVARS = {
+    "{JSON,tuple[tuple[str,...],...]}": "A,B,...",
+    "tuple[str,...]": "A,B,...",
+    "tuple[int,...]": "1,2,...",
+    "dict[str,JSON]": "JSON",
+    "dict[str,dict[str,JSON]]": "JSON",
+}
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -79,7 +89,7 @@ def load_config(
         SystemExit: With code 2 for an unknown flag, 0 after ``--help``.
     """
     parser = argparse.ArgumentParser(
-        description=config_class.__doc__,
+        description=inspect.getdoc(config_class),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -90,6 +100,7 @@ def load_config(
         root_parser=parser,
         cli_parse_args=False,
     )
+    _tidy_help(parser, config_class)
     parsed = vars(parser.parse_args(argv))
     file, _ = parsed.pop("config"), parsed.pop("debug")
     given = {name: value for name, value in parsed.items() if value is not None}
@@ -103,6 +114,30 @@ def load_config(
             parse_config(config_class, values, file)
             raise UserError(str(error).replace(file, "command line", 1)) from error
         raise
+
+
+def _tidy_help(parser: argparse.ArgumentParser, config_class: type[StrictModel]) -> None:
+    """Says what is typed rather than its type, and all kinds of a method, not the first alone."""
+    kinds = {
+        f"{field}.name": (names, info.default.name)
+        for field, info in config_class.model_fields.items()
+        if len(names := _kind_names(info.annotation)) > 1
+    }
+    for action in parser._actions:
+        if isinstance(action.metavar, str):
+            action.metavar = METAVARS.get(action.metavar, action.metavar)
+        if action.dest in kinds:
+            names, default = kinds[action.dest]
+            action.metavar = "{" + ",".join(names) + "}"
+            action.help = f"which; options of another are refused (default: {default})"
+
+
+def _kind_names(annotation: Any) -> list[str]:
+    """What the field ``name`` may be, in a union of configurations that differ in it."""
+    # Each of them may stand in an `Annotated`.
+    configs = [getattr(kind, "__origin__", kind) for kind in get_args(annotation)]
+    named = [kind for kind in configs if "name" in getattr(kind, "model_fields", {})]
+    return [get_args(kind.model_fields["name"].annotation)[0] for kind in named]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

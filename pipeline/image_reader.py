@@ -100,7 +100,7 @@ class Journal:
         """Removes this journal and those of other ingests to the same place that were given up."""
         for name in storage.names_in(self._out):
             if name.startswith(JOURNAL_PREFIX):
-                storage.remove(storage.join(self._out, name))
+                storage.remove(storage.join(self._out, name), recursive=True)
 
 
 @dataclass(frozen=True)

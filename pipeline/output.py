@@ -31,6 +31,9 @@ RAY_LOG = "ray.log"
 STUDIES = "studies"
 UNFINISHED = "unfinished"
 
+# Of those between a search and its resumption.
+SHOWN_DIFFERENCES = 5
+
 # Leases of the outputs that this process holds.
 _held: dict[str, FolderLease | BucketLease] = {}
 
@@ -92,7 +95,7 @@ class Output:
 
     def forget_unfinished(self, study: str) -> None:
         """Removes what was kept of a study that is finished now."""
-        storage.remove(storage.join(self.url, UNFINISHED, study))
+        storage.remove(storage.join(self.url, UNFINISHED, study), recursive=True)
 
     def commit(self) -> None:
         """Returns once what the journal holds would survive the loss of this machine.
@@ -119,7 +122,7 @@ class Output:
         if self._copies is not None:
             self._copies.stop()
         _held.pop(self.url, None)
-        storage.remove(self.url)
+        storage.remove(self.url, recursive=True)
 
 
 def open_output(
@@ -208,26 +211,31 @@ def fetch_journal(output: str, folder: Path) -> Path:
     return copy
 
 
-def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """Finds where two JSON values differ: dotted path, old value, new value."""
+def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two JSON values differ: dotted paths, old values, new values."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(old.keys() | new.keys()):
-            inner = f"{path}.{name}" if path else name
-            found = first_difference(old.get(name), new.get(name), inner)
-            if found:
-                return found
-        return None
-    return None if old == new else (path, old, new)
+        return [
+            found
+            for name in sorted(old.keys() | new.keys())
+            for found in differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [(path, old, new)]
 
 
 def _check_same(place: str, old: Any, new: Any) -> None:
-    difference = first_difference(old, new)
-    if difference:
-        path, before, now = difference
-        raise UserError(
-            f"output {place}: holds another search: {path} is {json.dumps(before)} there and "
-            f"{json.dumps(now)} now (give a new --output, or the same configuration to --resume)"
-        )
+    found = differences(old, new)
+    if not found:
+        return
+    shown = [
+        f"{path} is {json.dumps(before)} there and {json.dumps(now)} now"
+        for path, before, now in found[:SHOWN_DIFFERENCES]
+    ]
+    if len(found) > SHOWN_DIFFERENCES:
+        shown.append(f"and {len(found) - SHOWN_DIFFERENCES} more")
+    raise UserError(
+        f"output {place}: holds another search: {'; '.join(shown)} "
+        "(give a new --output, or the same configuration to --resume)"
+    )
 
 
 def _as_json(identity: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ StudyState = Literal["waiting", "searching", "final runs", "done", "failed"]
 
 REFRESH_HZ = 4
 PLAIN_WIDTH = 100
+# Of the live view beside a line a study: title, head, what is hidden, a message, the cursor's.
+OTHER_LINES = 5
 
 
 @dataclass
@@ -37,6 +40,7 @@ class _StudyView:
     complete: int = 0
     stopped: int = 0
     failed: int = 0
+    finals: int = 0
     best_h: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
@@ -146,7 +150,9 @@ class Progress:
     def run_ended(self, study: str, run: str) -> None:
         """A final run is over, or a trial is suspended."""
         with self._lock:
-            self._studies[study].running.pop(run, None)
+            view = self._studies[study]
+            view.running.pop(run, None)
+            view.finals += view.state == "final runs"
 
     def seconds_left(self) -> float | None:
         """An estimate from the trials so far; None before the first has ended."""
@@ -159,8 +165,18 @@ class Progress:
                     ended = view.complete + view.stopped + view.failed
                     runs += max(view.trials_total - ended, 0) + self._n_finals
                 elif view.state == "final runs":
-                    runs += self._n_finals / 2
+                    runs += max(self._n_finals - view.finals, 0)
             return median(self._durations_s) * runs / self._concurrency
+
+    def _shown(self) -> list[str]:
+        """The studies that there is room for, in their order."""
+        names = list(self._studies)
+        room = self._console.height - OTHER_LINES
+        if len(names) <= room or not self._console.is_terminal:
+            return names
+        ranked = sorted(names, key=lambda name: SHOWN_FIRST.index(self._studies[name].state))
+        chosen = set(ranked[: max(room, 1)])
+        return [name for name in names if name in chosen]
 
     def _count(self, study: str, trial: TrialRecord) -> None:
         with self._lock:
@@ -188,12 +204,21 @@ class Progress:
             for name in ("forget", "state", "trials", "best H", "now"):
                 right = name in ("trials", "best H")
                 table.add_column(name, justify="right" if right else "left", no_wrap=True)
-            for name, view in self._studies.items():
-                table.add_row(name, *_row(view))
+            shown = self._shown()
+            for name in shown:
+                table.add_row(name, *_row(self._studies[name]))
             lines: list[RenderableType] = [header, table]
+            hidden = Counter(v.state for name, v in self._studies.items() if name not in shown)
+            if hidden:
+                counts = ", ".join(f"{count} {state}" for state, count in hidden.items())
+                lines.append(Text(f"and {counts}"))
             if self._message:
                 lines.append(Text(self._message, style="dim"))
             return Group(*lines)
+
+
+# Which studies are shown where there is no room for all of them.
+SHOWN_FIRST: tuple[StudyState, ...] = ("searching", "final runs", "failed", "done", "waiting")
 
 
 def trial_key(number: int) -> str:
@@ -210,7 +235,8 @@ def _row(view: _StudyView) -> tuple[str, ...]:
         now = [f"{view.stopped} stopped early, took {_duration(view.ended_at - view.started_at)}"]
     if view.failed:
         now.append(f"{view.failed} failed")
-    return view.state, trials, best, ", ".join(now[:4])
+    state = f"{view.state}, {view.finals} done" if view.state == "final runs" else view.state
+    return state, trials, best, ", ".join(now[:4])
 
 
 def _duration(seconds: float) -> str:

@@ -100,12 +100,12 @@ def test_folders_are_listed_copied_and_removed(tmp_path, s3):
 
 def check_folder(folder, local):
     assert storage.names_in(folder) == []
-    storage.remove(folder)
+    storage.remove(folder, recursive=True)
     storage.upload_folder(local, folder)
     assert storage.names_in(folder) == ["a", "deep"]
     assert storage.read_bytes(storage.join(folder, "deep", "b")) == b"b"
     storage.remove(storage.join(folder, "a"))
     assert storage.names_in(folder) == ["deep"]
-    storage.remove(folder)
+    storage.remove(folder, recursive=True)
     # SeaweedFS lists a folder for a while after what was in it.
     assert not storage.exists(storage.join(folder, "deep", "b"))

@@ -44,6 +44,13 @@ def test_a_search_is_resumed_only_when_asked_and_only_as_it_was(tmp_path):
     other = {**IDENTITY, "train": {"epochs": 12, "lr": 0.1}}
     with pytest.raises(UserError, match="train.epochs is 6 there and 12 now"):
         open_output(folder, other, resume=True)
+    other |= {"name": "other", "forget": ["sketch"]}
+    with pytest.raises(UserError) as error:
+        open_output(folder, other, resume=True)
+    assert (
+        'holds another search: forget is null there and ["sketch"] now; name is "demo" there and '
+        '"other" now; train.epochs is 6 there and 12 now (give' in str(error.value)
+    )
 
 
 def test_there_must_be_something_to_resume(tmp_path):

@@ -139,6 +139,17 @@ def test_the_ends_of_every_range_are_probed(plan):
     assert gammas == [0.1, 30]
 
 
+def test_the_help_says_what_can_be_typed(capsys):
+    with pytest.raises(SystemExit):
+        load_config(SearchConfig, SHORTCUTS, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--method.name {zero_shot,baseline,adu," in text
+    assert "(default: adu)" in text
+    assert "--forget A,B,..." in text
+    assert "--search.trials int, --trials int" in text
+    assert "tuple[" not in text
+
+
 def test_flags_reach_the_fields_they_are_short_for():
     flags = "--manifest m --backbone b --trials 3 --epochs 4 --shots 5 --seed 6 --output o --resume"
     flags += " --tracking-uri t --address a:1 --workers-per-trial 2 --cpus-per-worker 3"

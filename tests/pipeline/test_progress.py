@@ -54,6 +54,25 @@ def test_a_terminal_shows_studies_trials_best_h_and_time_left(width):
     assert "waiting" in lines[3] and "art_painting+clipart" in lines[4]
 
 
+def test_where_not_all_studies_have_room_those_at_work_are_shown():
+    console = Console(
+        file=io.StringIO(), width=80, height=10, force_terminal=True, color_system=None
+    )
+    names = [f"study-{number}" for number in range(62)]
+    view = Progress(console, "search", names, 8, 2, 3, time.monotonic())
+    for name in names[:20]:
+        view.study_state(name, "done")
+    view.study_state("study-40", "searching")
+    view.study_state("study-50", "final runs")
+    view.run_ended("study-50", "best/0")
+    lines = frame(view, console)
+    assert len(lines) < 10
+    shown = [line.split()[0] for line in lines[2:-1]]
+    assert shown == ["study-0", "study-1", "study-2", "study-40", "study-50"]
+    assert "final runs, 1 done" in lines[-2]
+    assert lines[-1].split() == ["and", "17", "done,", "40", "waiting"]
+
+
 def test_time_left_counts_trials_and_final_runs():
     view = progress(Console(file=io.StringIO()), 1)
     assert view.seconds_left() is None
