@@ -16,9 +16,9 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from pipeline.leases import Share
 from pipeline.records import TrialRecord
 from pipeline.searcher import METRIC, EndedBy, Study, StudyListener, StudySearch
+from pipeline.sharing import Share
 from pipeline.trial import TrialClient
 
 TRAINABLE = "adu-trial"
