@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from adu.errors import UserError
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
 MAX_ATTEMPTS = 5
+
+# Files that are copied at a time.
+UPLOADS = 16
 
 
 def filesystem_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -97,6 +101,94 @@ def write_bytes(url: str, data: bytes) -> None:
         raise UserError(_explain(url, error)) from error
 
 
+def replace_bytes(url: str, data: bytes, before: bytes | None) -> bool:
+    """Writes a whole file if what is there is still what it was.
+
+    S3 compares and writes in one step. Of two that write elsewhere at the same instant, both may
+    be told that they have.
+
+    Args:
+        url: The file.
+        data: What to write.
+        before: What must be there; None for nothing.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        UserError: If the store cannot be asked or may not be written.
+    """
+    fs, path = filesystem_for(url)
+    try:
+        # The version first: were the content read first, another's might be taken for it.
+        condition = _same_version(fs, path, before)
+        if _content(fs, path) != before:
+            return False
+        if condition is None:
+            write_bytes(url, data)
+            return True
+        bucket, key = path.split("/", 1)
+        try:
+            fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+        except (OSError, NotImplementedError):
+            if _content(fs, path) != before:
+                return _content(fs, path) == data
+            # A store that knows no conditions.
+            write_bytes(url, data)
+        return True
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_explain(url, error)) from error
+
+
+def list_names(url: str) -> list[str]:
+    """Names of what lies directly in a folder, files and folders; none if it is not there.
+
+    Raises:
+        UserError: If the store cannot be asked.
+    """
+    fs, path = filesystem_for(url)
+    try:
+        found = fs.ls(path, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except Exception as error:
+        raise UserError(_explain(url, error)) from error
+    # A bucket may hold an empty object in the place of the folder itself.
+    inside = [name.rstrip("/") for name in found if name.rstrip("/") != path.rstrip("/")]
+    return sorted(name.rsplit("/", 1)[-1] for name in inside)
+
+
+def upload_folder(folder: Path, url: str) -> None:
+    """Copies all files of a local folder, and of those in it, to below a URL.
+
+    Raises:
+        UserError: If they may not be written.
+    """
+
+    def copy(file: Path) -> None:
+        write_bytes(join(url, file.relative_to(folder).as_posix()), file.read_bytes())
+
+    with ThreadPoolExecutor(UPLOADS) as threads:
+        list(threads.map(copy, (file for file in folder.rglob("*") if file.is_file())))
+
+
+def remove(url: str) -> None:
+    """Removes a file, or a folder with all that is in it; fine if it is not there.
+
+    Raises:
+        UserError: If it may not be removed.
+    """
+    fs, path = filesystem_for(url)
+    try:
+        fs.rm(path, recursive=True)
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        raise UserError(_explain(url, error)) from error
+
+
 def check_reachable(url: str, *, write: bool = False) -> None:
     """Tries a folder or bucket before any work is done.
 
@@ -148,6 +240,27 @@ def _s3_options() -> dict[str, Any]:
         # Another process may have written since: never answer from a listing of before.
         "use_listings_cache": False,
     }
+
+
+def _content(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
+    try:
+        return fs.cat_file(path)
+    except FileNotFoundError:
+        return None
+
+
+def _same_version(
+    fs: fsspec.AbstractFileSystem, path: str, before: bytes | None
+) -> dict[str, str] | None:
+    """A condition for S3 that a file is still as it is now; None where there are no conditions."""
+    if "s3" not in fs.protocol:
+        return None
+    if before is None:
+        return {"IfNoneMatch": "*"}
+    try:
+        return {"IfMatch": fs.info(path, refresh=True)["ETag"]}
+    except FileNotFoundError:
+        return {"IfNoneMatch": "*"}
 
 
 def _region() -> str | None:

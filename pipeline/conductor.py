@@ -17,6 +17,8 @@ from typing import Any
 from optuna.storages import BaseStorage
 from rich.console import Console
 
+from adu import storage
+from adu.errors import UserError
 from adu.metrics import Scores
 from adu.trainer import EpochReport
 from pipeline.cluster import connect
@@ -25,6 +27,7 @@ from pipeline.executor import ExecutorPool, check_runs, count_executors
 from pipeline.finals import FinalRun, FinalRunFailedError, final_runs, mean_scores, run_finals
 from pipeline.interrupt import Interrupt
 from pipeline.output import Output, unique_name
+from pipeline.patience import patiently
 from pipeline.plan import Plan, study_name
 from pipeline.progress import Progress, trial_key
 from pipeline.recorder import Background, TrackedStudy
@@ -81,6 +84,8 @@ class Conductor:
         self._failures: list[str] = []
         self._without_executors = False
         self._tags: dict[str, str] = {}
+        # From then on there is something in the output that must not be lost.
+        self.has_begun = False
         # Studies run side by side, each in a thread.
         self._lock = threading.RLock()
 
@@ -90,11 +95,11 @@ class Conductor:
         Raises:
             UserError: If the search cannot be started.
         """
-        self._console.print(f"results in {self._output.folder}", highlight=False, soft_wrap=True)
+        self._console.print(f"results in {self._output.url}", highlight=False, soft_wrap=True)
         if self._restore_all():
             return self._conclude()
         config = self._plan.config
-        storage = open_storage(config.search.storage, self._output.journal)
+        studies = open_storage(config.search.storage, self._output.journal)
         cluster = connect(config.address)
         self._interrupt.install()
         n_executors = count_executors(config.resources, cluster.nodes)
@@ -113,13 +118,14 @@ class Conductor:
                 check_runs(pool.executors, probes)
                 self._background.flush()
                 progress.message("")
+                self.has_begun = True
 
                 def heard(news: str) -> None:
                     progress.executors(len(pool.executors), news)
 
                 pool.listen(heard, self._interrupt.stop.set)
                 with self._interrupt.graceful(pool.interrupt):
-                    self._run_studies(pool, storage, progress)
+                    self._run_studies(pool, studies, progress)
             if pool.failure is not None:
                 self._without_executors = True
                 self._failures.append(f"{pool.failure}; go on with --resume")
@@ -133,17 +139,17 @@ class Conductor:
     def _restore_all(self) -> bool:
         """Takes the records of a search that was resumed with nothing left to do."""
         files = {f: self._output.study_file(study_name(f)) for f in self._plan.forget_sets}
-        if not all(file.exists() for file in files.values()):
+        if not all(storage.exists(file) for file in files.values()):
             return False
         self._records = {forget: read_study_record(file) for forget, file in files.items()}
         return True
 
-    def _run_studies(self, pool: ExecutorPool, storage: BaseStorage, progress: Progress) -> None:
+    def _run_studies(self, pool: ExecutorPool, studies: BaseStorage, progress: Progress) -> None:
         """Runs what is left: side by side, each on its share of the executors."""
         todo: list[tuple[str, ...]] = []
         for forget in self._plan.forget_sets:
             file = self._output.study_file(study_name(forget))
-            if file.exists():
+            if storage.exists(file):
                 record = self._records[forget] = read_study_record(file)
                 progress.study_restored(study_name(forget), record.trials)
                 progress.study_state(study_name(forget), "done")
@@ -160,7 +166,7 @@ class Conductor:
             with turns.take(number, study_name(forget)) as share:
                 if not self._interrupt.stop.is_set():
                     # Final runs take any executor that is free.
-                    self._run_one(forget, share, pool.executors, storage, progress)
+                    self._run_one(forget, share, pool.executors, studies, progress)
 
         with ThreadPoolExecutor(max(len(todo), 1)) as threads:
             for future in [threads.submit(work, *each) for each in enumerate(todo)]:
@@ -171,7 +177,7 @@ class Conductor:
         forget: tuple[str, ...],
         executors: Share,
         free: Executors,
-        storage: BaseStorage,
+        studies: BaseStorage,
         progress: Progress,
     ) -> None:
         """Runs a study to its end, or as far as it is let."""
@@ -181,7 +187,7 @@ class Conductor:
             self._require_tracker,
             self._background,
             lambda tracker: tracker.start_study(
-                f"{unique_name(self._output.folder)}/{name}",
+                f"{unique_name(self._output.url)}/{name}",
                 f"forget {name}",
                 tags,
                 self._shared_params(),
@@ -189,7 +195,7 @@ class Conductor:
             tags,
         )
         progress.study_state(name, "searching")
-        study = self._plan.study(forget, self._output, storage, self._siblings())
+        study = self._plan.study(forget, self._output, studies, self._siblings())
         listener = _Listeners(name, study.base.train.epochs, tracked, progress, self._count_epoch)
         run = run_study(study, executors, listener, self._interrupt.stop)
         best = best_trial(run.trials, study.config.min_mem)
@@ -206,10 +212,10 @@ class Conductor:
             record = self._run_finals(record, free, progress, tracked)
         with self._lock:
             self._records[forget] = record
-            if record.complete:
-                write_study_record(record, self._output.study_file(name))
-                self._output.forget_unfinished(name)
             self._write_summary()
+        if record.complete:
+            # After what MLflow is told: a study that has its record is not looked at again.
+            self._background.call(lambda: self._close_output(record))
 
     def _run_finals(
         self, record: StudyRecord, executors: Executors, progress: Progress, tracked: TrackedStudy
@@ -244,6 +250,16 @@ class Conductor:
         self._close_study(tracked, record, "FINISHED")
         progress.study_state(name, "done")
         return record
+
+    def _close_output(self, record: StudyRecord) -> None:
+        """Writes down that a study is finished."""
+        name = study_name(record.forget)
+        file = self._output.study_file(name)
+        try:
+            patiently(file, lambda: write_study_record(record, file))
+            self._output.forget_unfinished(name)
+        except UserError as error:
+            self._failures.append(f"{name}: its record could not be written: {error}")
 
     def _siblings(self) -> list[Mapping[str, Any]]:
         """The best parameters of the studies that have ended."""
@@ -294,9 +310,8 @@ class Conductor:
 
     def _conclude(self) -> int:
         record = self._record()
-        uri = self._plan.config.tracking.uri or default_uri(self._output.folder)
-        folder = self._output.folder
-        self._console.print(render_summary(record, folder, ui_command(uri, folder)))
+        ui = ui_command(self._tracking_uri())
+        self._console.print(render_summary(record, self._output.url, ui))
         for failure in self._failures:
             self._console.print(f"failed    {failure}", highlight=False, soft_wrap=True)
         if record.interrupted and not self._without_executors:
@@ -307,7 +322,7 @@ class Conductor:
         self._timing.wall_s = time.monotonic() - self._started_at
         later = [s for overheads_s in self._overheads_s.values() for s in overheads_s[1:]]
         self._timing.trial_overhead_median_s = median(later) if later else None
-        write_summary(self._record(), self._output.folder / "summary.json")
+        write_summary(self._record(), self._output.summary_file)
 
     def _record(self) -> SearchRecord:
         manifest = self._plan.manifest
@@ -315,7 +330,7 @@ class Conductor:
             "manifest": manifest.url,
             "manifest_digest": manifest.digest,
             "backbone": self._plan.config.context.backbone.name,
-            "tracking_uri": self._plan.config.tracking.uri or default_uri(self._output.folder),
+            "tracking_uri": self._tracking_uri(),
         }
         return SearchRecord(
             self._plan.name,
@@ -343,9 +358,13 @@ class Conductor:
         with self._lock:
             self._timing.train_s += report.train_s + report.val_s
 
+    def _tracking_uri(self) -> str:
+        # Only an output on this machine can do without a server or database.
+        return self._plan.config.tracking.uri or default_uri(Path(self._output.url))
+
     def _open_tracker(self) -> None:
         uri = self._plan.config.tracking.uri
-        self._tracker = Tracker(uri, self._output.folder, self._plan.manifest.name)
+        self._tracker = Tracker(uri, self._output.work, self._plan.manifest.name)
 
     def _require_tracker(self) -> Tracker:
         assert self._tracker is not None
@@ -363,7 +382,7 @@ class Conductor:
         return {
             **self._tags,
             "forget": "+".join(forget),
-            "search": unique_name(self._output.folder),
+            "search": unique_name(self._output.url),
             "backbone": self._plan.config.context.backbone.name,
             "method": self._plan.config.method.name,
             "manifest_digest": self._plan.manifest.digest,
@@ -400,6 +419,10 @@ class _Listeners(StudyListener):
         self._tracked = tracked
         self._progress = progress
         self._count_epoch = count_epoch
+
+    def trial_restored(self, trial: TrialRecord, scores: Mapping[int, Mapping[str, float]]) -> None:
+        self._tracked.trial_restored(trial, scores)
+        self._progress.study_restored(self._study, [trial])
 
     def trial_started(self, number: int, params: Mapping[str, Any]) -> None:
         self._tracked.trial_started(number, params)

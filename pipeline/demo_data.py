@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from pathlib import Path
 
 import adu.demo
@@ -15,23 +16,26 @@ IMAGES_PER_CELL = 40
 SEED = 0
 
 
-def prepare_demo(folder: Path) -> Manifest:
-    """Gives the demo's manifest, which is written under a folder if it is not there yet.
+def prepare_demo(folder: str | Path) -> Manifest:
+    """Gives the demo's manifest, which is written under a folder or URL if it is not there yet.
 
     Raises:
         UserError: If the folder cannot be written.
     """
     # Drawn by other code, they would be other images.
-    place = folder / f"demo-{IMAGES_PER_CELL}-{SEED}-{_fingerprint()}"
-    manifest, images = str(place / "manifest"), place / "images"
+    place = storage.join(str(folder), f"demo-{IMAGES_PER_CELL}-{SEED}-{_fingerprint()}")
+    manifest, images = storage.join(place, "manifest"), storage.join(place, "images")
     # Its card is written last: a manifest that has one is whole.
     if storage.exists(storage.join(manifest, CARD_FILE)):
         return load_manifest(manifest)
-    storage.check_reachable(str(place), write=True)
-    write_images(images, IMAGES_PER_CELL, SEED)
-    return ingest(
-        IngestConfig(source=str(images), out=manifest, name="demo", synthetic=True, seed=SEED)
-    )
+    storage.check_reachable(place, write=True)
+    if storage.is_local(place):
+        write_images(Path(images), IMAGES_PER_CELL, SEED)
+    else:
+        with tempfile.TemporaryDirectory() as drawn:
+            write_images(Path(drawn), IMAGES_PER_CELL, SEED)
+            storage.upload_folder(Path(drawn), images)
+    return ingest(IngestConfig(source=images, out=manifest, name="demo", synthetic=True, seed=SEED))
 
 
 def _fingerprint() -> str:

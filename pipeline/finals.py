@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import pickle
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from adu import storage
 from adu.methods.baseline import BaselineConfig, PromptConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.metrics import Scores
@@ -72,7 +73,7 @@ def run_finals(
     stop: threading.Event,
     on_epoch: Callable[[FinalRun, EpochReport], None],
     on_end: Callable[[FinalRun, TestOutcome], None] | None = None,
-    folder: Path | None = None,
+    folder: str | None = None,
 ) -> list[TestOutcome] | None:
     """Runs final runs, as many at once as there are executors.
 
@@ -83,8 +84,8 @@ def run_finals(
         stop: Set when the search is interrupted.
         on_epoch: Called after each epoch, in any thread.
         on_end: Called when a run has come to its end, in any thread.
-        folder: Where outcomes and the last epochs of unfinished runs are kept; what is there
-            already is not run again. None keeps nothing.
+        folder: Folder or URL where outcomes and the last epochs of unfinished runs are kept; what
+            is there already is not run again. None keeps nothing.
 
     Returns:
         The outcomes in the order of the runs; None if the search was interrupted.
@@ -94,10 +95,11 @@ def run_finals(
     """
 
     def run_one(run_id: str, final: FinalRun) -> TestOutcome | None:
-        file = folder / f"{_digest(final.run)}.npz" if folder else None
+        place = storage.join(folder, _digest(final.run)) if folder else None
+        file = f"{place}.npz" if place else None
         if file is not None and (known := read_outcome(file, final.run)) is not None:
             return known
-        savepoint = str(file.with_suffix(".savepoint")) if file else None
+        savepoint = f"{place}.savepoint" if place else None
         command = Command(run_id, final.run.model_dump(mode="json", by_alias=True), "test")
         command = replace(command, savepoint=savepoint)
         outcome = _run_one(command, final, executors, stop, on_epoch)
@@ -150,6 +152,7 @@ def _run_one(
     if stop.is_set():
         return None
     lease = executors.lease()
+    began_s = time.time()
     try:
         lease.start(command)
         event = _follow(lease, lambda report: on_epoch(final, report))
@@ -161,7 +164,7 @@ def _run_one(
         return None
     assert event.result is not None
     outcome: TestOutcome = pickle.loads(event.result)
-    return outcome
+    return replace(outcome, began_s=began_s, ended_s=time.time())
 
 
 def _follow(lease: Lease, on_epoch: Callable[[EpochReport], None]) -> Event:

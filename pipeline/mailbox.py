@@ -15,7 +15,6 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.savepoint import Savepoint, read_savepoint, write_savepoint
@@ -42,8 +41,8 @@ class Command:
         kind: ``train`` trains; ``test`` trains, evaluates on the test split and returns the
             result; ``check`` only sees whether the configuration fits.
         state: Training state to go on from; None to start afresh.
-        savepoint: File in which the last epoch is kept; if it is there already, the run goes on
-            from it.
+        savepoint: File or URL where the last epoch is kept; if it is there already, the run goes
+            on from it.
         epochs: The reports of the epochs that led to `state`.
     """
 
@@ -278,8 +277,8 @@ class Mailbox:
         epochs = [*self._epochs, epoch]
         if self._command.savepoint is not None:
             # Not in the event loop: other executors' callers are not to wait for the disk.
-            file, savepoint = Path(self._command.savepoint), Savepoint(epochs, state)
-            await asyncio.to_thread(write_savepoint, file, savepoint)
+            place, savepoint = self._command.savepoint, Savepoint(epochs, state)
+            await asyncio.to_thread(write_savepoint, place, savepoint)
             if not self._runs(run_id) or group != self._group:
                 return False
         self._command = replace(self._command, state=state)
@@ -371,4 +370,4 @@ async def _saved(command: Command) -> Savepoint | None:
     """Where a run was left, unless its caller says where it goes on."""
     if command.savepoint is None or command.state is not None:
         return None
-    return await asyncio.to_thread(read_savepoint, Path(command.savepoint))
+    return await asyncio.to_thread(read_savepoint, command.savepoint)

@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,13 @@ from adu.attention import SampleAttention
 from adu.evaluate import TestResult
 from adu.metrics import Scores
 from adu.trainer import RunConfig
+from pipeline.patience import patiently
 from pipeline.session import TestOutcome
 
 _NOTHING = np.zeros(0)
 
 
-def write_outcome(file: Path, run: RunConfig, outcome: TestOutcome) -> None:
+def write_outcome(file: str, run: RunConfig, outcome: TestOutcome) -> None:
     """Writes what came of a run, whole or not at all."""
     test = outcome.test
     facts = {
@@ -30,6 +30,8 @@ def write_outcome(file: Path, run: RunConfig, outcome: TestOutcome) -> None:
         "test": asdict(test.scores),
         "test_s": test.test_s,
         "domain_accuracy": outcome.domain_accuracy,
+        "began_s": outcome.began_s,
+        "ended_s": outcome.ended_s,
         "trained": outcome.checkpoint is not None,
     }
     attention = outcome.attention
@@ -46,14 +48,15 @@ def write_outcome(file: Path, run: RunConfig, outcome: TestOutcome) -> None:
         images_NHWC=attention.images_NHWC if attention else _NOTHING,
         attention_NHW=attention.attention_NHW if attention else _NOTHING,
     )
-    storage.write_bytes(str(file), buffer.getvalue())
+    patiently(file, lambda: storage.write_bytes(file, buffer.getvalue()))
 
 
-def read_outcome(file: Path, run: RunConfig) -> TestOutcome | None:
+def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:
     """Reads what came of a run; None if it has not come to its end."""
-    if not file.exists():
+    data = patiently(file, lambda: storage.read_bytes(file) if storage.exists(file) else None)
+    if data is None:
         return None
-    with np.load(file, allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
         if facts["run"] != json.loads(run.model_dump_json(by_alias=True)):
             return None
@@ -69,6 +72,8 @@ def read_outcome(file: Path, run: RunConfig) -> TestOutcome | None:
             facts["domain_accuracy"],
             arrays["checkpoint"].tobytes() if facts["trained"] else None,
             _attention(facts, arrays),
+            facts["began_s"],
+            facts["ended_s"],
         )
 
 

@@ -1,28 +1,42 @@
-"""A search's output folder: one search in each, told apart by its configuration."""
+"""A search's output: one search in each, told apart by its configuration.
+
+It is a local folder or the URL of one in an object store. Everything in it is written whole, a
+file at a time, but for what grows in place: Optuna's journal and Ray's log. With a URL these are
+written on the local disk, and copied. The copy of the journal is made before anything is built on
+it (see `Output.commit`), so that a process on another machine can go on from the URL alone.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import sys
+import tempfile
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from adu import storage
 from adu.errors import UserError
+from pipeline.lease import HEARTBEAT_S, LOCK, BucketLease, FolderLease, LeaseLostError
+from pipeline.patience import patiently
 
 MARKER = "search.json"
-LOCK = ".lock"
 JOURNAL = "optuna.journal"
+RAY_LOG = "ray.log"
 STUDIES = "studies"
+UNFINISHED = "unfinished"
+
+# Leases of the outputs that this process holds.
+_held: dict[str, FolderLease | BucketLease] = {}
 
 
-# Folders that this process holds.
-_held: dict[Path, IO[str]] = {}
+class OutputLostError(Exception):
+    """The output can no longer be written: another search has it, or the store is away."""
 
 
 @dataclass(frozen=True)
@@ -30,106 +44,140 @@ class Output:
     """Where a search keeps what it finds.
 
     Attributes:
-        folder: The output folder.
+        url: The output: an absolute local path or a URL.
         created: Whether this process created it.
+        work: Local folder of what is written in place: the output itself unless that is a URL.
     """
 
-    folder: Path
+    url: str
     created: bool
+    work: Path
+    _copies: _Copies | None = field(default=None, repr=False)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return self._copies is None
 
     @property
     def journal(self) -> Path:
         """Optuna's storage."""
-        return self.folder / JOURNAL
+        return self.work / JOURNAL
 
     @property
     def ray_log(self) -> Path:
         """Where Ray's own output goes."""
-        return self.folder / "ray.log"
+        return self.work / RAY_LOG
 
-    def study_file(self, study: str) -> Path:
+    @property
+    def summary_file(self) -> str:
+        """All figures of the search."""
+        return storage.join(self.url, "summary.json")
+
+    def study_file(self, study: str) -> str:
         """The record of a finished study."""
-        return self.folder / STUDIES / f"{study}.json"
+        return storage.join(self.url, STUDIES, f"{study}.json")
 
-    def study_pictures(self, study: str) -> Path:
+    def study_pictures(self, study: str) -> str:
         """Where the pictures of a study go."""
-        return self.folder / STUDIES / study
+        return storage.join(self.url, STUDIES, study)
 
-    def savepoints(self, study: str) -> Path:
+    def savepoints(self, study: str) -> str:
         """Where the last epochs of a study's trials at work are kept."""
-        return self.folder / "unfinished" / study / "trials"
+        return storage.join(self.url, UNFINISHED, study, "trials")
 
-    def finals(self, study: str) -> Path:
+    def finals(self, study: str) -> str:
         """Where a study's final runs are kept until it is finished."""
-        return self.folder / "unfinished" / study / "finals"
+        return storage.join(self.url, UNFINISHED, study, "finals")
 
     def forget_unfinished(self, study: str) -> None:
         """Removes what was kept of a study that is finished now."""
-        shutil.rmtree(self.folder / "unfinished" / study, ignore_errors=True)
+        storage.remove(storage.join(self.url, UNFINISHED, study))
 
-    def hold(self) -> None:
-        """Keeps every other command out of the folder for as long as this process lives.
+    def commit(self) -> None:
+        """Returns once what the journal holds would survive the loss of this machine.
+
+        May be called from several threads.
 
         Raises:
-            UserError: If another one is at work in it.
+            OutputLostError: If it cannot be made so.
         """
-        if self.folder in _held:
-            return
-        # Ends with the process, however that ends: children do not inherit it.
-        stream = (self.folder / LOCK).open("a")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.close()
-            raise UserError(f"output {self.folder}: another search is at work in it") from None
-        _held[self.folder] = stream
+        if self._copies is not None:
+            self._copies.commit()
+
+    def close(self) -> None:
+        """Copies what is left and lets the next search in."""
+        if self._copies is not None:
+            self._copies.close()
+        if lease := _held.pop(self.url, None):
+            lease.release()
 
     def discard(self) -> None:
-        """Removes the folder if this process created it: nothing came of the search."""
-        if self.created:
-            if stream := _held.pop(self.folder, None):
-                stream.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Removes the output if this process created it: nothing came of the search."""
+        if not self.created:
+            return
+        if self._copies is not None:
+            self._copies.stop()
+        _held.pop(self.url, None)
+        storage.remove(self.url)
 
 
-def open_output(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> Output:
-    """Creates an output folder, or opens that of a search to resume.
+def open_output(
+    url: str | Path, identity: Mapping[str, Any], *, resume: bool, or_start: bool = False
+) -> Output:
+    """Creates an output, or opens that of a search to resume.
 
     Args:
-        folder: The folder.
+        url: A local folder or a URL.
         identity: What makes this search this search, as JSON values.
         resume: Whether to go on with the search that is in there.
+        or_start: Whether to start one if there is none to resume.
 
     Raises:
-        UserError: If the folder cannot be written, holds anything else, or there is no search in
-            it to resume or one with another identity.
+        UserError: If it cannot be written, holds anything else, or there is no search in it to
+            resume or one with another identity.
     """
-    marker = folder / MARKER
+    place = str(url)
+    marker = storage.join(place, MARKER)
+    _check_inside_bucket(place)
     try:
-        if marker.exists():
+        if storage.exists(marker):
             if not resume:
                 raise UserError(
-                    f"output {folder}: holds a search already (--resume goes on with it; or give "
+                    f"output {place}: holds a search already (--resume goes on with it; or give "
                     "another --output)"
                 )
-            _check_same(folder, json.loads(marker.read_text()), json.loads(json.dumps(identity)))
-            output = Output(folder, created=False)
-            output.hold()
-            return output
-        if resume:
-            raise UserError(f"output {folder}: has no search to resume")
+            # Before anything is waited for.
+            _check_same(place, json.loads(storage.read_bytes(marker)), _as_json(identity))
+            return _hold(place, created=False)
+        if resume and not or_start:
+            raise UserError(
+                f"output {place}: has no search to resume (--resume-or-start begins one)"
+            )
         # A start that was killed at once leaves a folder and a lock.
-        if folder.is_dir() and {file.name for file in folder.iterdir()} - {STUDIES, LOCK}:
-            raise UserError(f"output {folder}: holds other files (give an empty or a new --output)")
-        return _create(folder, identity)
+        if set(storage.list_names(place)) - {STUDIES, LOCK}:
+            raise UserError(f"output {place}: holds other files (give an empty or a new --output)")
+        return _create(place, identity)
     except OSError as error:
-        raise UserError(f"output {folder}: cannot be written: {error.strerror}") from error
+        raise UserError(f"output {place}: cannot be written: {error.strerror}") from error
 
 
-def unique_name(folder: Path) -> str:
-    """A name for what lies in a folder that no other folder's has, such as ``out-1a2b3c4d``."""
-    place = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    return f"{folder.name}-{place}"
+def absolute_output(output: str) -> str:
+    """An output as given by the user, independent of where this process stands."""
+    if storage.is_local(output):
+        return str(Path(output.removeprefix("file://")).absolute())
+    return output.rstrip("/")
+
+
+def parent_of(output: str) -> str:
+    """The folder or URL that an output lies in."""
+    return output.rsplit("/", 1)[0] or "/"
+
+
+def unique_name(output: str | Path) -> str:
+    """A name for what lies in an output that no other one's has, such as ``out-1a2b3c4d``."""
+    place = str(output).rstrip("/")
+    return f"{place.rsplit('/', 1)[-1]}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
 def point_latest(folder: Path) -> None:
@@ -144,6 +192,22 @@ def point_latest(folder: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def fetch_journal(output: str, folder: Path) -> Path:
+    """The journal of an output as a local file; copied into a folder if the output is a URL.
+
+    Raises:
+        UserError: If the output has none.
+    """
+    journal = storage.join(output, JOURNAL)
+    if not storage.exists(journal):
+        raise UserError(f"output {output}: has no {JOURNAL}")
+    if storage.is_local(output):
+        return Path(output) / JOURNAL
+    copy = folder / JOURNAL
+    copy.write_bytes(storage.read_bytes(journal))
+    return copy
+
+
 def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
     """Finds where two JSON values differ: dotted path, old value, new value."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -156,21 +220,140 @@ def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any]
     return None if old == new else (path, old, new)
 
 
-def _check_same(folder: Path, old: Any, new: Any) -> None:
+def _check_same(place: str, old: Any, new: Any) -> None:
     difference = first_difference(old, new)
     if difference:
         path, before, now = difference
         raise UserError(
-            f"output {folder}: holds another search: {path} is {json.dumps(before)} there and "
+            f"output {place}: holds another search: {path} is {json.dumps(before)} there and "
             f"{json.dumps(now)} now (give a new --output, or the same configuration to --resume)"
         )
 
 
-def _create(folder: Path, identity: Mapping[str, Any]) -> Output:
-    created = not folder.exists()
-    (folder / STUDIES).mkdir(parents=True, exist_ok=True)
-    output = Output(folder, created)
+def _as_json(identity: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(identity))
+
+
+def _check_inside_bucket(place: str) -> None:
+    if not storage.is_local(place) and "/" not in storage.filesystem_for(place)[1].strip("/"):
+        raise UserError(
+            f"output {place}: is a whole bucket (name a folder in it: {place}/search-1)"
+        )
+
+
+def _create(place: str, identity: Mapping[str, Any]) -> Output:
+    created = not storage.is_local(place) or not Path(place).exists()
+    if storage.is_local(place):
+        (Path(place) / STUDIES).mkdir(parents=True, exist_ok=True)
     # One of two that started at the same time.
-    output.hold()
-    storage.write_bytes(str(folder / MARKER), json.dumps(identity, indent=2).encode())
+    output = _hold(place, created)
+    data = json.dumps(identity, indent=2).encode()
+    storage.write_bytes(storage.join(place, MARKER), data)
     return output
+
+
+def _hold(place: str, created: bool) -> Output:
+    """Keeps every other command out for as long as this process lives.
+
+    Raises:
+        UserError: If another one is at work.
+    """
+    lease = _held.get(place)
+    if lease is None:
+        lease = FolderLease(Path(place)) if storage.is_local(place) else BucketLease(place)
+        lease.take()
+        _held[place] = lease
+    if isinstance(lease, FolderLease):
+        return Output(place, created, Path(place))
+    copies = _Copies(place, Path(tempfile.mkdtemp(prefix="adu-search-")), lease)
+    copies.restore()
+    copies.start()
+    return Output(place, created, copies.work, copies)
+
+
+class _Copies:
+    """Keeps copies of what grows in a local folder, and the lease of where they lie.
+
+    Args:
+        url: Where the copies go.
+        work: The local folder.
+        lease: Of the URL.
+    """
+
+    def __init__(self, url: str, work: Path, lease: BucketLease) -> None:
+        self.work = work
+        self._url = url
+        self._lease = lease
+        self._copied: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._lost: LeaseLostError | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True, name="output")
+
+    def restore(self) -> None:
+        """Fetches the journal, if there is one."""
+        journal = storage.join(self._url, JOURNAL)
+        if storage.exists(journal):
+            data = storage.read_bytes(journal)
+            (self.work / JOURNAL).write_bytes(data)
+            self._copied[JOURNAL] = len(data)
+
+    def start(self) -> None:
+        """Begins to keep the lease, and copies once in a while."""
+        self._thread.start()
+
+    def commit(self) -> None:
+        """Copies the journal; see `Output.commit`."""
+        try:
+            patiently(self._url, self._commit)
+        except (LeaseLostError, UserError) as error:
+            raise OutputLostError(str(error)) from error
+
+    def stop(self) -> None:
+        """Copies no more."""
+        self._stop.set()
+        self._thread.join()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def close(self) -> None:
+        """Copies what is left, then stops."""
+        self._stop.set()
+        self._thread.join()
+        if self._lost is None:
+            self._copy_all()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _commit(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+        self._lease.check()
+        self._copy(JOURNAL)
+
+    def _keep(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            try:
+                self._lease.beat()
+                self._copy_all()
+            except LeaseLostError as error:
+                self._lost = error
+                return
+            except UserError as error:
+                # The store is away. Whoever needs it waits for it, see `commit`.
+                print(f"output {error}", file=sys.stderr, flush=True)
+
+    def _copy_all(self) -> None:
+        for name in (JOURNAL, RAY_LOG):
+            self._copy(name)
+
+    def _copy(self, name: str) -> None:
+        """Copies a file if it has grown; one copy serves all who waited for it."""
+        file = self.work / name
+        if not file.exists():
+            return
+        size = file.stat().st_size
+        with self._lock:
+            if self._copied.get(name, 0) >= size:
+                return
+            data = file.read_bytes()
+            storage.write_bytes(storage.join(self._url, name), data)
+            self._copied[name] = len(data)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from optuna.storages import BaseStorage
 from pydantic import BeforeValidator, Field
 
+from adu import storage
 from adu.config import StrictModel
 from adu.context import ContextConfig, check_forget_set
 from adu.data import DataConfig, select_images
@@ -22,7 +23,14 @@ from adu.methods import MethodConfig
 from adu.methods.adu import AduConfig
 from adu.trainer import RunConfig, TrainConfig
 from pipeline.executor import ResourcesConfig
-from pipeline.output import STUDIES, Output, open_output, unique_name
+from pipeline.output import (
+    STUDIES,
+    Output,
+    absolute_output,
+    open_output,
+    parent_of,
+    unique_name,
+)
 from pipeline.records import read_study_record
 from pipeline.samplers import shown
 from pipeline.searcher import Study, StudyConfig
@@ -101,8 +109,13 @@ class SearchConfig(StrictModel):
     final: FinalConfig = FinalConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
-    output: str | None = Field(None, description="folder; unset: results/NAME-DATE-TIME")
-    resume: bool = Field(False, description="go on with the search in the output folder")
+    output: str | None = Field(
+        None, description="folder or URL (s3://bucket/path); unset: results/NAME-DATE-TIME"
+    )
+    resume: bool = Field(False, description="go on with the search in the output")
+    resume_or_start: bool = Field(
+        False, description="go on with the search in the output, or start it if there is none"
+    )
     dry_run: bool = Field(False, description="show what would be searched, and start nothing")
     address: str | None = Field(
         None, description="HOST:PORT of a running Ray cluster; unset: RAY_ADDRESS, else a local one"
@@ -135,7 +148,7 @@ class Plan:
         context: Model and data as the workers are told, with absolute paths.
         forget_sets: One study each.
         warm_start: The best parameters of earlier searches.
-        folder: The output folder.
+        output: The output: an absolute folder or a URL.
     """
 
     config: SearchConfig
@@ -144,15 +157,21 @@ class Plan:
     context: ContextConfig
     forget_sets: tuple[tuple[str, ...], ...]
     warm_start: tuple[dict[str, Any], ...]
-    folder: Path
+    output: str
 
     def open_output(self) -> Output:
-        """Creates the output folder, or opens the one to resume.
+        """Creates the output, or opens the one to resume.
 
         Raises:
             UserError: If it cannot be written or holds another search.
         """
-        return open_output(self.folder, self._identity(), resume=self.config.resume)
+        config = self.config
+        return open_output(
+            self.output,
+            self._identity(),
+            resume=config.resume or config.resume_or_start,
+            or_start=config.resume_or_start,
+        )
 
     def base(self, forget: tuple[str, ...]) -> RunConfig:
         """A study's run configuration apart from what is searched."""
@@ -190,9 +209,10 @@ class Plan:
             self.config.search,
             storage,
             # Searches may share a database, but not a file in the output folder.
-            f"{unique_name(output.folder)}/{name}" if shared else name,
+            f"{unique_name(output.url)}/{name}" if shared else name,
             output.savepoints(name),
             first,
+            output.commit,
         )
 
     def probes(self) -> list[RunConfig]:
@@ -207,7 +227,8 @@ class Plan:
 
     def _identity(self) -> dict[str, Any]:
         # Where and on how much it runs may change between a start and a resume.
-        told = {"output", "resume", "dry_run", "address", "resources", "tracking"}
+        told = {"output", "resume", "resume_or_start", "dry_run"}
+        told |= {"address", "resources", "tracking"}
         values = self.config.model_dump(mode="json", by_alias=True, exclude=told)
         if self.config.search.storage is not None:
             values["search"]["storage"] = shown(self.config.search.storage)
@@ -215,7 +236,7 @@ class Plan:
         return {**values, "forget": self.forget_sets, "manifest_digest": self.manifest.digest}
 
 
-def make_plan(config: SearchConfig, prepare_demo: Callable[[Path], Manifest]) -> Plan:
+def make_plan(config: SearchConfig, prepare_demo: Callable[[str], Manifest]) -> Plan:
     """Checks a configuration against its data.
 
     Args:
@@ -225,11 +246,12 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[Path], Manifest]) ->
     Raises:
         UserError: For anything that would keep the search from running.
     """
-    parent = Path(config.output).absolute().parent if config.output else RESULTS.absolute()
+    _check_tracking(config)
+    output = absolute_output(config.output) if config.output else None
+    parent = parent_of(output) if output else str(RESULTS.absolute())
     manifest = open_manifest(config.context.data, parent, prepare_demo)
     name = config.name or manifest.name
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path(config.output).absolute() if config.output else parent / f"{name}-{stamp}"
     for domains in config.overrides:
         check_forget_set(tuple(domains.split("+")), manifest.domains)
     plan = Plan(
@@ -239,7 +261,7 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[Path], Manifest]) ->
         absolute_context(config.context, manifest),
         _forget_sets(config.forget, manifest.domains),
         _warm_start(config.search.warm_start),
-        folder,
+        output or storage.join(parent, f"{name}-{stamp}"),
     )
     for forget in plan.forget_sets:
         check_space(plan.space(forget), plan.base(forget))
@@ -247,22 +269,21 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[Path], Manifest]) ->
 
 
 def open_manifest(
-    data: DataConfig, parent: Path, prepare_demo: Callable[[Path], Manifest]
+    data: DataConfig, parent: str | Path, prepare_demo: Callable[[str], Manifest]
 ) -> Manifest:
     """The images that a configuration asks for, with enough of them for its shots.
 
     Args:
         data: Which images.
-        parent: Folder in which the demo's lie, or are drawn.
+        parent: Folder or URL in which the demo's lie, or are drawn.
         prepare_demo: Gives the demo's manifest, written under a folder if need be.
 
     Raises:
         UserError: If there is no such manifest or it has too few images.
     """
     is_demo = data.manifest == DEMO
-    manifest = select_images(
-        prepare_demo(parent / "data") if is_demo else load_manifest(data.manifest), data
-    )
+    place = storage.join(str(parent), "data")
+    manifest = select_images(prepare_demo(place) if is_demo else load_manifest(data.manifest), data)
     manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
     return manifest
 
@@ -295,14 +316,24 @@ def _forget_sets(
     return tuple(sets)
 
 
+def _check_tracking(config: SearchConfig) -> None:
+    if config.output and not storage.is_local(config.output) and config.tracking.uri is None:
+        raise UserError(
+            "tracking.uri: must be set where the output is a URL (MLflow's own SQLite file needs "
+            "a disk that stays)"
+        )
+
+
 def _warm_start(asked: Sequence[str]) -> tuple[dict[str, Any], ...]:
-    """The best parameters of earlier searches, by their output folders."""
+    """The best parameters of earlier searches, by their outputs."""
     found = []
     for folder in asked:
         if folder == SIBLINGS:
             continue
-        files = sorted((Path(folder) / STUDIES).glob("*.json"))
-        best = [record.best for record in map(read_study_record, files) if record.best]
+        place = storage.join(absolute_output(folder), STUDIES)
+        files = [name for name in storage.list_names(place) if name.endswith(".json")]
+        records = [read_study_record(storage.join(place, name)) for name in files]
+        best = [record.best for record in records if record.best]
         if not best:
             raise UserError(
                 f"search.warm_start {folder}: is neither the output folder of a search with a "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from adu import storage
@@ -83,6 +82,8 @@ class TrackedStudy:
         self._tags = dict(tags)
         self._runs: dict[int, str] = {}
         self._study_run = ""
+        # Status and epochs of the trials that MLflow knows to be over, when it is resumed.
+        self._closed: dict[str, tuple[str, int]] | None = None
 
         def begin() -> None:
             self._study_run = start(tracker())
@@ -92,6 +93,23 @@ class TrackedStudy:
     def call(self, function: Callable[[Tracker, str], Any]) -> None:
         """Has a function called with the tracker and the study's run."""
         self._background.call(lambda: function(self._tracker(), self._study_run))
+
+    def trial_restored(self, trial: TrialRecord, scores: Mapping[int, Mapping[str, float]]) -> None:
+        """Completes the run of a trial that had ended when everything was killed."""
+        tags = {**self._tags, "trial_number": str(trial.number)}
+        metrics = _closing_metrics(trial)
+
+        def mend(tracker: Tracker, study_run: str) -> None:
+            if self._closed is None:
+                self._closed = tracker.closed_trials(study_run)
+            number = str(trial.number)
+            if self._closed.get(number) == (STATUS[trial.state], trial.epochs_done):
+                return
+            run = tracker.log_trial(study_run, number, trial.params, tags)
+            tracker.log_scores(run, scores)
+            tracker.end_trial(run, STATUS[trial.state], metrics)
+
+        self.call(mend)
 
     def trial_started(self, number: int, params: Mapping[str, Any]) -> None:
         """Starts a trial's run, or finds it."""
@@ -110,7 +128,7 @@ class TrackedStudy:
 
     def trial_ended(self, trial: TrialRecord) -> None:
         """Closes a trial's run."""
-        metrics = {"epochs_done": trial.epochs_done, "wall_s": trial.wall_s}
+        metrics = _closing_metrics(trial)
 
         def end(tracker: Tracker, _: str) -> None:
             tracker.end_trial(self._runs.pop(trial.number), STATUS[trial.state], metrics)
@@ -129,13 +147,13 @@ class TrackedStudy:
 
         self.call(log)
 
-    def pictures(self, draw: Callable[[], Mapping[str, bytes]], folder: Path) -> None:
+    def pictures(self, draw: Callable[[], Mapping[str, bytes]], folder: str) -> None:
         """Draws the study's pictures, logs them and keeps a copy in a folder."""
 
         def log(tracker: Tracker, study_run: str) -> None:
             pictures = draw()
             for name, data in pictures.items():
-                storage.write_bytes(str(folder / name), data)
+                storage.write_bytes(storage.join(folder, name), data)
             tracker.log_pictures(study_run, pictures)
 
         self.call(log)
@@ -155,3 +173,7 @@ class TrackedStudy:
     def end(self, status: str, metrics: Mapping[str, float]) -> None:
         """Closes the study's run."""
         self.call(lambda tracker, study_run: tracker.end_study(study_run, status, metrics))
+
+
+def _closing_metrics(trial: TrialRecord) -> dict[str, float]:
+    return {"epochs_done": trial.epochs_done, "wall_s": trial.wall_s}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from adu import storage
@@ -88,17 +87,17 @@ class StudyRecord:
     ended_by: str = "trials"
 
 
-def write_study_record(record: StudyRecord, file: Path) -> None:
+def write_study_record(record: StudyRecord, file: str) -> None:
     """Writes a study's record so that `read_study_record` gives it back."""
     values = asdict(record)
     for stage, final in record.finals.items():
         values["finals"][stage]["run"] = final.run.model_dump(mode="json", by_alias=True)
-    storage.write_bytes(str(file), json.dumps(values, indent=2).encode())
+    storage.write_bytes(file, json.dumps(values, indent=2).encode())
 
 
-def read_study_record(file: Path) -> StudyRecord:
+def read_study_record(file: str) -> StudyRecord:
     """Reads what `write_study_record` has written."""
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = json.loads(storage.read_bytes(file))
     return StudyRecord(
         forget=tuple(values["forget"]),
         trials=[_trial(trial) for trial in values["trials"]],

@@ -43,7 +43,8 @@ def log_model(
 ) -> str:
     """Logs a model with a run, and registers it under a name with the alias ``best``.
 
-    It is whole: it holds a copy of `adu`, and of the backbone where that is a folder here.
+    It is whole: it holds a copy of `adu`, and of the backbone where that is a folder here. A run
+    has one model: logged again, it is found.
 
     Args:
         uri: MLflow's server or database.
@@ -58,6 +59,11 @@ def log_model(
     """
     import adu
 
+    client = MlflowClient(uri)
+    known = client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
+    if known:
+        # The search was killed between here and the end of its study.
+        return _point(client, name, str(known[0].version))
     image = Schema([ColSpec(DataType.binary, "image")])
     scores = Schema([ColSpec(DataType.double, name) for name in classes])
     with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -78,8 +84,11 @@ def log_model(
                 registered_model_name=name,
                 await_registration_for=60,
             )
-    number = str(logged.registered_model_version)
-    MlflowClient(uri).set_registered_model_alias(name, ALIAS, number)
+    return _point(client, name, str(logged.registered_model_version))
+
+
+def _point(client: MlflowClient, name: str, number: str) -> str:
+    client.set_registered_model_alias(name, ALIAS, number)
     return number
 
 

@@ -25,7 +25,7 @@ from adu import storage
 from adu.config import StrictModel
 from adu.errors import UserError
 from pipeline.command import EXIT_OK, run_and_exit, run_command
-from pipeline.output import JOURNAL, unique_name
+from pipeline.output import absolute_output, fetch_journal, unique_name
 from pipeline.plan import TrackingConfig
 from pipeline.records import STAGES
 from pipeline.report_pictures import study_charts
@@ -52,7 +52,7 @@ SHORTCUTS = {"output": "output", "tracking.uri": "tracking-uri", "storage": "sto
 class ReportConfig(StrictModel):
     """Make one self-contained HTML page about a search."""
 
-    output: str = Field(description="the search's output folder")
+    output: str = Field(description="the search's output: a folder or a URL")
     tracking: TrackingConfig = TrackingConfig()
     storage: str | None = Field(
         None, description="database of Optuna's studies; unset: the file in the output folder"
@@ -97,42 +97,52 @@ class StudyPage:
 def report(config: ReportConfig) -> int:
     """Writes the page, logs it, and tells where it is."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    folder = Path(config.output).absolute()
-    if folder.is_symlink():
-        # Such as `latest`.
-        folder = folder.parent / folder.readlink()
-    uri = config.tracking.uri or default_uri(folder)
+    output = _output(config)
+    uri = config.tracking.uri or default_uri(Path(output))
     Tracker.check(config.tracking.uri)
-    runs = SearchRuns(uri, unique_name(folder))
+    runs = SearchRuns(uri, unique_name(output))
     if not runs.studies:
-        raise UserError(f"output {folder}: {uri} has no search from there")
-    database = _open(config.storage, folder)
-    studies = [_study_page(study, runs, database, config, folder) for study in runs.studies]
-    page = _render(folder.name, runs, studies)
-    file = config.file or str(folder / "report.html")
+        raise UserError(f"output {output}: {uri} has no search from there")
+    with tempfile.TemporaryDirectory() as folder:
+        database = _open(config.storage, output, Path(folder))
+        studies = [_study_page(study, runs, database, config, output) for study in runs.studies]
+    page = _render(output.rsplit("/", 1)[-1], runs, studies)
+    file = config.file or storage.join(output, "report.html")
     storage.write_bytes(file, page.encode())
     runs.log_report(page)
     Console().print(f"report    {file}", highlight=False, soft_wrap=True)
     return EXIT_OK
 
 
-def _open(url: str | None, folder: Path) -> BaseStorage:
-    journal = folder / JOURNAL
+def _output(config: ReportConfig) -> str:
+    output = absolute_output(config.output)
+    if storage.is_local(output):
+        folder = Path(output)
+        # Such as `latest`.
+        return str(folder.parent / folder.readlink()) if folder.is_symlink() else output
+    if config.tracking.uri is None:
+        raise UserError("tracking.uri: must be set where the output is a URL")
+    return output
+
+
+def _open(url: str | None, output: str, folder: Path) -> BaseStorage:
     if url is not None:
         try:
             return RDBStorage(url)
         except Exception as error:
             raise UserError(f"storage {shown(url)}: cannot be opened") from error
-    if not journal.exists():
-        raise UserError(f"output {folder}: has no {JOURNAL} (a database is named with --storage)")
+    try:
+        journal = fetch_journal(output, folder)
+    except UserError as error:
+        raise UserError(f"{error} (a database is named with --storage)") from error
     return JournalStorage(JournalFileBackend(str(journal)))
 
 
 def _study_page(
-    run: LoggedRun, runs: SearchRuns, database: BaseStorage, config: ReportConfig, folder: Path
+    run: LoggedRun, runs: SearchRuns, database: BaseStorage, config: ReportConfig, output: str
 ) -> StudyPage:
     name = run.tags["forget"]
-    stored = name if config.storage is None else f"{unique_name(folder)}/{name}"
+    stored = name if config.storage is None else f"{unique_name(output)}/{name}"
     trials = _trials(database, stored)
     finals = runs.finals(run.run_id)
     by_stage = {stage: [f for f in finals if f.tags["stage"] == stage] for stage in STAGES}

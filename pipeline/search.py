@@ -16,11 +16,11 @@ from rich.console import Console
 from adu.errors import UserError
 from pipeline.cluster import leave
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_and_exit, run_command
-from pipeline.conductor import Conductor
+from pipeline.conductor import EXIT_FAILED, Conductor
 from pipeline.demo_data import prepare_demo
 from pipeline.dry_run import show_plan
 from pipeline.interrupt import Interrupt
-from pipeline.output import point_latest
+from pipeline.output import Output, OutputLostError, point_latest
 from pipeline.plan import SHORTCUTS, SearchConfig, make_plan
 from pipeline.progress import quiet_ray
 from pipeline.tracking import Tracker
@@ -39,18 +39,30 @@ def search(config: SearchConfig) -> int:
         return EXIT_OK
     output = plan.open_output()
     if not config.output:
-        point_latest(output.folder)
+        point_latest(Path(output.url))
     with Interrupt() as interrupt, quiet_ray(output.ray_log) as stdout:
+        conductor = Conductor(plan, output, interrupt, stdout, started_at)
         try:
-            return Conductor(plan, output, interrupt, stdout, started_at).run()
-        except UserError:
-            # Nothing has been trained yet.
-            output.discard()
-            raise
+            return conductor.run()
+        except (UserError, OutputLostError) as error:
+            if not conductor.has_begun:
+                output.discard()
+                raise
+            stdout.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+            return EXIT_FAILED
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         finally:
             leave()
+            _close(output)
+
+
+def _close(output: Output) -> None:
+    try:
+        output.close()
+    except UserError as error:
+        # What the search has found is there; the last lines of Ray's log may not be.
+        print(f"output {error}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,10 +84,12 @@ def _join_domains(arguments: Sequence[str]) -> list[str]:
 
 def _check_job_output(config: SearchConfig) -> None:
     in_job = "/working_dir_files/" in str(Path.cwd())
-    if in_job and not (config.output and Path(config.output).is_absolute()):
+    output = config.output or "unset"
+    stays = "://" in output or Path(output).is_absolute()
+    if in_job and not stays:
         raise UserError(
-            f"output {config.output or 'unset'}: must be an absolute path in a Ray job, whose "
-            "working directory is temporary"
+            f"output {output}: must be an absolute path or a URL in a Ray job, whose working "
+            "directory is temporary"
         )
 
 

@@ -15,13 +15,13 @@ objectives, and forgets what ran when its process dies. This one does none of th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import optuna
@@ -30,7 +30,9 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field
 from ray.tune.search import Searcher
 
+from adu import storage
 from adu.config import StrictModel
+from adu.errors import UserError
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
 from pipeline.mailbox import MAX_RESTARTS, Event
@@ -108,8 +110,9 @@ class Study:
         config: How.
         storage: Optuna's, shared by the studies of a search.
         stored_name: The study's name there.
-        savepoints: Folder of the last epochs of the trials at work.
+        savepoints: Folder or URL of the last epochs of the trials at work.
         first: Parameters to try after the paper's defaults.
+        commit: Returns once what Optuna's storage holds cannot be lost any more.
     """
 
     name: str
@@ -118,12 +121,21 @@ class Study:
     config: StudyConfig
     storage: BaseStorage
     stored_name: str
-    savepoints: Path
+    savepoints: str
     first: Sequence[Mapping[str, Value]] = ()
+    commit: Callable[[], None] = lambda: None
 
 
 class StudyListener(Protocol):
     """Who wants to know what happens in a study. Called in the driver, and not to be waited for."""
+
+    def trial_restored(self, trial: TrialRecord, scores: Mapping[int, Mapping[str, float]]) -> None:
+        """A trial was over before the search was resumed.
+
+        Args:
+            trial: The trial.
+            scores: Validation Mem, For and H after each of its epochs.
+        """
 
     def trial_started(self, number: int, params: Mapping[str, Any]) -> None:
         """A trial is about to run, or to go on."""
@@ -165,7 +177,11 @@ class StudySearch(Searcher):
             load_if_exists=True,
         )
         self._mend()
-        self.records = _stored_records(self._trials())
+        self.records: list[TrialRecord] = []
+        for trial in self._trials():
+            if RECORD in trial.user_attrs:
+                self.records.append(_record(trial))
+                listener.trial_restored(self.records[-1], stored_scores(trial.user_attrs))
         if not self._trials():
             self._enqueue()
 
@@ -203,13 +219,15 @@ class StudySearch(Searcher):
         self._optuna.sampler = self._sampler()
         trial = self._optuna.ask()
         params = suggest(trial, study.space, study.base)
+        # Before it can leave a savepoint, which is that of its number.
+        study.commit()
         live = self._live[trial_id] = _LiveTrial(trial, params, lease)
         self._listener.trial_started(trial.number, params)
         return trial_config(
             live.run_id(study.name),
             configure(study.base, params).model_dump(mode="json", by_alias=True),
             lease.index,
-            str(self._savepoint(trial.number)),
+            self._savepoint(trial.number),
         )
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -245,7 +263,10 @@ class StudySearch(Searcher):
         del self._live[trial_id]
         live.trial.set_user_attr(RECORD, json.dumps(asdict(record)))
         self._tell(live.trial.number, record)
-        self._savepoint(record.number).unlink(missing_ok=True)
+        self._study.commit()
+        # Until here it could have gone on from there. One that is left is never read.
+        with contextlib.suppress(UserError):
+            storage.remove(self._savepoint(record.number))
         self.records.append(record)
         self._listener.trial_ended(record)
 
@@ -278,8 +299,8 @@ class StudySearch(Searcher):
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self._optuna.get_trials(deepcopy=False, states=states or None)
 
-    def _savepoint(self, number: int) -> Path:
-        return self._study.savepoints / str(number)
+    def _savepoint(self, number: int) -> str:
+        return storage.join(self._study.savepoints, str(number))
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         config, name = self._study.config, self._study.name
@@ -429,10 +450,6 @@ def _trials_since_best(records: Sequence[TrialRecord]) -> int:
     best = best_trial(records)
     ended = [record for record in records if record.state != "failed"]
     return len(ended) - 1 - ended.index(best) if best in ended else 0
-
-
-def _stored_records(trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
-    return [_record(trial) for trial in trials if RECORD in trial.user_attrs]
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:

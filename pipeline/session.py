@@ -31,6 +31,8 @@ class TestOutcome:
             images, tells the domain of the sampled test images.
         checkpoint: What was trained, as a safetensors file; None if nothing was.
         attention: Where it looks on sample images; None for a tower without a class token.
+        began_s: When the run began, in seconds since 1970; None if nobody has noted it.
+        ended_s: When it ended.
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -40,6 +42,8 @@ class TestOutcome:
     domain_accuracy: float
     checkpoint: bytes | None
     attention: SampleAttention | None = None
+    began_s: float | None = None
+    ended_s: float | None = None
 
 
 def open_session(config: dict[str, Any]) -> AduSession:

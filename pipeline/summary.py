@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from adu import storage
 from adu.metrics import Scores
+from pipeline.patience import patiently
 from pipeline.records import STAGES, FinalRecord, StudyRecord
 from pipeline.selection import pareto_front
 
@@ -49,7 +49,7 @@ class SearchRecord:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def write_summary(record: SearchRecord, file: Path) -> None:
+def write_summary(record: SearchRecord, file: str) -> None:
     """Writes ``summary.json``, whole or not at all."""
     summary = {
         "name": record.name,
@@ -59,15 +59,16 @@ def write_summary(record: SearchRecord, file: Path) -> None:
         "studies": [_study_summary(study) for study in record.studies],
         "timing": asdict(record.timing),
     }
-    storage.write_bytes(str(file), json.dumps(summary, indent=2).encode())
+    data = json.dumps(summary, indent=2).encode()
+    patiently(file, lambda: storage.write_bytes(file, data))
 
 
-def render_summary(record: SearchRecord, folder: Path, ui_command: str) -> RenderableType:
+def render_summary(record: SearchRecord, output: str, ui_command: str) -> RenderableType:
     """The end of a search on the terminal: a table, what it means, and where to look.
 
     Args:
         record: What was found.
-        folder: The search's output folder.
+        output: The search's output.
         ui_command: What opens the MLflow UI.
     """
     title = f"{record.name}: test split, %" + (" (synthetic data)" if record.synthetic else "")
@@ -81,7 +82,7 @@ def render_summary(record: SearchRecord, folder: Path, ui_command: str) -> Rende
     lines = [verdict(study) for study in record.studies if study.finals]
     if record.interrupted:
         lines.append("Interrupted: the table holds what was finished.")
-    lines.append(f"results   {folder}")
+    lines.append(f"results   {output}")
     lines.append(f"browse    {ui_command}")
     return Group(table, Text("\n".join(lines), overflow="fold"))
 

@@ -136,6 +136,37 @@ class Tracker:
         values |= {"lr": report.lr, "epoch_s": report.train_s + report.val_s}
         self._log_metrics(trial_run, values, step=report.epoch)
 
+    def log_scores(self, trial_run: str, scores: Mapping[int, Mapping[str, float]]) -> None:
+        """Adds those validation scores to a run's curves that it lacks.
+
+        Args:
+            trial_run: The run.
+            scores: Mem, For and H by epoch.
+        """
+        known = {point.step for point in self._client.get_metric_history(trial_run, "val/h")}
+        for epoch in sorted(scores.keys() - known):
+            values = {f"val/{name}": value for name, value in scores[epoch].items()}
+            self._log_metrics(trial_run, values, step=epoch)
+
+    def closed_trials(self, study_run: str) -> dict[str, tuple[str, int]]:
+        """Status and number of epochs of a study's trials that are over, by their ids."""
+        found: dict[str, tuple[str, int]] = {}
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment],
+                f"tags.`{PARENT_TAG}` = '{study_run}' AND metrics.epochs_done >= 0",
+                max_results=1000,
+                page_token=token,
+            )
+            for run in page:
+                if TRIAL_TAG in run.data.tags:
+                    epochs = int(run.data.metrics["epochs_done"])
+                    found[run.data.tags[TRIAL_TAG]] = (run.info.status, epochs)
+            token = page.token
+            if not token:
+                return found
+
     def end_trial(self, trial_run: str, status: str, metrics: Mapping[str, float]) -> None:
         """Closes a trial's run as ``FINISHED``, ``KILLED`` (stopped early) or ``FAILED``."""
         self._log_metrics(trial_run, metrics, step=0)
@@ -157,7 +188,9 @@ class Tracker:
         label = label if stage == "zero_shot" else f"{label}, seed {seed}"
         name = _run_name(tags, label)
         own = {PARENT_TAG: study_run, STAGE_TAG: key, "stage": stage, "method": run.method.name}
-        run_id = self._find_or_create(name, {**tags, **own}, STAGE_TAG, key, study_run)
+        run_id = self._find_or_create(
+            name, {**tags, **own}, STAGE_TAG, key, study_run, outcome.began_s
+        )
         config = run.model_dump(mode="json", by_alias=True)
         shared = {**config["method"], **config["train"]}
         del shared["name"]
@@ -171,7 +204,7 @@ class Tracker:
             if outcome.checkpoint is not None:
                 (Path(folder) / "checkpoint.safetensors").write_bytes(outcome.checkpoint)
             self._client.log_artifacts(run_id, folder)
-        self._client.set_terminated(run_id, "FINISHED")
+        self._client.set_terminated(run_id, "FINISHED", _ms(outcome.ended_s))
         return run_id
 
     def log_evaluation(
@@ -218,7 +251,13 @@ class Tracker:
             return found.experiment_id
 
     def _find_or_create(
-        self, name: str, tags: Mapping[str, str], key: str, value: str, parent: str | None = None
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        key: str,
+        value: str,
+        parent: str | None = None,
+        began_s: float | None = None,
     ) -> str:
         wanted = f"tags.`{key}` = '{value}'"
         if parent is not None:
@@ -228,7 +267,9 @@ class Tracker:
             run_id: str = found[0].info.run_id
             self._client.update_run(run_id, status="RUNNING")
             return run_id
-        run = self._client.create_run(self._experiment, run_name=name, tags=dict(tags))
+        run = self._client.create_run(
+            self._experiment, start_time=_ms(began_s), run_name=name, tags=dict(tags)
+        )
         return str(run.info.run_id)
 
     def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
@@ -368,7 +409,7 @@ def default_uri(output: Path) -> str:
     return f"sqlite:///{output.absolute().parent / 'mlflow.db'}"
 
 
-def ui_command(uri: str, output: Path) -> str:
+def ui_command(uri: str) -> str:
     """What a person types to see a tracking store in the browser."""
     if uri.startswith(("http://", "https://")):
         return f"open {uri}"
@@ -385,6 +426,11 @@ def model_name(search: str, forget: Sequence[str]) -> str:
 def short_name(path: str) -> str:
     """A parameter's name in MLflow: ``gamma`` rather than ``method.gamma``."""
     return path.rsplit(".", 1)[-1]
+
+
+def _ms(seconds: float | None) -> int | None:
+    """A time as MLflow has it; None for now."""
+    return None if seconds is None else int(1000 * seconds)
 
 
 def metrics_of_test(result: TestResult) -> dict[str, float]:

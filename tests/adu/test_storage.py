@@ -74,3 +74,38 @@ def test_a_file_in_the_way_is_told(tmp_path):
 
 def test_an_unknown_protocol_is_told():
     assert "ftpx" in refusal("ftpx://host/path")
+
+
+def test_a_file_is_replaced_only_if_it_is_still_what_it_was(tmp_path, s3):
+    for base in urls(tmp_path, s3):
+        check_replacing(storage.join(base, "deep", "file"))
+
+
+def check_replacing(file):
+    assert not storage.replace_bytes(file, b"a", b"something")
+    assert storage.replace_bytes(file, b"a", None)
+    assert not storage.replace_bytes(file, b"b", None)
+    assert storage.replace_bytes(file, b"b", b"a")
+    assert not storage.replace_bytes(file, b"c", b"a")
+    assert storage.read_bytes(file) == b"b"
+
+
+def test_folders_are_listed_copied_and_removed(tmp_path, s3):
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    (tmp_path / "from" / "a").write_bytes(b"a")
+    (tmp_path / "from" / "deep" / "b").write_bytes(b"b")
+    for base in urls(tmp_path, s3):
+        check_folder(storage.join(base, "copied"), tmp_path / "from")
+
+
+def check_folder(folder, local):
+    assert storage.list_names(folder) == []
+    storage.remove(folder)
+    storage.upload_folder(local, folder)
+    assert storage.list_names(folder) == ["a", "deep"]
+    assert storage.read_bytes(storage.join(folder, "deep", "b")) == b"b"
+    storage.remove(storage.join(folder, "a"))
+    assert storage.list_names(folder) == ["deep"]
+    storage.remove(folder)
+    # SeaweedFS lists a folder for a while after what was in it.
+    assert not storage.exists(storage.join(folder, "deep", "b"))

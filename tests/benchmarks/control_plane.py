@@ -118,6 +118,9 @@ class Meter:
         self._process = psutil.Process()
         self._started_at = time.monotonic()
 
+    def trial_restored(self, trial: Any, scores: Any) -> None:
+        raise AssertionError("nothing is resumed here")
+
     def trial_started(self, number: int, params: Any) -> None:
         if self._tracked:
             self._tracked.trial_started(number, params)
@@ -198,7 +201,7 @@ def measure(arguments: argparse.Namespace, folder: Path, console: Any) -> dict[s
         trials=arguments.trials, sampler=arguments.sampler, scheduler="asha", grace_epochs=1
     )
     storage = open_storage(None, folder / "optuna.journal")
-    study = Study("sketch", base, SPACE, config, storage, "bench", folder / "savepoints")
+    study = Study("sketch", base, SPACE, config, storage, "bench", str(folder / "savepoints"))
     progress = Progress(
         console, "bench", ["sketch"], arguments.trials, arguments.executors, 0, time.monotonic()
     )

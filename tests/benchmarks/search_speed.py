@@ -78,6 +78,9 @@ class Epochs:
         self.train_s = 0.0
         self.images_per_s: list[float] = []
 
+    def trial_restored(self, trial: Any, scores: Any) -> None:
+        """Nothing to keep."""
+
     def trial_started(self, number: int, params: Any) -> None:
         """Nothing to keep."""
 
@@ -179,7 +182,8 @@ def warm(context: dict[str, Any], epochs: int, n: int, n_cores: int, folder: Pat
     start_s = pool.wait_ready()
     storage = open_storage(None, folder / "optuna.journal")
     config = StudyConfig(trials=n, sampler="random", scheduler="none")
-    study = Study("bench", base_run(epochs), SPACE, config, storage, "bench", folder / "savepoints")
+    savepoints = str(folder / "savepoints")
+    study = Study("bench", base_run(epochs), SPACE, config, storage, "bench", savepoints)
     epochs_seen = Epochs()
     register_trials(pool.executors)
     started_at = time.monotonic()

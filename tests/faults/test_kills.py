@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,18 +20,21 @@ from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from adu import storage
+from pipeline.output import fetch_journal
 from tests.pipeline import commands
 from tests.tiny import N_BLOCKS, tiny_backbone, tiny_manifest
 
 N_TRIALS = 6
 EPOCHS = 60
-KILLS = 12
+# A folder and what lies in it outlive a kill; with a bucket, the local disk goes as well.
+KILLS = {"folder": 12, "bucket": 6}
 # A start takes about half a minute, a trial some seconds.
 WORKING_S = 4.0
-START_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 400.0
 
 
-def config(folder: Path, output: Path) -> dict:
+def config(folder: Path, output: str) -> dict:
     return {
         "name": "tiny",
         "context": {
@@ -53,7 +58,8 @@ def config(folder: Path, output: Path) -> dict:
         "search": {"trials": N_TRIALS, "startup_trials": 2, "scheduler": "none"},
         "final": {"seeds": [0]},
         "resources": {"executors": 2},
-        "output": str(output),
+        "output": output,
+        "tracking": {"uri": None if storage.is_local(output) else database(folder)},
     }
 
 
@@ -65,24 +71,30 @@ def folder(tmp_path_factory):
     return folder
 
 
-def search_config(folder: Path, name: str) -> tuple[str, Path]:
-    output = folder / name / "out"
+def database(folder: Path) -> str:
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def search_config(folder: Path, name: str, output: str) -> str:
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(config(folder, output)))
-    return str(file), output
+    return str(file)
 
 
-def trials(output: Path) -> dict[str, list[optuna.trial.FrozenTrial]]:
-    storage = JournalStorage(JournalFileBackend(str(output / "optuna.journal")))
-    names = optuna.get_all_study_names(storage)
-    return {
-        name: optuna.load_study(study_name=name, storage=storage).get_trials() for name in names
-    }
+def trials(output: str) -> dict[str, list[optuna.trial.FrozenTrial]]:
+    with tempfile.TemporaryDirectory() as folder:
+        journal = fetch_journal(output, Path(folder))
+        studies = JournalStorage(JournalFileBackend(str(journal)))
+        names = optuna.get_all_study_names(studies)
+        return {
+            name: optuna.load_study(study_name=name, storage=studies).get_trials() for name in names
+        }
 
 
-def found(output: Path) -> dict:
+def found(output: str) -> dict:
     """All that must be the same, however often a search was killed."""
-    studies = json.loads((output / "summary.json").read_text())["studies"]
+    summary = storage.read_bytes(storage.join(output, "summary.json"))
+    studies = json.loads(summary)["studies"]
     return {
         "trials": {
             name: [
@@ -108,6 +120,8 @@ def kill_driver(pid: int) -> None:
 
 def kill_tree(pid: int) -> None:
     """What the death of a whole node does."""
+    if not psutil.pid_exists(pid):
+        return
     family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -125,23 +139,38 @@ def kill_worker(pid: int, draw: random.Random) -> None:
         os.kill(draw.choice(workers).pid, signal.SIGKILL)
 
 
-@pytest.mark.timeout(3000)
-def test_a_search_that_is_killed_again_and_again_finds_the_same(folder):
-    file, calm = search_config(folder, "calm")
-    process = commands.start("search.py", ["--config", file])
+@pytest.fixture(scope="module")
+def calm(folder) -> dict:
+    """What a search finds that is left alone."""
+    output = str(folder / "calm" / "out")
+    process = commands.start("search.py", ["--config", search_config(folder, "calm", output)])
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, out + err
+    return found(output)
 
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, folder) -> str:
+    if request.param == "folder":
+        return str(folder / "killed" / "out")
+    return storage.join(request.getfixturevalue("s3"), "killed", "out")
+
+
+@pytest.mark.timeout(3000)
+def test_a_search_that_is_killed_again_and_again_finds_the_same(folder, place, calm, request):
+    kind = "folder" if storage.is_local(place) else "bucket"
     draw = random.Random(0)
-    file, output = search_config(folder, "killed")
+    arguments = ["--config", search_config(folder, kind, place), "--resume-or-start"]
     kills = 0
-    while kills < KILLS:
-        resume = ["--resume"] if (output / "search.json").exists() else []
-        process = commands.start("search.py", ["--config", file, *resume])
+    while kills < KILLS[kind]:
+        disk = Path(tempfile.mkdtemp(prefix="kill-"))
+        before = savepoints(place)
+        process = commands.start("search.py", arguments, TMPDIR=str(disk))
+        request.addfinalizer(lambda pid=process.pid: kill_tree(pid))
         deadline = time.monotonic() + START_TIMEOUT_S
         # Sometimes within the start, mostly at work.
         early = draw.random() < 0.15
-        while not early and process.poll() is None and not started(output, process):
+        while not early and process.poll() is None and savepoints(place) == before:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         time.sleep(draw.uniform(0, WORKING_S))
@@ -155,30 +184,32 @@ def test_a_search_that_is_killed_again_and_again_finds_the_same(folder):
             draw.choice((kill_tree, kill_driver))(process.pid)
             kills += 1
         process.communicate(timeout=60)
-    assert kills >= 10, f"the search ended after {kills} kills"
+        shutil.rmtree(disk, ignore_errors=True)
+    assert kills >= KILLS[kind], f"the search ended after {kills} kills"
 
-    process = commands.start("search.py", ["--config", file, "--resume"])
+    process = commands.start("search.py", arguments)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, out + err
-    assert found(output) == found(calm)
-    check_mlflow(output)
-    assert not (output / "unfinished").exists() or not list((output / "unfinished").iterdir())
+    assert found(place) == calm
+    uri = database(folder if kind == "bucket" else Path(place).parent)
+    check_mlflow(uri)
+    assert savepoints(place) == {}
 
 
-def started(output: Path, process) -> bool:
-    """Whether a run of this process has come to the end of an epoch."""
-    begun = psutil.Process(process.pid).create_time()
-    return any(file.stat().st_mtime > begun for file in savepoints(output))
+def savepoints(output: str) -> dict[str, str]:
+    """The savepoints of a search, and when each was written."""
+    fs, path = storage.filesystem_for(storage.join(output, "unfinished"))
+    files = fs.find(path, detail=True)
+    return {
+        name: str(facts.get("LastModified") or facts["mtime"])
+        for name, facts in files.items()
+        if "/trials/" in name or name.endswith(".savepoint")
+    }
 
 
-def savepoints(output: Path) -> list[Path]:
-    folder = output / "unfinished"
-    return [*folder.glob("*/trials/*"), *folder.glob("*/finals/*.savepoint")]
-
-
-def check_mlflow(output: Path) -> None:
+def check_mlflow(uri: str) -> None:
     """One parent a study, one run a trial and a final run, each curve once."""
-    client = MlflowClient(f"sqlite:///{output.parent / 'mlflow.db'}")
+    client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("tiny")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     stages: dict[str, int] = {}

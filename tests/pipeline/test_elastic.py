@@ -66,6 +66,9 @@ class Watcher:
         self.most_at_once = 0
         self.ran_ahead = False
 
+    def trial_restored(self, trial, scores):
+        raise AssertionError("nothing is resumed here")
+
     def trial_started(self, number, params):
         with self.changed:
             self.running.add(number)
@@ -103,7 +106,7 @@ class StudyThread:
         space = {"method.gamma": Parameter(low=0.1, high=30, log=True, default=30)}
         config = StudyConfig(trials=trials, scheduler="none")
         storage = open_storage(None, folder / "optuna.journal")
-        study = Study(name, base, space, config, storage, name, folder / "savepoints")
+        study = Study(name, base, space, config, storage, name, str(folder / "savepoints"))
         self.watcher = Watcher(pool)
         self.stop = threading.Event()
         self.run = None

@@ -15,7 +15,7 @@ RUN = RunConfig(forget=("sketch",))
 
 @pytest.mark.parametrize("checkpoint", [b"weights", None])
 def test_an_outcome_survives_its_file(tmp_path, checkpoint):
-    file = tmp_path / "run.npz"
+    file = str(tmp_path / "run.npz")
     assert read_outcome(file, RUN) is None
     domain_N, class_N = np.array([0, 1]), np.array([2, 0])
     features_NE = np.arange(6, dtype=np.float32).reshape(2, 3)

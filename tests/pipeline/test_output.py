@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from adu import storage
 from adu.errors import UserError
+from pipeline import output as output_module
+from pipeline import patience
+from pipeline.lease import LeaseLostError
 from pipeline.output import open_output, point_latest
 
 ROOT = Path(__file__).parents[2]
@@ -65,9 +69,9 @@ def test_only_what_was_created_is_discarded(tmp_path):
     new = open_output(tmp_path / "new", IDENTITY, resume=False)
     again = open_output(tmp_path / "new", IDENTITY, resume=True)
     again.discard()
-    assert new.folder.exists()
+    assert Path(new.url).exists()
     new.discard()
-    assert not new.folder.exists()
+    assert not Path(new.url).exists()
 
 
 def test_latest_points_to_the_last_one(tmp_path):
@@ -75,3 +79,103 @@ def test_latest_points_to_the_last_one(tmp_path):
         (tmp_path / name).mkdir()
         point_latest(tmp_path / name)
     assert (tmp_path / "latest").resolve() == tmp_path / "second"
+
+
+def test_an_output_in_a_bucket_is_found_by_another_machine(s3):
+    url = f"{s3}/deep/out"
+    first = open_output(url, IDENTITY, resume=False)
+    first.journal.write_text('{"op": 0}\n')
+    first.commit()
+    # What was not committed is lost with the machine.
+    with first.journal.open("a") as stream:
+        stream.write('{"op": 1}\n')
+    forget_machine(first)
+    second = open_output(url, IDENTITY, resume=True)
+    assert second.work != first.work
+    assert second.journal.read_text() == '{"op": 0}\n'
+    with second.journal.open("a") as stream:
+        stream.write('{"op": 2}\n')
+    second.ray_log.write_text("what Ray said")
+    second.close()
+    assert not second.work.exists()
+    names = storage.list_names(url)
+    assert names == ["optuna.journal", "ray.log", "search.json"]
+    assert storage.read_bytes(f"{url}/optuna.journal") == b'{"op": 0}\n{"op": 2}\n'
+
+
+def forget_machine(output) -> None:
+    """What the loss of a machine does: its process and its disk are gone."""
+    output._copies.stop()
+    output_module._held.pop(output.url)
+    lock = f"{output.url}/.lock"
+    holder = json.loads(storage.read_bytes(lock))
+    storage.write_bytes(lock, json.dumps({**holder, "began": "long ago"}).encode())
+
+
+def test_what_a_bucket_holds_is_resumed_only_when_asked_and_only_as_it_was(s3):
+    url = f"{s3}/out"
+    with pytest.raises(UserError, match="has no search to resume .--resume-or-start begins one"):
+        open_output(url, IDENTITY, resume=True)
+    output = open_output(url, IDENTITY, resume=True, or_start=True)
+    assert output.created
+    output.close()
+    with pytest.raises(UserError, match="holds a search already .--resume"):
+        open_output(url, IDENTITY, resume=False)
+    with pytest.raises(UserError, match='name is "demo" there and "other" now'):
+        open_output(url, {**IDENTITY, "name": "other"}, resume=True, or_start=True)
+    again = open_output(url, IDENTITY, resume=True, or_start=True)
+    assert not again.created
+    again.close()
+
+
+def test_what_is_discarded_in_a_bucket_leaves_nothing_and_touches_nothing_else(s3):
+    storage.write_bytes(f"{s3}/images/1.png", b"precious")
+    with pytest.raises(UserError, match="holds other files"):
+        open_output(f"{s3}/images", IDENTITY, resume=False)
+    with pytest.raises(UserError, match="is a whole bucket"):
+        open_output(s3, IDENTITY, resume=False)
+    output = open_output(f"{s3}/out", IDENTITY, resume=False)
+    output.discard()
+    assert storage.list_names(f"{s3}/out") == []
+    assert storage.read_bytes(f"{s3}/images/1.png") == b"precious"
+    open_output(f"{s3}/out", IDENTITY, resume=False).discard()
+
+
+def test_a_bucket_that_may_not_be_written_is_named(s3, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(UserError, match="/out/.*: permission denied"):
+        open_output(f"{s3}/out", IDENTITY, resume=False)
+
+
+def test_a_store_that_is_away_is_waited_for_and_then_given_up(s3, monkeypatch):
+    output = open_output(f"{s3}/out", IDENTITY, resume=False)
+    output.journal.write_text("line\n")
+    attempts = []
+    real = storage.write_bytes
+
+    def away(url: str, data: bytes) -> None:
+        attempts.append(url)
+        if len(attempts) < 3:
+            raise UserError(f"{url}: cannot connect")
+        real(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", away)
+    monkeypatch.setattr(patience, "RETRY_S", 0.01)
+    output.commit()
+    assert len(attempts) == 3
+    output.journal.write_text("line\nline\n")
+    attempts.clear()
+    monkeypatch.setattr(patience, "OUTAGE_S", 0.0)
+    with pytest.raises(output_module.OutputLostError, match="cannot connect"):
+        output.commit()
+    output.discard()
+
+
+def test_a_search_whose_output_was_taken_over_writes_no_more(s3):
+    output = open_output(f"{s3}/out", IDENTITY, resume=False)
+    output.journal.write_text("line\n")
+    output._copies._lost = LeaseLostError("output: taken over by another search")
+    with pytest.raises(output_module.OutputLostError, match="taken over"):
+        output.commit()
+    output.close()
+    assert not storage.exists(f"{s3}/out/optuna.journal")

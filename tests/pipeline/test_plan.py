@@ -118,7 +118,7 @@ def test_overrides_of_a_domain_and_of_one_set_change_the_space(plan):
 
 def test_a_warm_start_takes_the_best_of_an_earlier_search(plan, tmp_path):
     earlier = tmp_path / "earlier"
-    write_study_record(records.study(), earlier / "studies" / "sketch.json")
+    write_study_record(records.study(), str(earlier / "studies" / "sketch.json"))
     here = plan(search={"warm_start": [str(earlier), "siblings"]})
     siblings = [{"method.gamma": 2.0}]
     study = here.study(("photo",), here.open_output(), None, siblings)

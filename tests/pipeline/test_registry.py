@@ -48,11 +48,12 @@ def test_it_is_registered_and_serves_by_itself(trained, tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = MlflowClient(uri)
     experiment = client.create_experiment("tiny", (tmp_path / "artifacts").as_uri())
-    run_id = client.create_run(experiment).info.run_id
+    first, second = (client.create_run(experiment).info.run_id for _ in range(2))
     name = model_name("tiny", ("photo", "sketch"))
     assert name == "tiny-without-photo+sketch"
     checkpoint = (trained / "checkpoint.safetensors").read_bytes()
-    for version in ("1", "2"):
+    # A study that is resumed after it has registered its model does not register another.
+    for run_id, version in ((first, "1"), (first, "1"), (second, "2")):
         arguments = (name, checkpoint, CLASSES, str(trained / "model"))
         assert log_model(uri, run_id, *arguments) == version
     assert str(client.get_model_version_by_alias(name, "best").version) == "2"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
+from wsgiref.util import setup_testing_defaults
 
 import optuna
+import optuna_dashboard
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +24,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from PIL import Image
 
-from pipeline import evaluate
+from adu import storage
+from pipeline import evaluate, report
+from pipeline.output import fetch_journal
 from pipeline.search import main
 from tests.pipeline import commands
 from tests.tiny import DOMAINS, N_BLOCKS, tiny_backbone, tiny_manifest
@@ -199,6 +206,23 @@ def check_final_run(client, run):
     assert run.data.tags["manifest_digest"].startswith(used.dataset.digest)
 
 
+def test_optunas_dashboard_opens_its_storage(finished):
+    storage = JournalStorage(JournalFileBackend(str(finished / "optuna.journal")))
+    app = optuna_dashboard.wsgi(storage)
+    (study,) = ask(app, "/api/studies")["study_summaries"]
+    assert study["study_name"] == "sketch"
+    shown = ask(app, f"/api/studies/{study['study_id']}")
+    states = {trial["number"]: trial["state"] for trial in shown["trials"]}
+    assert states == {t.number: t.state.name.capitalize() for t in optuna_trials(finished)}
+
+
+def ask(app, path: str) -> dict:
+    """What a WSGI application answers."""
+    environment = {"PATH_INFO": path}
+    setup_testing_defaults(environment)
+    return json.loads(b"".join(app(environment, lambda status, headers: None)))
+
+
 def test_pictures_are_pictures(finished):
     files = sorted((finished / "studies" / "sketch").glob("*.png"))
     assert len(files) == 6
@@ -298,6 +322,67 @@ def states(output: Path) -> list[str]:
         return []
 
 
+def test_a_search_in_a_bucket_goes_on_on_a_new_machine(data, tmp_path, s3):
+    """Of the machine that it was started on nothing is left, as after the loss of a pod.
+
+    Every trial of its second study fails, which leaves the first one alone.
+    """
+    output, uri = f"{s3}/searches/one", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    values = config(data, epochs=12, trials=3) | {"output": output, "tracking": {"uri": uri}}
+    values["search"]["scheduler"] = "none"
+    values["forget"] = [["sketch"], ["photo"]]
+    too_fast = {"low": 1e10, "high": 1e12, "log": True, "default": 1e10}
+    values["overrides"] = {"photo": {"train.lr": too_fast}}
+    values |= {"final": {"seeds": [0]}, "resources": {"executors": 1}}
+    arguments = ["--config", write_config(tmp_path / "search.yaml", values), "--resume-or-start"]
+    # Not below tmp_path: names of Ray's sockets must be short.
+    disk = Path(tempfile.mkdtemp(prefix="disk-"))
+    process = commands.start("search.py", arguments, TMPDIR=str(disk))
+    savepoints = f"{output}/unfinished/sketch/trials"
+    # Its first trial has ended, its second has begun.
+    wait_for(lambda: storage.list_names(savepoints) == ["1"], process, 240)
+    family = psutil.Process(process.pid).children(recursive=True)
+    for member in [*family, process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.communicate()
+    shutil.rmtree(disk)
+    before = trials_in_bucket(output, tmp_path)
+    assert [trial.state.name for trial in before] == ["COMPLETE", "RUNNING"]
+
+    code, out, err = commands.run("search.py", arguments)
+    assert code == 1, out + err
+    failure = (
+        r"photo: all 3 trials failed: 3 x TrainingDivergedError: loss term '\w+' is not finite"
+    )
+    assert re.search(rf"^failed +{failure} in epoch \d$", out, re.MULTILINE), out
+    after = trials_in_bucket(output, tmp_path)
+    assert [(trial.number, trial.state.name) for trial in after] == [
+        (number, "COMPLETE") for number in range(3)
+    ]
+    assert after[0].user_attrs == before[0].user_attrs, "a finished trial was run again"
+    assert after[1].params == before[1].params
+    summary = json.loads(storage.read_bytes(f"{output}/summary.json"))
+    assert [study["complete"] for study in summary["studies"]] == [True, False]
+    assert [study["n_failed"] for study in summary["studies"]] == [0, 3]
+    assert set(storage.list_names(output)) >= {"search.json", "ray.log", "studies"}
+    assert ".lock" not in storage.list_names(output)
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    for forget, status, finals in (("sketch", "FINISHED", STAGES), ("photo", "FAILED", ())):
+        of_study = [run for run in runs if run.data.tags["forget"] == forget]
+        stages = sorted(run.data.tags["stage"] for run in of_study)
+        assert stages == sorted([*finals, "study", *["trial"] * 3])
+        assert {run.info.status for run in of_study} == {status}
+    assert report.main(["--output", output, "--tracking-uri", uri]) == 0
+    assert storage.read_bytes(f"{output}/report.html").startswith(b"<!doctype html>")
+
+
+def trials_in_bucket(output: str, folder: Path) -> list[optuna.trial.FrozenTrial]:
+    fetch_journal(output, folder)
+    return optuna_trials(folder)
+
+
 def wait_for(happened, process, timeout_s: float = 150) -> None:
     deadline = time.monotonic() + timeout_s
     while not happened():
@@ -340,7 +425,9 @@ def refused(capsys, *arguments) -> str:
         ({"method": {"name": "erase"}}, "erase"),
         ({"space.method.colour": {"low": 1, "high": 2, "default": 1}}, "method.colour"),
         ({"tracking.uri": "http://127.0.0.1:9"}, "tracking.uri http://127.0.0.1:9: no MLflow"),
+        ({"output": "s3://bucket/out"}, "tracking.uri: must be set where the output is a URL"),
         ({"output": "/proc/search"}, "output /proc/search: cannot be written"),
+        ({"resources.start_timeout_s": 0.5}, "resources: executors not ready within 0.5 s: asked"),
         ({"resources.executors": 5000}, "5000 executors of 1 worker need 5000 x 1 CPU"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import optuna
 import pytest
@@ -13,8 +14,9 @@ from ray.tune.search import Searcher
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig, TrainConfig
 from pipeline.mailbox import MAX_RESTARTS, Event
+from pipeline.output import OutputLostError
 from pipeline.samplers import open_storage
-from pipeline.searcher import Study, StudyConfig, StudySearch, stored_scores
+from pipeline.searcher import RECORD, Study, StudyConfig, StudySearch, stored_scores
 from pipeline.sharing import Executors, Share
 from pipeline.space import Parameter, defaults
 from pipeline.studies import make_scheduler
@@ -28,9 +30,13 @@ SPACE = {
 
 class Listener:
     def __init__(self):
+        self.restored = []
         self.epochs = []
         self.ended = []
         self.suspended = []
+
+    def trial_restored(self, trial, scores):
+        self.restored.append((trial.number, dict(scores)))
 
     def trial_started(self, number, params):
         pass
@@ -54,7 +60,7 @@ def make_study(folder, name="sketch", first=(), space=SPACE, **config):
     base = RunConfig(forget=("sketch",), train=TrainConfig(epochs=EPOCHS))
     storage = open_storage(None, folder / "optuna.journal")
     config = StudyConfig(**{"trials": 8, **config})
-    return Study(name, base, space, config, storage, name, folder / "savepoints", first)
+    return Study(name, base, space, config, storage, name, str(folder / "savepoints"), first)
 
 
 class NoMailbox:
@@ -161,6 +167,9 @@ def test_a_study_that_is_opened_again_has_its_records_and_no_zombies(study):
     again = search(study)
     assert [record.number for record in again.records] == [0, 1]
     assert again.records == first.records
+    # MLflow may not have heard of them all.
+    curves = {number: list(scores) for number, scores in again._listener.restored}
+    assert curves == {0: [1, 2, 3, 4], 1: [1, 2]}
     states = [trial.state for trial in stored(study)]
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING]
 
@@ -185,6 +194,41 @@ def test_a_trial_killed_within_the_last_step_of_its_end_is_not_run_again(study, 
     assert [record.state for record in again.records] == ["complete"]
     (trial,) = stored(study)
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.4)
+
+
+def test_nothing_is_built_on_what_another_machine_would_not_know(study):
+    # Where the output is a bucket, a commit is the copy of the journal that a new pod finds.
+    known = []
+    savepoint = Path(study.savepoints) / "0"
+
+    def commit():
+        trials = stored(study)
+        known.append([(t.state.name, RECORD in t.user_attrs, savepoint.exists()) for t in trials])
+
+    it = search(replace(study, commit=commit))
+    it.suggest("a")
+    # The trial is there, with its options, before it can leave a savepoint.
+    assert known == [[("RUNNING", False, False)]]
+    savepoint.parent.mkdir(parents=True)
+    savepoint.write_bytes(b"state")
+    for epoch in range(1, EPOCHS):
+        it.on_trial_result("a", result(epoch, 0.5))
+    it.on_trial_complete("a", result(EPOCHS, 0.5))
+    # Its end is known before the savepoint goes.
+    assert known[1:] == [[("COMPLETE", True, True)]]
+    assert not savepoint.exists()
+
+
+def test_a_trial_does_not_count_as_ended_if_its_end_may_be_lost(study):
+    def fail():
+        raise OutputLostError("the store is away")
+
+    it = search(study)
+    it.suggest("a")
+    it._study = replace(study, commit=fail)
+    with pytest.raises(OutputLostError):
+        it.on_trial_complete("a", result(EPOCHS, 0.5))
+    assert it._listener.ended == []
 
 
 def test_what_is_interrupted_waits_and_is_nobodys_zombie(study):

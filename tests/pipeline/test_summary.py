@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from statistics import stdev
 
 import pytest
@@ -22,12 +21,12 @@ def search(*studies: StudyRecord, **changes) -> SearchRecord:
 
 def printed(record: SearchRecord, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(render_summary(record, Path("results/run"), "make ui"))
+    console.print(render_summary(record, "results/run", "make ui"))
     return console.file.getvalue()
 
 
 def test_the_file_has_what_was_promised(tmp_path):
-    write_summary(search(records.study()), tmp_path / "summary.json")
+    write_summary(search(records.study()), str(tmp_path / "summary.json"))
     summary = json.loads((tmp_path / "summary.json").read_text())
     (study,) = summary["studies"]
     assert (study["forget"], study["n_trials"], study["selected_on"]) == (["sketch"], 4, "val")
@@ -45,7 +44,7 @@ def test_the_file_has_what_was_promised(tmp_path):
 
 
 def test_several_seeds_give_mean_and_deviation(tmp_path):
-    write_summary(search(records.study()), tmp_path / "summary.json")
+    write_summary(search(records.study()), str(tmp_path / "summary.json"))
     study = json.loads((tmp_path / "summary.json").read_text())["studies"][0]
     defaults = study["baselines"]["paper_defaults"]
     assert defaults["test"]["mem"] == pytest.approx(0.85)
@@ -56,8 +55,8 @@ def test_several_seeds_give_mean_and_deviation(tmp_path):
 
 def test_a_study_survives_its_file(tmp_path):
     study = records.study()
-    write_study_record(study, tmp_path / "sketch.json")
-    assert read_study_record(tmp_path / "sketch.json") == study
+    write_study_record(study, str(tmp_path / "sketch.json"))
+    assert read_study_record(str(tmp_path / "sketch.json")) == study
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -20,6 +20,8 @@ from adu.manifest import load_manifest
 from adu.methods.adu import AduConfig
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
+from pipeline.recorder import Background, TrackedStudy
+from pipeline.records import TrialRecord
 from pipeline.session import TestOutcome
 from pipeline.tracking import Tracker, default_uri, ui_command
 from tests.tiny import tiny_manifest
@@ -96,7 +98,7 @@ def whole_search(tracker, manifest):
     tracker.end_trial(trial, "FINISHED", {"epochs_done": 3})
     features = np.zeros((2, 4), np.float32)
     result = TestResult(SCORES, features, np.array([0, 1]), np.array([0, 1]), 1.0)
-    outcome = TestOutcome(SCORES, result, 0.7, b"weights")
+    outcome = TestOutcome(SCORES, result, 0.7, b"weights", began_s=1000.0, ended_s=1060.5)
     run = RunConfig(forget=("sketch",), method=AduConfig())
     final = tracker.log_final(study, "best", run, outcome, manifest, TAGS)
     tracker.log_pictures(study, {"history.png": b"png"})
@@ -115,6 +117,8 @@ def check(client, ids):
     assert final.data.metrics["test/domain_accuracy"] == 0.7
     assert final.data.metrics["test/accuracy/sketch"] == 0.2
     assert final.data.params["gamma"] == "30.0"
+    # It is logged after it has ended, and shows when it ran all the same.
+    assert (final.info.start_time, final.info.end_time) == (1_000_000, 1_060_500)
     assert len(final.inputs.dataset_inputs) == 1
     names = {file.path for file in client.list_artifacts(final.info.run_id)}
     assert names == {"config.yaml", "checkpoint.safetensors"}
@@ -158,6 +162,40 @@ def test_trials_of_two_studies_with_the_same_id_are_two_runs(sqlite_uri, tmp_pat
     assert len(set(studies)) == len(set(trials)) == 2
 
 
+def test_what_a_kill_kept_from_mlflow_is_made_up_for_when_the_search_is_resumed(
+    sqlite_uri, tmp_path
+):
+    tracker = Tracker(sqlite_uri, tmp_path / "out", "mended")
+    study = tracker.start_study("s-2/sketch", "forget sketch", TAGS, {})
+    whole = tracker.log_trial(study, "0", PARAMS, TAGS)
+    for epoch in (1, 2, 3):
+        tracker.log_epoch(whole, report(epoch))
+    tracker.end_trial(whole, "FINISHED", {"epochs_done": 3})
+    # Killed when Optuna knew of the end and MLflow did not; the third trial it never heard of.
+    cut = tracker.log_trial(study, "1", PARAMS, TAGS)
+    tracker.log_epoch(cut, report(1))
+    client = MlflowClient(sqlite_uri)
+    before = client.get_run(whole).info.end_time
+
+    background = Background()
+    tracked = TrackedStudy(lambda: tracker, background, lambda _: study, TAGS)
+    scores = {epoch: {"mem": 0.6, "for": 0.4, "h": 0.5} for epoch in (1, 2, 3)}
+    for number in (0, 1, 2):
+        ended = TrialRecord(number, PARAMS, 3, "complete", SCORES, 3.0, 2.0)
+        tracked.trial_restored(ended, scores)
+    background.flush()
+    background.close()
+
+    experiment = client.get_experiment_by_name("mended").experiment_id
+    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{study}'")
+    assert sorted(run.data.tags["adu.trial_id"] for run in runs) == ["0", "1", "2"]
+    for run in runs:
+        assert (run.info.status, run.data.metrics["epochs_done"]) == ("FINISHED", 3)
+        curve = client.get_metric_history(run.info.run_id, "val/h")
+        assert [point.step for point in curve] == [1, 2, 3]
+    assert client.get_run(whole).info.end_time == before
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://no.such.host.invalid"])
 def test_a_server_that_is_not_there_is_one_clear_line(url):
     with pytest.raises(UserError, match=f"^tracking.uri {url}: no MLflow server answers there$"):
@@ -166,7 +204,7 @@ def test_a_server_that_is_not_there_is_one_clear_line(url):
 
 def test_what_opens_the_ui(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert ui_command("http://host:5000", tmp_path) == "open http://host:5000"
-    assert ui_command(default_uri(tmp_path / "results" / "run"), tmp_path) == "make ui"
+    assert ui_command("http://host:5000") == "open http://host:5000"
+    assert ui_command(default_uri(tmp_path / "results" / "run")) == "make ui"
     other = "sqlite:////elsewhere/mlflow.db"
-    assert ui_command(other, tmp_path) == f"mlflow ui --backend-store-uri {other}"
+    assert ui_command(other) == f"mlflow ui --backend-store-uri {other}"
