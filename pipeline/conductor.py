@@ -116,6 +116,8 @@ class Conductor:
                 self._timing.executor_start_s = pool.wait_ready()
                 probes = [run.model_dump(mode="json", by_alias=True) for run in self._plan.probes()]
                 check_runs(pool.executors, probes)
+                if pool.failure is not None:
+                    raise pool.failure
                 self._background.flush()
                 progress.message("")
                 self.has_begun = True
