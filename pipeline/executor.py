@@ -13,6 +13,7 @@ goes on with others.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
@@ -175,6 +176,10 @@ class ExecutorPool:
     def start(self) -> None:
         """Starts executors in the background."""
         self._started_at = self._without_since = time.monotonic()
+        if self._resources.autoscale:
+            # Ray Train would take its request back, and make it anew, every minute.
+            timeout_s = str(self._resources.start_timeout_s)
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", timeout_s)
         for _ in range(self._first):
             self._add()
         self._watcher.start()
