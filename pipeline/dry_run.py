@@ -98,7 +98,8 @@ def _budgets(plan: Plan) -> str:
 def _time(plan: Plan) -> list[str]:
     """Arithmetic, not a measurement: no image is read and no model loaded."""
     config = plan.config
-    if config.address or config.resources.gpus_per_worker:
+    resources = config.resources
+    if config.address or resources.autoscale or resources.gpus_per_worker:
         return ["time       cannot be told from here: it runs on another machine or a GPU"]
     here = [{"CPU": float(os.cpu_count() or 1)}]
     n_executors = count_executors(config.resources, here)
