@@ -9,7 +9,7 @@ PORT    ?= 5000
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-faults bench-search bench-sampler bench-train lint format ui lock clean
+.PHONY: help setup search test test-faults bench-search bench-sampler bench-scale bench-train lint format ui lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -30,6 +30,9 @@ bench-search: $(VENV)/.dev  ## trials a minute, against Ray's documented pattern
 
 bench-sampler: $(VENV)/.dev  ## best validation H against trials, for TPE, GP and random
 	$(BIN)/python -m tests.benchmarks.sampler_quality $(ARGS)
+
+bench-scale: $(VENV)/.dev  ## what 1,000 trials of no work cost the driver, on 32 virtual executors
+	$(BIN)/python -m tests.benchmarks.control_plane $(ARGS)
 
 bench-train: $(VENV)/.dev  ## time a training step against the frozen forward alone
 	$(BIN)/python -m tests.benchmarks.train_speed $(ARGS)

@@ -26,7 +26,6 @@ from pipeline.command import EXIT_INTERRUPTED, EXIT_OK
 from pipeline.executor import ExecutorPool, check_runs, count_executors
 from pipeline.finals import FinalRun, FinalRunFailedError, final_runs, mean_scores, run_finals
 from pipeline.interrupt import Interrupt
-from pipeline.leases import Executors, Share, Turns
 from pipeline.output import Output, unique_name
 from pipeline.patience import patiently
 from pipeline.plan import Plan, study_name
@@ -43,6 +42,7 @@ from pipeline.samplers import open_storage
 from pipeline.searcher import StudyListener
 from pipeline.selection import best_trial
 from pipeline.session import SESSION, TestOutcome
+from pipeline.sharing import Executors, Share, Turns
 from pipeline.studies import register_trials, run_study
 from pipeline.summary import SearchRecord, Timing, render_summary, write_summary
 from pipeline.tracking import Tracker, default_uri, model_name, short_name, ui_command
@@ -116,6 +116,8 @@ class Conductor:
                 self._timing.executor_start_s = pool.wait_ready()
                 probes = [run.model_dump(mode="json", by_alias=True) for run in self._plan.probes()]
                 check_runs(pool.executors, probes)
+                if pool.failure is not None:
+                    raise pool.failure
                 self._background.flush()
                 progress.message("")
                 self.has_begun = True
@@ -158,7 +160,9 @@ class Conductor:
 
         register_trials(pool.mailboxes)
         at_once = self._plan.config.resources.studies_at_once
-        turns = Turns(pool.executors, len(todo), at_once, self._interrupt.stop)
+        # All studies count, also those that are done: the others' shares are as they were.
+        n_studies = len(self._plan.forget_sets)
+        turns = Turns(pool.executors, n_studies, at_once, self._interrupt.stop)
 
         def work(number: int, forget: tuple[str, ...]) -> None:
             with turns.take(number, study_name(forget)) as share:

@@ -164,9 +164,14 @@ def _executors(plan: Plan) -> int:
     config = plan.config
     if config.resources.executors is not None:
         return config.resources.executors
-    if config.address or config.resources.gpus_per_worker:
+    if _runs_elsewhere(plan):
         return 1
     return count_executors(config.resources, [{"CPU": float(os.cpu_count() or 1)}])
+
+
+def _runs_elsewhere(plan: Plan) -> bool:
+    resources = plan.config.resources
+    return bool(plan.config.address or resources.autoscale or resources.gpus_per_worker)
 
 
 def _forwards_per_s(plan: Plan) -> float | None:
@@ -174,7 +179,7 @@ def _forwards_per_s(plan: Plan) -> float | None:
     config = plan.config
     if config.images_per_s is not None:
         return config.images_per_s * STEP_OVER_FORWARD
-    if config.address or config.resources.gpus_per_worker:
+    if _runs_elsewhere(plan):
         return None
     return _flops_per_s() / forward_flops(config.context.backbone.name)
 

@@ -3,7 +3,7 @@
 Starting a worker group takes tens of seconds, a few-shot run about as long; so the groups of a
 pool stay, with their process group, frozen backbone and decoded images, and only the run's
 configuration changes. What a run *is*, they do not know: see `pipeline.worker.Session`. Who uses
-which executor, `pipeline.leases` says.
+which executor, `pipeline.sharing` says.
 
 A pool follows its cluster: it starts with the first executor that is ready, grows when a node
 joins, and when one dies its executors start again wherever there is room, while what ran on them
@@ -13,6 +13,7 @@ goes on with others.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
@@ -27,8 +28,8 @@ from pydantic import Field, model_validator
 from adu.config import StrictModel
 from adu.errors import UserError
 from pipeline.cluster import EXECUTOR_THREAD
-from pipeline.leases import Executors, State
 from pipeline.mailbox import MAX_CALLS, Command, Event, Mailboxes, MailboxLink, Phase, Workers
+from pipeline.sharing import Executors, State
 from pipeline.worker import WorkerSetup, one_line, serve
 
 # How often a pool looks at the nodes of its cluster.
@@ -175,6 +176,10 @@ class ExecutorPool:
     def start(self) -> None:
         """Starts executors in the background."""
         self._started_at = self._without_since = time.monotonic()
+        if self._resources.autoscale:
+            # Ray Train would take its request back, and make it anew, every minute.
+            timeout_s = str(self._resources.start_timeout_s)
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", timeout_s)
         for _ in range(self._first):
             self._add()
         self._watcher.start()

@@ -19,10 +19,10 @@ from adu.methods.baseline import BaselineConfig, PromptConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
-from pipeline.leases import Executors, Lease
 from pipeline.mailbox import Command, Event
 from pipeline.outcome_file import read_outcome, write_outcome
 from pipeline.session import TestOutcome, epoch_report
+from pipeline.sharing import Executors, Lease
 from pipeline.space import Space, configure, defaults
 
 

@@ -2,7 +2,7 @@
 
 Kept free of torch, pandas and the like: every process that talks to an executor imports it.
 
-A caller that holds an executor's lease (`pipeline.leases`) posts a `Command` and then asks for one
+A caller that holds an executor's lease (`pipeline.sharing`) posts a `Command` and then asks for one
 `Event` after another. The workers' rank 0 takes the command, reports each epoch and waits until it
 is told to go on, so that a run that is stopped wastes nothing. The mailbox remembers the last
 epoch's state: workers that were restarted are given the command in flight again, with that state,

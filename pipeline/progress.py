@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,9 @@ from pipeline.records import TrialRecord
 StudyState = Literal["waiting", "searching", "final runs", "done", "failed"]
 
 REFRESH_HZ = 4
+
+# From which the time that is left is estimated.
+LAST_TRIALS = 200
 PLAIN_WIDTH = 100
 # Of the live view beside a line a study: title, head, what is hidden, a message, the cursor's.
 OTHER_LINES = 5
@@ -77,7 +80,7 @@ class Progress:
         self._started_at = started_at
         self._message = ""
         self._studies = {name: _StudyView(trials) for name in studies}
-        self._durations_s: list[float] = []
+        self._durations_s: deque[float] = deque(maxlen=LAST_TRIALS)
         self._lock = threading.RLock()
         self._live = Live(
             console=console,

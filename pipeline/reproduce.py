@@ -242,6 +242,9 @@ class _Runner:
                 for row in rows:
                     try:
                         if not self._run_row(row, pool, log):
+                            if pool.failure is not None:
+                                self._tell(f"failed    {pool.failure}; go on with --resume")
+                                return EXIT_FAILED
                             return EXIT_INTERRUPTED
                     except FinalRunFailedError as error:
                         self._tell(f"failed    {error}")

@@ -35,12 +35,12 @@ from adu.config import StrictModel
 from adu.errors import UserError
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
-from pipeline.leases import Lease, Share
 from pipeline.mailbox import MAX_RESTARTS, Event
 from pipeline.records import TrialRecord
 from pipeline.samplers import SamplerName, make_sampler
 from pipeline.selection import best_trial
 from pipeline.session import epoch_report
+from pipeline.sharing import Lease, Share
 from pipeline.space import Space, Value, configure, defaults, fit, grid, searched, suggest
 from pipeline.trial import trial_config
 

@@ -16,9 +16,9 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from pipeline.leases import Share
 from pipeline.records import TrialRecord
 from pipeline.searcher import METRIC, EndedBy, Study, StudyListener, StudySearch
+from pipeline.sharing import Share
 from pipeline.trial import TrialClient
 
 TRAINABLE = "adu-trial"
@@ -125,14 +125,14 @@ def make_scheduler(study: Study, curves: Sequence[Mapping[int, float]]) -> Trial
     grace_epochs = min(config.grace_epochs, epochs)
     scheduler: TrialScheduler
     if config.scheduler == "none":
-        return FIFOScheduler()
+        return _NoRule()
     # By epoch, not by Tune's own count of results, which would start again after a restart.
     if config.scheduler == "median":
         scheduler = _MedianRule(
             time_attr="epoch", metric=METRIC, mode="max", grace_period=grace_epochs
         )
     else:
-        scheduler = AsyncHyperBandScheduler(
+        scheduler = _SuccessiveHalving(
             time_attr="epoch",
             metric=METRIC,
             mode="max",
@@ -145,7 +145,25 @@ def make_scheduler(study: Study, curves: Sequence[Mapping[int, float]]) -> Trial
     return scheduler
 
 
-class _MedianRule(MedianStoppingRule):
+class _InOrder:
+    """Leaves it to Tune to start trials in their order.
+
+    Ray's rules look for the next one among all trials that ever were, at every event.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        return None
+
+
+class _NoRule(_InOrder, FIFOScheduler):
+    """Stops nothing."""
+
+
+class _SuccessiveHalving(_InOrder, AsyncHyperBandScheduler):
+    """Ray's ASHA."""
+
+
+class _MedianRule(_InOrder, MedianStoppingRule):
     """Ray's rule, which pauses no trial while there are few others to compare it with."""
 
     def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:

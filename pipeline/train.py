@@ -128,6 +128,9 @@ def _run(
                 return EXIT_FAILED
         if outcomes is None:
             log.end("KILLED")
+            if pool.failure is not None:
+                console.print(f"failed    {pool.failure}", highlight=False, soft_wrap=True)
+                return EXIT_FAILED
             return EXIT_INTERRUPTED
         log.finals(runs, outcomes)
         console.print(_table(config, manifest, runs, outcomes))

@@ -47,7 +47,7 @@ def pools(cluster):
 
 def close(pool):
     """Ray must not be shut down under a thread that waits in it."""
-    pool.close()
+    pool.close(60)
     assert not any(executor.thread.is_alive() for executor in pool._crew.values())
 
 

@@ -13,11 +13,11 @@ from ray.tune.search import Searcher
 
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig, TrainConfig
-from pipeline.leases import Executors, Share
 from pipeline.mailbox import MAX_RESTARTS, Event
 from pipeline.output import OutputLostError
 from pipeline.samplers import open_storage
 from pipeline.searcher import RECORD, Study, StudyConfig, StudySearch, stored_scores
+from pipeline.sharing import Executors, Share
 from pipeline.space import Parameter, defaults
 from pipeline.studies import make_scheduler
 
@@ -338,7 +338,7 @@ def test_a_trials_wall_time_begins_when_its_study_left_the_executor(study, monke
         it.suggest(trial_id)
         with monkeypatch.context() as patch:
             patch.setattr("pipeline.searcher.time.time", lambda at=ended_at: at)
-            patch.setattr("pipeline.leases.time.time", lambda at=ended_at: at)
+            patch.setattr("pipeline.sharing.time.time", lambda at=ended_at: at)
             it.on_trial_complete(trial_id, result(1, 0.5) | {"assigned_at": assigned_at})
     # Somebody else's run in between is no overhead of the next trial.
     pool.lease().release()

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from pipeline import leases
-from pipeline.leases import Executors, Turns
+from pipeline import sharing
 from pipeline.mailbox import Command, Event
+from pipeline.sharing import Executors, Turns
 
 
 class Recorder:
@@ -75,7 +75,7 @@ def test_who_waits_longest_is_next(monkeypatch):
     executors.try_lease("a").release()
     assert executors.try_lease("c") is not None
     assert executors.try_lease("gone") is None
-    monkeypatch.setattr(leases, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(sharing, "PATIENCE_S", 0.01)
     time.sleep(0.02)
     executors.free(0, "")
     assert executors.try_lease("a") is not None

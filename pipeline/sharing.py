@@ -263,7 +263,7 @@ class Turns:
 
     Args:
         executors: The pool's.
-        n_studies: How many are to run.
+        n_studies: How many the search has.
         at_once: How many at once at most; unset: as many as there are executors.
         stop: Has the waiting ones wait no more.
     """
