@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.ingest_speed [--images FOLDER]
 
-The limit is Pillow decoding the same files, on all cores, in processes that do nothing else:
-once decoding alone, once decoding and resizing to 224 pixels. Images are made up (500 x 375, JPEG)
-unless a folder of DOMAIN/CLASS/FILE is given. Prints a table and, as the last line, its rows as JSON.
+The limit is Pillow decoding the same files, on all cores, in processes that do nothing else: once
+decoding alone, once decoding and resizing to 224 pixels. Images are made up (500 x 375 pixels) if
+no folder of DOMAIN/CLASS/FILE is given. Prints a table and, as the last line, its rows as JSON.
 """
 
 from __future__ import annotations
