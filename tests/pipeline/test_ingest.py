@@ -176,8 +176,8 @@ def test_every_check_has_its_line_in_the_report_and_in_the_card(tmp_path, capsys
     arguments = ["--source", str(images), "--out", str(out), "--shots", "3", "--val-shots", "1"]
     assert main(arguments) == 0
     found = checks_of(out)
-    # Six times the same image: up to 9 pairs of a training and a test image.
-    assert found.pop("same_in_two_splits") in (5, 8, 9)
+    # Six times the same image, and perhaps the copy in another domain.
+    assert found.pop("same_in_two_splits") in (1, 2)
     found.pop("similar_in_two_splits", None)  # chance decides where the similar ones go
     assert found == {
         "unreadable": 1,
@@ -297,7 +297,7 @@ def test_a_killed_ingest_goes_on_and_reads_nothing_twice(tmp_path, options):
     images = tmp_path / "images"
     for d, domain in enumerate(("photo", "sketch")):
         (images / domain / "cup").mkdir(parents=True)
-        for i in range(40):
+        for i in range(60):
             Image.fromarray(noise(100 * d + i, (160, 200))).save(
                 images / domain / "cup" / f"{i}.png"
             )
@@ -311,7 +311,7 @@ def test_a_killed_ingest_goes_on_and_reads_nothing_twice(tmp_path, options):
 
     journal = [pq.read_table(part) for part in sorted(out.glob(".unfinished-*/*.parquet"))]
     known = pa.concat_tables(journal)["image_id"].to_pylist()
-    assert 0 < len(known) < 80
+    assert 0 < len(known) < 120
     originals = {image_id: (images / image_id).read_bytes() for image_id in known}
     for image_id, data in originals.items():
         # Were one read again, it would be no image any more.
