@@ -27,7 +27,7 @@ from adu.manifest import load_manifest, write_manifest
 from adu.manifest_rows import SCHEMA
 
 N_CLASSES = 1000
-SKETCH_SHARE = 0.04  # 50,000 sketches beside 1.28 million photographs
+N_SKETCHES = 50_000
 SHOTS, VAL_SHOTS = 16, 4
 TASKS = ("few_shot_split", "few_shot_rows", "all_columns")
 MIB = 2**20
@@ -75,8 +75,7 @@ def run_task(task: str, folder: str, n_images: int) -> dict[str, object]:
 def made_up_rows(n_images: int) -> pa.Table:
     """Rows as ImageNet with sketches has them, half of the sketches for testing."""
     rng = np.random.default_rng(0)
-    n_sketches = int(n_images * SKETCH_SHARE)
-    sketch = np.arange(n_images) < n_sketches
+    sketch = np.arange(n_images) < N_SKETCHES
     class_ = np.arange(n_images) % N_CLASSES
     wnids = [f"n{1_440_764 + 9_731 * c:08}" for c in range(N_CLASSES)]
     names = [f"class_{c}" for c in range(N_CLASSES)]
@@ -133,7 +132,7 @@ def _peak_mib() -> float:
 def main() -> None:
     """Prints the table and its rows as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=1_300_000)
+    parser.add_argument("--images", type=int, default=1_300_000, help="at least 100,000")
     parser.add_argument("--task", choices=("write", *TASKS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
