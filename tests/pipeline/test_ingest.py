@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from adu import storage
+from adu.errors import UserError
 from adu.manifest import CARD_FILE, load_manifest
 from adu.shards import read_shard_images
 from pipeline.image_checks import CHECKS
@@ -333,6 +334,26 @@ def test_an_image_that_changed_after_the_kill_is_read_again(images, tmp_path):
     Image.fromarray(noise(1, (50, 50))).save(images / "photo" / "cup" / "0.png")
     manifest = ingest(config)
     assert manifest.digest == ingest(config.model_copy(update={"out": str(tmp_path / "n")})).digest
+
+
+def test_with_packing_a_mended_image_is_packed_in_its_place(tmp_path):
+    images = tiny_images(tmp_path / "images", per_cell=6)
+    for i in range(30):  # several shards, of which the first ones can stay
+        Image.fromarray(noise(i, (160, 200))).save(images / "photo" / "cup" / f"large{i}.png")
+    bad = images / "sketch" / "star" / "5.png"
+    good = bad.read_bytes()
+    options = {"source": str(images), "pack": True, "shard_mib": 1, "shots": 1, "val_shots": 1}
+    config = IngestConfig(out=str(tmp_path / "m"), strict=True, **options)
+    bad.write_bytes(good[:-100])
+    with pytest.raises(UserError, match="checks found something: truncated 1 .sketch/star/5.png"):
+        ingest(config)
+    assert len(list((tmp_path / "m" / "images").iterdir())) > 2
+    bad.write_bytes(good)
+    mended = ingest(config)
+    undisturbed = ingest(IngestConfig(out=str(tmp_path / "u"), **options))
+    assert mended.digest == undisturbed.digest
+    names = [{f.name for f in (tmp_path / out / "images").iterdir()} for out in "mu"]
+    assert names[0] == names[1]
 
 
 def test_what_an_interrupted_ingest_says(images, tmp_path, capsys, monkeypatch):
