@@ -9,7 +9,7 @@ PORT    ?= 5000
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-faults bench-search bench-sampler bench-scale bench-train lint format ui lock clean
+.PHONY: help setup search test test-faults bench-search bench-sampler bench-scale bench-train bench-data lint format ui lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -36,6 +36,9 @@ bench-scale: $(VENV)/.dev  ## what 1,000 trials of no work cost the driver, on 3
 
 bench-train: $(VENV)/.dev  ## time a training step against the frozen forward alone
 	$(BIN)/python -m tests.benchmarks.train_speed $(ARGS)
+
+bench-data: $(VENV)/.dev  ## images a second of ingest and reading, against the decoder and others
+	$(BIN)/python -m tests.benchmarks.data_speed $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -190,9 +190,9 @@ class Manifest:
         parts = [np.empty((0, 4), np.uint64)]
         for first, group in self.rows.groups(["image_id"]):
             low, high = np.searchsorted(base, [first, first + group.num_rows])
-            ids = group["image_id"].take(pa.array(base[low:high] - first))
-            texts = pc.binary_join_element_wise(f"{seed}", ids, "/").cast(pa.binary())
-            hashed = b"".join([hashlib.sha256(text).digest() for text in texts.to_numpy()])
+            ids = group["image_id"].to_pylist()
+            texts = (f"{seed}/{ids[row]}" for row in (base[low:high] - first).tolist())
+            hashed = b"".join([hashlib.sha256(text.encode()).digest() for text in texts])
             parts.append(np.frombuffer(hashed, ">u8").astype(np.uint64).reshape(-1, 4))
         return np.concatenate(parts)
 

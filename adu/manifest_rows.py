@@ -85,22 +85,20 @@ class RowTable:
 
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Some columns of all rows."""
-        schema = pa.schema([SCHEMA.field(name) for name in names])
-        return pa.concat_tables([schema.empty_table(), *(t for _, t in self.groups(names))])
+        return _joined([group for _, group in self.groups(names)], names)
 
     def take(self, names: Sequence[str], rows: np.ndarray) -> pa.Table:
         """Some columns of some rows, in the order asked; holds one row group at a time."""
-        schema = pa.schema([SCHEMA.field(name) for name in names])
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
-        parts = [schema.empty_table()]
+        parts = []
         for first, n_rows, read in self._group_readers(names):
             low, high = np.searchsorted(ordered, [first, first + n_rows])
             if high > low:
-                parts.append(read().take(pa.array(ordered[low:high] - first)))
+                parts.append(read().take(_indices(ordered[low:high] - first)))
         places = np.empty(len(rows), np.int64)
         places[order] = np.arange(len(rows))
-        return pa.concat_tables(parts).combine_chunks().take(pa.array(places))
+        return _joined(parts, names).combine_chunks().take(_indices(places))
 
     def groups(self, names: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
         """Some columns, row group by row group, each with the number of its first row."""
@@ -204,10 +202,22 @@ def _reading(file: RowFile, read: Any) -> pa.Table:
         raise _broken(file.url, error) from error
 
 
+def _joined(tables: Sequence[pa.Table], names: Sequence[str]) -> pa.Table:
+    if tables:
+        return pa.concat_tables(tables)
+    return pa.schema([SCHEMA.field(name) for name in names]).empty_table()
+
+
 def _numbers_of(chunk: pa.DictionaryArray, names: tuple[str, ...]) -> np.ndarray:
     number = {name: i for i, name in enumerate(names)}
     of_entry = np.array([number.get(entry, -1) for entry in chunk.dictionary.to_pylist()], np.int32)
-    return of_entry[chunk.indices.to_numpy()] if len(of_entry) else np.empty(0, np.int32)
+    return of_entry[np.from_dlpack(chunk.indices)] if len(of_entry) else np.empty(0, np.int32)
+
+
+def _indices(rows: np.ndarray) -> pa.Array:
+    """Row numbers for pyarrow. `pa.array` and ``to_numpy`` would import pandas, for a second."""
+    values = np.ascontiguousarray(rows, np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
 
 
 def _broken(url: str, error: Exception) -> UserError:

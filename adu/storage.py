@@ -177,7 +177,7 @@ def exists(url: str) -> bool:
             _check_bucket(fs, path)
         return False
     except Exception as error:
-        raise UserError(_explain(url, error)) from error
+        raise _refusal(url, error) from error
 
 
 def check_readable(url: str) -> None:
@@ -193,7 +193,7 @@ def check_readable(url: str) -> None:
                 return
         fs.info(path)
     except Exception as error:
-        raise UserError(_explain(url, error)) from error
+        raise _refusal(url, error) from error
 
 
 def read_bytes(url: str) -> bytes:
@@ -519,6 +519,16 @@ def _profile_settings(profile: str | None) -> dict[str, str]:
     # An endpoint for S3 alone stands in a section of its own.
     services = session.full_config.get("services", {}).get(values.get("services"), {})
     return values | dict(services.get("s3", {}))
+
+
+def _refusal(url: str, error: Exception) -> UserError:
+    """What a look at a file was answered. S3 gives no reason when asked about one object."""
+    if is_s3(url) and isinstance(error, PermissionError):
+        try:
+            _check_bucket(*filesystem_for(url))
+        except Exception as told:
+            return UserError(_explain(url, told))
+    return UserError(_explain(url, error))
 
 
 def _check_bucket(fs: Any, path: str) -> None:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,14 +19,14 @@ from torch import Tensor
 
 from adu.config import StrictModel
 from adu.context import Context
-from adu.data import balanced_batches, plain_batches, train_batch
-from adu.distributed import average_gradients, gather_batch, rank_and_world_size, rank_slice
+from adu.data import ImageSet, balanced_batches, plain_batches
+from adu.distributed import average_gradients, gather_batch
 from adu.evaluate import evaluate_images
 from adu.evolution import Evolution
+from adu.feed import Feed
 from adu.methods import Method, MethodConfig, Output, build_method
 from adu.methods.adu import AduConfig
 from adu.metrics import Scores
-from adu.prefetch import ahead
 
 
 class TrainConfig(StrictModel):
@@ -138,6 +139,7 @@ class Trainer:
             sigma, population = model.evolution.sigma, model.evolution.population
             self._evolution = Evolution(self._parameters, sigma, population, run.train.seed + 1)
         self._epochs_done = 0
+        self._images: Iterator[Tensor] | None = None
 
     def epochs(self) -> Iterator[EpochReport]:
         """Trains the epochs that are left, giving a report after each.
@@ -181,6 +183,7 @@ class Trainer:
         if self._evolution is not None:
             self._evolution.replay(state["evolution"])
         self._epochs_done = state["epoch"]
+        self._images = None
 
     def _run_epoch(self, epoch: int) -> EpochReport:
         assert self._optimizer is not None
@@ -220,33 +223,22 @@ class Trainer:
             numbers = _full_batch_steps(self.model.full_batch_steps, self.run.train.epochs, epoch)
             n_images = len(numbers) * len(self.context.train)
             return n_images, [self._full_batch_step(number) for number in numbers], 0.0
-        batches = self._batches(epoch)
-        prepared = ahead(batches, lambda rows_B: self._own_images(rows_B.tolist(), epoch))
+        batches = _batches(self.run.train, self.context.train, epoch)
+        if self._images is None:
+            self._images = self._feed().start(epoch)
         steps, wait_s = [], 0.0
         for number, rows_B in enumerate(batches, start=epoch * len(batches)):
             asked_s = time.perf_counter()
-            images_BCHW = next(prepared)
+            images_BCHW = next(self._images)
             wait_s += time.perf_counter() - asked_s
             steps.append(self._step(rows_B.tolist(), images_BCHW, number))
         return sum(map(len, batches)), steps, wait_s
 
-    def _own_images(self, rows: list[int], epoch: int) -> Tensor:
-        """This worker's share of a global batch, augmented on the training device."""
-        own = rows[rank_slice(len(rows), *rank_and_world_size())]
-        return train_batch(
-            self.context.train,
-            own,
-            self._transform,
-            seed=self.run.train.seed,
-            epoch=epoch,
-            device=self.context.device,
-        )
-
-    def _batches(self, epoch: int) -> list[Tensor]:
+    def _feed(self) -> Feed:
         train, images = self.run.train, self.context.train
-        if train.sampling == "plain":
-            return plain_batches(len(images), train.batch_size, seed=train.seed, epoch=epoch)
-        return balanced_batches(images.domain_N, train.batch_size, seed=train.seed, epoch=epoch)
+        batches = partial(_batches, train, images)
+        device = self.context.device
+        return Feed(images, batches, train.epochs, self._transform, train.seed, device)
 
     def _step(self, rows: list[int], images_BCHW: Tensor, number: int) -> dict[str, Tensor]:
         """One step on a global batch; returns its detached loss terms.
@@ -304,6 +296,13 @@ def _full_batch_steps(n_steps: int, epochs: int, epoch: int) -> range:
     """The numbers of an epoch's steps, at least one, where a run's are shared out."""
     first = n_steps * epoch // epochs
     return range(first, max(first + 1, n_steps * (epoch + 1) // epochs))
+
+
+def _batches(train: TrainConfig, images: ImageSet, epoch: int) -> list[Tensor]:
+    """The image numbers of an epoch's global batches."""
+    if train.sampling == "plain":
+        return plain_batches(len(images), train.batch_size, seed=train.seed, epoch=epoch)
+    return balanced_batches(images.domain_N, train.batch_size, seed=train.seed, epoch=epoch)
 
 
 def _mean_losses(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:

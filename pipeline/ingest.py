@@ -157,7 +157,10 @@ def _joined(
     left_out = set(rejected["image_id"].to_pylist())
     usable = [image for image in images if image.image_id not in left_out]
     if not usable:
-        raise UserError(f"source {config.source}: none of its {len(images)} images can be used")
+        reason = rejected["reason"][0].as_py()
+        raise UserError(
+            f"source {config.source}: none of its {len(images)} images can be used ({reason})"
+        )
     usable = common_classes(usable, config.classes)
     ids = pa.array([image.image_id for image in usable], pa.string())
     found = read.take(pc.index_in(ids, value_set=read["image_id"].combine_chunks()))
