@@ -33,7 +33,7 @@ def test_each_blocks_prompts_come_from_one_learned_pair(backbone, task):
         for t, c in zip(learned, model.couplings, strict=True)
     ]
     expected_BE = prompted_features(
-        backbone.tower, images_BCHW, prompts[0], lambda i, _: prompts[1] if i == 1 else None
+        backbone.tower, images_BCHW, prompts[0], lambda *_: prompts[1], depth=2
     )
     torch.testing.assert_close(model.image_features(images_BCHW), expected_BE)
     expected_CE = model.context.captions.features(
