@@ -9,7 +9,7 @@ PORT    ?= 5000
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-faults bench-search bench-sampler bench-train lint format ui lock clean
+.PHONY: help setup search test test-faults bench-search bench-sampler bench-train bench-data lint format ui lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -33,6 +33,9 @@ bench-sampler: $(VENV)/.dev  ## best validation H against trials, for TPE, GP an
 
 bench-train: $(VENV)/.dev  ## time a training step against the frozen forward alone
 	$(BIN)/python -m tests.benchmarks.train_speed $(ARGS)
+
+bench-data: $(VENV)/.dev  ## images a second of ingest and reading, against the decoder and others
+	$(BIN)/python -m tests.benchmarks.data_speed $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -134,7 +134,7 @@ def _features(model: Method, context: Context, manifest: Manifest) -> _Features:
         for batch in batches_of(images, EVAL_BATCH_SIZE)
     ]
     features_NE = torch.cat(shares)
-    table = manifest.table.take(list(rows))
+    table = manifest.columns(["class", "domain"], rows)
     return _Features(
         features_NE,
         np.array(table["class"].to_pylist()),

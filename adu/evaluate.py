@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,9 +138,9 @@ def _scores(counts_2D: Tensor, context: Context, forget: Sequence[str]) -> Score
     )
 
 
-def _sampled_ids(context: Context, rows: Iterable[int], per_domain: int) -> set[str]:
+def _sampled_ids(context: Context, rows: np.ndarray, per_domain: int) -> set[str]:
     """The images of the test split with the smallest hashes, so many of each domain."""
-    table = context.manifest.table.select(["image_id", "domain"]).take(list(rows))
+    table = context.manifest.columns(["image_id", "domain"], rows)
     by_domain: dict[str, list[str]] = {}
     for row in table.to_pylist():
         by_domain.setdefault(row["domain"], []).append(row["image_id"])

@@ -34,6 +34,9 @@ READ_LOG_VARIABLE = "ADU_READ_LOG"
 # the area still find more pixels than a resize of the whole would leave.
 STORED_SIZE_FACTOR = 2
 
+# Images that are looked at before a search starts.
+N_CHECKED = 32
+
 # How often an image is fetched that does not arrive as the manifest has it.
 MAX_FETCHES = 4
 
@@ -114,6 +117,25 @@ def stream_views(
         return image_set(manifest, block, pixels_in_memory(views, len(block)))
 
     yield from ahead(blocks, read)
+
+
+def check_images(manifest: Manifest, n: int = N_CHECKED) -> None:
+    """Sees whether some images, spread over the manifest, may be read; none of them is.
+
+    Test images are read last, maybe after days of search: it is too late then to find that nobody
+    may read them.
+
+    Raises:
+        UserError: Naming an image or shard that is not there or may not be read.
+    """
+    rows = np.unique(np.linspace(0, manifest.n_images - 1, n).astype(np.int64))
+    columns = manifest.columns(["uri", "shard"], rows).to_pydict()
+    urls = {
+        uri if shard is None else storage.join(manifest.url, shard)
+        for uri, shard in zip(columns["uri"], columns["shard"], strict=True)
+    }
+    with ThreadPoolExecutor(n) as pool:
+        list(pool.map(storage.check_readable, sorted(urls)))
 
 
 def stored(max_short_side: int) -> Finish:

@@ -174,7 +174,7 @@ def exists(url: str) -> bool:
             _check_bucket(fs, path)
         return False
     except Exception as error:
-        raise UserError(_explain(url, error)) from error
+        raise _refusal(url, error) from error
 
 
 def check_readable(url: str) -> None:
@@ -190,7 +190,7 @@ def check_readable(url: str) -> None:
                 return
         fs.info(path)
     except Exception as error:
-        raise UserError(_explain(url, error)) from error
+        raise _refusal(url, error) from error
 
 
 def read_bytes(url: str) -> bytes:
@@ -434,6 +434,16 @@ def _profile_settings(profile: str | None) -> dict[str, str]:
     return values | dict(services.get("s3", {}))
 
 
+def _refusal(url: str, error: Exception) -> UserError:
+    """What a look at a file was answered. S3 gives no reason when asked about one object."""
+    if is_s3(url) and isinstance(error, PermissionError):
+        try:
+            _check_bucket(*filesystem_for(url))
+        except Exception as told:
+            return UserError(_explain(url, told))
+    return UserError(_explain(url, error))
+
+
 def _check_bucket(fs: Any, path: str) -> None:
     """Raises what the server says of a bucket; not being allowed to list one is nothing wrong."""
     bucket = path.strip("/").split("/", 1)[0]
@@ -468,6 +478,7 @@ def _connection_errors() -> tuple[type[BaseException], ...]:
     from aiohttp import ClientError
     from botocore.exceptions import (
         ConnectionError,
+        FlexibleChecksumError,
         HTTPClientError,
         IncompleteReadError,
         ReadTimeoutError,
@@ -477,7 +488,7 @@ def _connection_errors() -> tuple[type[BaseException], ...]:
 
     return (
         *(ClientError, ConnectionError, HTTPClientError, ReadTimeoutError),
-        *(IncompleteReadError, ResponseStreamingError, FSTimeoutError),
+        *(IncompleteReadError, ResponseStreamingError, FlexibleChecksumError, FSTimeoutError),
     )
 
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,14 +19,14 @@ from torch import Tensor
 
 from adu.config import StrictModel
 from adu.context import Context
-from adu.data import balanced_batches, plain_batches, train_batch
-from adu.distributed import average_gradients, gather_batch, rank_and_world_size, rank_slice
+from adu.data import ImageSet, balanced_batches, plain_batches
+from adu.distributed import average_gradients, gather_batch
 from adu.evaluate import evaluate_images
 from adu.evolution import Evolution
+from adu.feed import Feed
 from adu.methods import Method, MethodConfig, Output, build_method
 from adu.methods.adu import AduConfig
 from adu.metrics import Scores
-from adu.prefetch import ahead
 
 
 class TrainConfig(StrictModel):
@@ -143,6 +144,7 @@ class Trainer:
             sigma, population = model.evolution.sigma, model.evolution.population
             self._evolution = Evolution(self._parameters, sigma, population, run.train.seed + 1)
         self._epochs_done = 0
+        self._images: Iterator[Tensor] | None = None
 
     def epochs(self) -> Iterator[EpochReport]:
         """Trains the epochs that are left, giving a report after each.
@@ -186,6 +188,7 @@ class Trainer:
         if self._evolution is not None:
             self._evolution.replay(state["evolution"])
         self._epochs_done = state["epoch"]
+        self._images = None
 
     def _run_epoch(self, epoch: int) -> EpochReport:
         assert self._optimizer is not None
@@ -194,7 +197,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             if group["scheduled"]:
                 group["lr"] = lr
-        batches = self._batches(epoch)
+        batches = _batches(self.run.train, self.context.train, epoch)
         steps, wait_s = self._run_steps(batches, epoch)
         losses = _mean_losses(steps, epoch)
         train_s = time.perf_counter() - start_s
@@ -220,32 +223,21 @@ class Trainer:
         self, batches: list[Tensor], epoch: int
     ) -> tuple[list[dict[str, Tensor]], float]:
         """Takes an epoch's steps; returns their loss terms and how long they waited for images."""
+        if self._images is None:
+            self._images = self._feed().start(epoch)
         steps, wait_s = [], 0.0
-        prepared = ahead(batches, lambda rows_B: self._own_images(rows_B.tolist(), epoch))
         for rows_B in batches:
             asked_s = time.perf_counter()
-            images_BCHW = next(prepared)
+            images_BCHW = next(self._images)
             wait_s += time.perf_counter() - asked_s
             steps.append(self._step(rows_B.tolist(), images_BCHW))
         return steps, wait_s
 
-    def _own_images(self, rows: list[int], epoch: int) -> Tensor:
-        """This worker's share of a global batch, augmented on the training device."""
-        own = rows[rank_slice(len(rows), *rank_and_world_size())]
-        return train_batch(
-            self.context.train,
-            own,
-            self._transform,
-            seed=self.run.train.seed,
-            epoch=epoch,
-            device=self.context.device,
-        )
-
-    def _batches(self, epoch: int) -> list[Tensor]:
+    def _feed(self) -> Feed:
         train, images = self.run.train, self.context.train
-        if train.sampling == "plain":
-            return plain_batches(len(images), train.batch_size, seed=train.seed, epoch=epoch)
-        return balanced_batches(images.domain_N, train.batch_size, seed=train.seed, epoch=epoch)
+        batches = partial(_batches, train, images)
+        device = self.context.device
+        return Feed(images, batches, train.epochs, self._transform, train.seed, device)
 
     def _step(self, rows: list[int], images_BCHW: Tensor) -> dict[str, Tensor]:
         """One step of SGD on a global batch; returns its detached loss terms.
@@ -282,6 +274,13 @@ class Trainer:
         """The terms with the parameters of now, which change no image's features."""
         logits_BC = self.model.class_logits(output.features_BE)
         return self.model.losses(Output(logits_BC, output.features_BE), class_B, domain_B)
+
+
+def _batches(train: TrainConfig, images: ImageSet, epoch: int) -> list[Tensor]:
+    """The image numbers of an epoch's global batches."""
+    if train.sampling == "plain":
+        return plain_batches(len(images), train.batch_size, seed=train.seed, epoch=epoch)
+    return balanced_batches(images.domain_N, train.batch_size, seed=train.seed, epoch=epoch)
 
 
 def _mean_losses(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:

@@ -20,6 +20,7 @@ from adu.errors import UserError
 from adu.manifest import Manifest, load_manifest
 from adu.methods import MethodConfig
 from adu.methods.adu import AduConfig
+from adu.reading import check_images
 from adu.trainer import RunConfig, TrainConfig
 from pipeline.executor import ResourcesConfig
 from pipeline.output import STUDIES, Output, open_output, unique_name
@@ -211,7 +212,8 @@ class Plan:
         values = self.config.model_dump(mode="json", by_alias=True, exclude=told)
         if self.config.search.storage is not None:
             values["search"]["storage"] = shown(self.config.search.storage)
-        values["context"] = self.context.model_dump(mode="json")
+        how = {"data": {"read_threads", "cache_gib"}}
+        values["context"] = self.context.model_dump(mode="json", exclude=how)
         return {**values, "forget": self.forget_sets, "manifest_digest": self.manifest.digest}
 
 
@@ -257,13 +259,14 @@ def open_manifest(
         prepare_demo: Gives the demo's manifest, written under a folder if need be.
 
     Raises:
-        UserError: If there is no such manifest or it has too few images.
+        UserError: If there is no such manifest, it has too few images or they cannot be read.
     """
     is_demo = data.manifest == DEMO
     manifest = select_images(
         prepare_demo(parent / "data") if is_demo else load_manifest(data.manifest), data
     )
     manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
+    check_images(manifest)
     return manifest
 
 

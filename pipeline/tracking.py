@@ -39,6 +39,7 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 
+from adu import storage
 from adu.errors import UserError
 from adu.evaluate import TestResult
 from adu.manifest import Manifest
@@ -66,7 +67,7 @@ class Tracker:
     def __init__(self, uri: str | None, output: Path, experiment: str) -> None:
         self.uri = uri or default_uri(output)
         with _quiet():
-            self._client = MlflowClient(self.uri)
+            self._client = open_client(self.uri)
             self._experiment = self._find_experiment(experiment, output, uri is None)
 
     @staticmethod
@@ -295,7 +296,7 @@ class SearchRuns:
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
             raise UserError(f"tracking.uri {uri}: there is no such file")
         with _quiet():
-            self._client = MlflowClient(uri)
+            self._client = open_client(uri)
             experiments = self._client.search_experiments()
         self.experiment = ""
         self.all: list[LoggedRun] = []
@@ -361,6 +362,13 @@ def _logged_run(run: Any) -> LoggedRun:
         start_s,
         (run.info.end_time or run.info.start_time) / 1000,
     )
+
+
+def open_client(uri: str) -> MlflowClient:
+    """MLflow's client, which reaches artifacts in a bucket as `adu.storage` reaches images."""
+    for name, value in storage.mlflow_variables().items():
+        os.environ.setdefault(name, value)
+    return MlflowClient(uri)
 
 
 def default_uri(output: Path) -> str:

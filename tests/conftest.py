@@ -2,10 +2,12 @@
 
 import socket
 import uuid
+from collections.abc import Iterator
 
 import pytest
 
 from adu.storage import filesystem_for
+from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.s3 import s3_server
 
 
@@ -34,3 +36,12 @@ def s3(s3_environment, monkeypatch) -> str:
     bucket = f"test-{uuid.uuid4().hex}"
     filesystem_for(f"s3://{bucket}")[0].mkdir(bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture
+def s3_proxy(s3, s3_environment, monkeypatch) -> Iterator[FaultProxy]:
+    """A proxy that counts and breaks what goes to the bucket `s3`; whole until told otherwise."""
+    with fault_proxy(s3_environment["AWS_ENDPOINT_URL_S3"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        monkeypatch.setenv("ADU_READ_TIMEOUT_S", "1")
+        yield proxy

@@ -16,6 +16,10 @@ from pathlib import Path
 START_TIMEOUT_S = 60
 ACCESS_KEY, SECRET_KEY = "test-key", "test-secret"
 
+# Somebody who may list a bucket and read a part of it.
+GUEST_KEY, GUEST_SECRET = "guest-key", "guest-secret"
+GUEST_BUCKET, GUEST_FOLDER = "guest-bucket", "open"
+
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
@@ -27,7 +31,12 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
                 "name": "tests",
                 "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
                 "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-            }
+            },
+            {
+                "name": "guest",
+                "credentials": [{"accessKey": GUEST_KEY, "secretKey": GUEST_SECRET}],
+                "actions": [f"List:{GUEST_BUCKET}", f"Read:{GUEST_BUCKET}/{GUEST_FOLDER}*"],
+            },
         ]
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +12,7 @@ from PIL import Image
 from adu import reading
 from adu.data import ImageTransform, eval_batch
 from adu.errors import UserError
-from adu.manifest import SCHEMA, load_manifest
+from adu.manifest import load_manifest, write_manifest
 from adu.reading import READ_LOG_VARIABLE, STORED_SIZE_FACTOR, read_images, stream_views
 from adu.shards import write_shard
 from tests.tiny import tiny_manifest
@@ -85,7 +84,7 @@ def packed(tmp_path_factory, manifest):
         shard = write_shard(str(folder), number, images)
         for place, i in enumerate(members):
             rows[i] |= {"shard": shard, "shard_row": place}
-    return replace(manifest, url=str(folder), table=pa.Table.from_pylist(rows, schema=SCHEMA))
+    return write_manifest(str(folder), rows, name="packed", source="tests")
 
 
 def test_packed_images_are_the_same(manifest, packed):
@@ -95,10 +94,11 @@ def test_packed_images_are_the_same(manifest, packed):
     assert all(torch.equal(loose.image(i), found.image(i)) for i in range(len(rows)))
 
 
-def test_a_shard_of_other_images_is_told(packed, manifest):
-    table = packed.table.to_pydict()
-    table["shard_row"][5] = table["shard_row"][5] ^ 1
-    wrong = replace(packed, table=pa.Table.from_pydict(table, schema=SCHEMA))
+def test_a_shard_of_other_images_is_told(packed, tmp_path):
+    rows = packed.table.to_pylist()
+    rows[5]["shard_row"] ^= 1
+    write_manifest(str(tmp_path), rows, name="wrong", source="tests")
+    wrong = replace(load_manifest(str(tmp_path)), url=packed.url)
     with pytest.raises(UserError, match="has changed since"):
         read_images(wrong, [5], 64, 1)
 
@@ -106,6 +106,6 @@ def test_a_shard_of_other_images_is_told(packed, manifest):
 def test_large_shards_are_fetched_in_pieces(packed, manifest, monkeypatch):
     monkeypatch.setattr(reading, "SHARD_PIECE_BYTES", 10_000)
     monkeypatch.setattr(reading, "AHEAD_BYTES", 1)
-    rows = range(manifest.table.num_rows)
+    rows = range(manifest.n_images)
     loose, found = (read_images(each, rows, 64, 2) for each in (manifest, packed))
     assert all(torch.equal(loose.image(i), found.image(i)) for i in rows)

@@ -1,6 +1,11 @@
 """URLs become file systems, and what is wrong with one becomes one line."""
 
+import os
+import pickle
+
 import pytest
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from ray.train._internal.storage import StorageContext
 
 from adu import storage
 from adu.errors import UserError
@@ -74,3 +79,61 @@ def test_a_file_in_the_way_is_told(tmp_path):
 
 def test_an_unknown_protocol_is_told():
     assert "ftpx" in refusal("ftpx://host/path")
+
+
+def test_ray_writes_where_everybody_else_does(s3):
+    fs, path = storage.arrow_filesystem_for(f"{s3}/ray")
+    ray_storage = StorageContext(path, "experiment", storage_filesystem=fs)
+    with ray_storage.storage_filesystem.open_output_stream(f"{path}/experiment/x") as stream:
+        stream.write(b"bytes")
+    assert storage.read_bytes(f"{s3}/ray/experiment/x") == b"bytes"
+
+
+def test_a_file_system_reaches_other_processes(s3):
+    fs, path = pickle.loads(pickle.dumps(storage.arrow_filesystem_for(f"{s3}/file")))
+    with fs.open_output_stream(path) as stream:
+        stream.write(b"bytes")
+    assert storage.read_bytes(f"{s3}/file") == b"bytes"
+
+
+def test_mlflow_is_told_the_same_server(s3, monkeypatch, tmp_path):
+    for name, value in storage.mlflow_variables().items():
+        monkeypatch.setenv(name, value)
+    repository = get_artifact_repository(f"{s3}/artifacts")
+    (tmp_path / "file").write_bytes(b"bytes")
+    repository.log_artifact(str(tmp_path / "file"))
+    assert storage.read_bytes(f"{s3}/artifacts/file") == b"bytes"
+
+
+@pytest.fixture
+def profile(s3, monkeypatch, tmp_path):
+    """The server's settings in a profile, and no variable but its name."""
+    settings = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+    for name in settings:
+        monkeypatch.delenv(name)
+    (tmp_path / "credentials").write_text(
+        f"[tests]\naws_access_key_id={settings['AWS_ACCESS_KEY_ID']}\n"
+        f"aws_secret_access_key={settings['AWS_SECRET_ACCESS_KEY']}\n"
+    )
+    (tmp_path / "config").write_text(
+        "[profile tests]\nregion=eu-west-3\nservices=here\n"
+        f"[services here]\ns3=\n  endpoint_url={settings['AWS_ENDPOINT_URL_S3']}\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "tests")
+    return settings
+
+
+def test_a_profile_says_all_that_the_variables_do(s3, profile):
+    storage.write_bytes(f"{s3}/file", b"bytes")
+    assert storage.read_bytes(f"{s3}/file") == b"bytes"
+    variables = storage.mlflow_variables()
+    assert variables["MLFLOW_S3_ENDPOINT_URL"] == profile["AWS_ENDPOINT_URL_S3"]
+    assert variables["AWS_DEFAULT_REGION"] == "eu-west-3"
+
+
+def test_a_profile_that_is_not_there_is_told(profile, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(UserError, match="AWS_PROFILE 'nobody': no such profile"):
+        storage.filesystem_for("s3://bucket/x")
