@@ -8,6 +8,7 @@ it (see `Output.commit`), so that a process on another machine can go on from th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -96,6 +97,10 @@ class Output:
     def forget_unfinished(self, study: str) -> None:
         """Removes what was kept of a study that is finished now."""
         storage.remove(storage.join(self.url, UNFINISHED, study), recursive=True)
+        if self.is_local:
+            # That of another study may still be in there.
+            with contextlib.suppress(OSError):
+                (self.work / UNFINISHED).rmdir()
 
     def commit(self) -> None:
         """Returns once what the journal holds would survive the loss of this machine.
