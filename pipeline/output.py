@@ -299,7 +299,7 @@ class _Copies:
         self._lease = lease
         self._copied: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._lost: LeaseLostError | None = None
+        self._lost: OutputLostError | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="output")
 
@@ -317,10 +317,14 @@ class _Copies:
 
     def commit(self) -> None:
         """Copies the journal; see `Output.commit`."""
+        if self._lost is not None:
+            raise self._lost
         try:
             patiently(self._url, self._commit)
         except (LeaseLostError, UserError) as error:
-            raise OutputLostError(str(error)) from error
+            # For good: what follows from a failure here must not get into the copies.
+            self._lost = OutputLostError(str(error))
+            raise self._lost from error
 
     def stop(self) -> None:
         """Copies no more."""
@@ -337,19 +341,16 @@ class _Copies:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _commit(self) -> None:
-        if self._lost is not None:
-            raise self._lost
         self._lease.check()
         self._copy(JOURNAL)
 
     def _keep(self) -> None:
-        while not self._stop.wait(HEARTBEAT_S):
+        while not self._stop.wait(HEARTBEAT_S) and self._lost is None:
             try:
                 self._lease.beat()
                 self._copy_all()
             except LeaseLostError as error:
-                self._lost = error
-                return
+                self._lost = OutputLostError(str(error))
             except UserError as error:
                 # The store is away. Whoever needs it waits for it, see `commit`.
                 print(f"output {error}", file=sys.stderr, flush=True)
