@@ -8,6 +8,7 @@ it (see `Output.commit`), so that a process on another machine can go on from th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -96,6 +97,10 @@ class Output:
     def forget_unfinished(self, study: str) -> None:
         """Removes what was kept of a study that is finished now."""
         storage.remove(storage.join(self.url, UNFINISHED, study), recursive=True)
+        if self.is_local:
+            # That of another study may still be in there.
+            with contextlib.suppress(OSError):
+                (self.work / UNFINISHED).rmdir()
 
     def commit(self) -> None:
         """Returns once what the journal holds would survive the loss of this machine.
@@ -294,7 +299,7 @@ class _Copies:
         self._lease = lease
         self._copied: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._lost: LeaseLostError | None = None
+        self._lost: OutputLostError | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="output")
 
@@ -312,10 +317,14 @@ class _Copies:
 
     def commit(self) -> None:
         """Copies the journal; see `Output.commit`."""
+        if self._lost is not None:
+            raise self._lost
         try:
             patiently(self._url, self._commit)
         except (LeaseLostError, UserError) as error:
-            raise OutputLostError(str(error)) from error
+            # For good: what follows from a failure here must not get into the copies.
+            self._lost = OutputLostError(str(error))
+            raise self._lost from error
 
     def stop(self) -> None:
         """Copies no more."""
@@ -332,19 +341,16 @@ class _Copies:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _commit(self) -> None:
-        if self._lost is not None:
-            raise self._lost
         self._lease.check()
         self._copy(JOURNAL)
 
     def _keep(self) -> None:
-        while not self._stop.wait(HEARTBEAT_S):
+        while not self._stop.wait(HEARTBEAT_S) and self._lost is None:
             try:
                 self._lease.beat()
                 self._copy_all()
             except LeaseLostError as error:
-                self._lost = error
-                return
+                self._lost = OutputLostError(str(error))
             except UserError as error:
                 # The store is away. Whoever needs it waits for it, see `commit`.
                 print(f"output {error}", file=sys.stderr, flush=True)

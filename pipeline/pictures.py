@@ -46,11 +46,16 @@ def study_pictures(
     """
     before, after = outcome_before.test, outcome_after.test
     maps = _feature_maps(before, after)
+    # Over all seeds, where the pictures of features show the first.
+    mean_before, mean_after = (
+        study.finals[stage].test if stage in study.finals else result.scores
+        for stage, result in (("zero_shot", before), ("best", after))
+    )
     draw = {
         "mem_against_for.png": lambda figure: draw_trade_off(figure.subplots(), study),
         "history.png": lambda figure: draw_history(figure.subplots(), study),
         "accuracy_by_domain.png": lambda figure: draw_domains(
-            figure.subplots(), study, before.scores, after.scores
+            figure.subplots(), study, mean_before, mean_after
         ),
         "features.png": lambda figure: draw_features(
             figure.subplots(1, 2), maps, (before, after), domains, study.forget
@@ -71,7 +76,7 @@ def study_pictures(
     bars, first, second = bottom.subplots(1, 3, width_ratios=(1.2, 1, 1))
     draw_trade_off(scatter, study)
     draw_history(history, study)
-    draw_domains(bars, study, before.scores, after.scores)
+    draw_domains(bars, study, mean_before, mean_after)
     draw_features(np.array([first, second]), maps, (before, after), domains, study.forget)
     pictures["report.png"] = _png(figure)
     return pictures

@@ -30,6 +30,7 @@ from pipeline.plan import TrackingConfig
 from pipeline.records import STAGES
 from pipeline.report_pictures import study_charts
 from pipeline.samplers import shown
+from pipeline.summary import judgement
 from pipeline.tracking import LoggedRun, SearchRuns, Tracker, default_uri
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -195,9 +196,8 @@ def _gain(by_stage: Mapping[str, Sequence[LoggedRun]]) -> str:
         return "There is no final run to compare with the paper's defaults."
     spread = f" ± {stdev(gains):.1f}" if len(gains) > 1 else ""
     seeds = f"{len(gains)} seed{'s' * (len(gains) > 1)}"
-    verdict = "beat" if mean(gains) > 0 else "did not beat"
     return (
-        f"The search {verdict} the paper's defaults: {mean(gains):+.1f}{spread} points of H "
+        f"The search {judgement(gains)}: {mean(gains):+.1f}{spread} points of H "
         f"on test images, seed by seed ({seeds})."
     )
 
@@ -284,12 +284,18 @@ def _time(runs: SearchRuns) -> dict[str, str]:
     first = min(run.start_s for run in runs.all)
     last = max(run.end_s for run in runs.all)
     time = {
-        "from the first run to the end of the last": f"{(last - first) / 60:.1f} min",
-        "executor time of all trials": f"{sum(wall_s) / 3600:.2f} h",
+        "from the first run to the end of the last": _duration(last - first),
+        "executor time of all trials": _duration(sum(wall_s)),
     }
     if wall_s:
-        time["a trial, on average"] = f"{mean(wall_s):.1f} s"
+        time["a trial, on average"] = _duration(mean(wall_s))
     return time
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -63,7 +63,7 @@ def _front(axes: Axes, trials: Sequence[FrozenTrial]) -> None:
         [mem for mem, _ in points], [for_ for _, for_ in points], s=30, color=GREY, label="trial"
     )
     axes.plot(
-        [mem for mem, _ in front], [for_ for _, for_ in front], "o-", color=ORANGE, label="front"
+        [mem for mem, _ in front], [for_ for _, for_ in front], "s-", color=ORANGE, label="front"
     )
     axes.set(xlabel="Mem, %", ylabel="For, %", xlim=(0, 103), ylim=(0, 103))
     axes.legend(fontsize=8, loc="lower left")
@@ -123,6 +123,9 @@ def _parallel(axes: Axes, trials: Sequence[FrozenTrial]) -> None:
     axes.set_xticks(range(len(names) + 1), [*map(short_name, names), "H"], fontsize=8)
     axes.set(ylim=(-0.05, 1.05), xlim=(-0.1, len(names) + 0.25))
     axes.set_yticks([])
+    axes.plot([], [], color=ORANGE, linewidth=2.5, label="best")
+    axes.plot([], [], color=BLUE, linewidth=1.0, label="others, the better the darker")
+    axes.legend(fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     for height in (0, 0.5, 1):
         axes.text(len(names) + 0.03, height, f"{100 * height:.0f} %", fontsize=7, va="center")
 

@@ -283,6 +283,8 @@ class StudySearch(Searcher):
         for trial in self._trials(TrialState.WAITING):
             self._study.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
             self._optuna.tell(trial.number, state=TrialState.FAIL)
+        # Tune takes an exception of a searcher's for a trial's: here at the latest it is noticed.
+        self._study.commit()
 
     def save(self, checkpoint_path: str) -> None:
         """Writes nothing: Optuna's storage has it all."""

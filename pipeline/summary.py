@@ -98,11 +98,17 @@ def verdict(study: StudyRecord) -> str:
     if len(gains) > 1:
         points += f" ± {_deviation(gains):.1f}"
     points += f" points of H, {len(gains)} seed{'s' * (len(gains) > 1)}"
+    return f"{name}: the search {judgement(gains)} ({points})."
+
+
+def judgement(gains: Sequence[float]) -> str:
+    """Whether points of H, seed by seed, are better than the paper's defaults; in words."""
+    gain = sum(gains) / len(gains)
     if gain <= 0:
-        return f"{name}: the search did NOT beat the paper's defaults ({points})."
+        return "did NOT beat the paper's defaults"
     if len(gains) > 1 and gain < _deviation(gains):
-        return f"{name}: the search beat the paper's defaults by less than seeds differ ({points})."
-    return f"{name}: the search beat the paper's defaults ({points})."
+        return "beat the paper's defaults by less than seeds differ"
+    return "beat the paper's defaults"
 
 
 def paired_gains(study: StudyRecord) -> list[float]:

@@ -52,6 +52,9 @@ TRIAL_TAG = "adu.trial_id"
 STUDY_TAG = "adu.study"
 STAGE_TAG = "adu.stage"
 
+# So that MLflow's UI opens an experiment as one about training, not about prompts.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+
 CHECK_TIMEOUT_S = 5
 
 
@@ -243,7 +246,7 @@ class Tracker:
             return found.experiment_id
         place = (output.absolute().parent / "artifacts" / name).as_uri() if embedded else None
         try:
-            return self._client.create_experiment(name, artifact_location=place)
+            return self._client.create_experiment(name, artifact_location=place, tags=KIND)
         except MlflowException:
             # Another search has just created it.
             found = self._client.get_experiment_by_name(name)

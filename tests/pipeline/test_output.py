@@ -11,7 +11,7 @@ from adu import storage
 from adu.errors import UserError
 from pipeline import output as output_module
 from pipeline import patience
-from pipeline.lease import LeaseLostError
+from pipeline.lease import STALE_S
 from pipeline.output import open_output, point_latest
 
 ROOT = Path(__file__).parents[2]
@@ -175,14 +175,23 @@ def test_a_store_that_is_away_is_waited_for_and_then_given_up(s3, monkeypatch):
     monkeypatch.setattr(patience, "OUTAGE_S", 0.0)
     with pytest.raises(output_module.OutputLostError, match="cannot connect"):
         output.commit()
-    output.discard()
+    # What came of that is not for the search that goes on from there.
+    monkeypatch.setattr(storage, "write_bytes", real)
+    output.journal.write_text("line\nline\na failure that is none\n")
+    output.close()
+    assert storage.read_bytes(f"{s3}/out/optuna.journal") == b"line\n"
 
 
 def test_a_search_whose_output_was_taken_over_writes_no_more(s3):
     output = open_output(f"{s3}/out", IDENTITY, resume=False)
     output.journal.write_text("line\n")
-    output._copies._lost = LeaseLostError("output: taken over by another search")
-    with pytest.raises(output_module.OutputLostError, match="taken over"):
-        output.commit()
+    lock = f"{output.url}/.lock"
+    holder = json.loads(storage.read_bytes(lock))
+    storage.write_bytes(lock, json.dumps({**holder, "owner": "another"}).encode())
+    # As if it had been away for so long that it must ask.
+    output._copies._lease._beat_at -= STALE_S
+    for _ in range(2):
+        with pytest.raises(output_module.OutputLostError, match="taken over by another search"):
+            output.commit()
     output.close()
     assert not storage.exists(f"{s3}/out/optuna.journal")

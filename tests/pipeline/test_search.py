@@ -425,7 +425,6 @@ def refused(capsys, *arguments) -> str:
         ({"tracking.uri": "http://127.0.0.1:9"}, "tracking.uri http://127.0.0.1:9: no MLflow"),
         ({"output": "s3://bucket/out"}, "tracking.uri: must be set where the output is a URL"),
         ({"output": "/proc/search"}, "output /proc/search: cannot be written"),
-        ({"resources.start_timeout_s": 0.5}, "resources: executors not ready within 0.5 s: asked"),
         ({"resources.executors": 5000}, "5000 executors of 1 worker need 5000 x 1 CPU"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -441,6 +440,17 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(data, tmp_path, capsys,
     file = write_config(tmp_path / "search.yaml", values)
     assert says in refused(capsys, "--config", file)
     assert not (tmp_path / "results" / "out").exists()
+
+
+def test_executors_that_do_not_start_in_time_are_told_of(data, tmp_path):
+    values = config(data) | {"output": str(tmp_path / "out")}
+    values["resources"]["start_timeout_s"] = 0.5
+    file = write_config(tmp_path / "search.yaml", values)
+    code, _, err = commands.run("search.py", ["--config", file])
+    assert code == 2, err
+    assert "error: resources: executors not ready within 0.5 s: asked for 2 x 1 workers" in err
+    assert "free in the cluster: " in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_job_needs_an_absolute_output(data, tmp_path, capsys, monkeypatch):
