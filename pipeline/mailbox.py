@@ -98,7 +98,7 @@ class Workers:
 
 
 class Mailboxes:
-    """The mailboxes of a pool: one Ray actor for all, as a process each would cost 70 MB.
+    """The mailboxes of a pool: one Ray actor for all, not a process for each.
 
     Args:
         n_workers: Workers of each executor.
