@@ -21,7 +21,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from adu.resample import resize_batch, resize_together
 from adu.trainer import RunConfig, Trainer
 from pipeline.ingest import IngestConfig, ingest
 from tests.benchmarks import manifest_scale
-from tests.benchmarks.ingest_speed import _make_images as make_images
+from tests.benchmarks.ingest_speed import make_images
 from tests.s3 import s3_server
 
 PACS = Path(__file__).resolve().parents[3] / "shared" / "data" / "pacs"
@@ -236,15 +236,14 @@ def table(rates: dict[str, float]) -> Table:
     return shown
 
 
-def folders(given: Path | None, scratch: Path) -> Iterator[Path]:
+def images_folder(given: Path | None, scratch: Path) -> Path:
     """The images to measure with."""
     if given is not None:
-        yield given
-    elif PACS.is_dir():
-        yield PACS
-    else:
-        make_images(scratch / "images")
-        yield scratch / "images"
+        return given
+    if PACS.is_dir():
+        return PACS
+    make_images(scratch / "images")
+    return scratch / "images"
 
 
 def main() -> None:
@@ -256,7 +255,7 @@ def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        images = next(folders(arguments.images, scratch))
+        images = images_folder(arguments.images, scratch)
         rates = measure_reading(images, scratch, arguments.repeats)
         console.print(table(rates))
         augmented = measure_augmentation(images, arguments.repeats)
