@@ -21,7 +21,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from adu.resample import resize_batch, resize_together
 from adu.trainer import RunConfig, Trainer
 from pipeline.ingest import IngestConfig, ingest
 from tests.benchmarks import manifest_scale
-from tests.benchmarks.ingest_speed import _make_images as make_images
+from tests.benchmarks.ingest_speed import make_images
 from tests.s3 import s3_server
 
 PACS = Path(__file__).resolve().parents[3] / "shared" / "data" / "pacs"
@@ -51,25 +51,28 @@ TRANSFORM = ImageTransform(SIZE, (0.5,) * 3, (0.5,) * 3)
 CORES = len(os.sched_getaffinity(0))
 PEER_BATCH = 64
 PIECE = 50
+LIMIT = "Pillow alone: the limit"
 BUCKET = "bench"
 
 
-def rate(n_images: int, work: Callable[[], object], repeats: int) -> float:
-    """Images a second, the median of some runs after one to warm up."""
-    times_s = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        work()
-        times_s.append(time.perf_counter() - started)
-    return n_images / statistics.median(times_s[1:])
+def rates_of(
+    n_images: int, works: dict[str, Callable[[], object]], repeats: int
+) -> dict[str, float]:
+    """Images a second: the best run of each, in rounds, so that all see the same machine."""
+    best_s = dict.fromkeys(works, float("inf"))
+    for number in range(repeats + 1):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            if number > 0:  # the first round warms up
+                best_s[name] = min(best_s[name], time.perf_counter() - started)
+    return {name: n_images / seconds for name, seconds in best_s.items()}
 
 
-def limit(files: list[Path], repeats: int) -> float:
+def limit(files: list[Path], pool: ProcessPoolExecutor) -> Callable[[], object]:
     """Pillow alone, on all cores."""
     pieces = [files[start : start + PIECE] for start in range(0, len(files), PIECE)]
-    # "spawn": reading has threads, and a forked process would have their locks.
-    with ProcessPoolExecutor(CORES, multiprocessing.get_context("spawn")) as pool:
-        return rate(len(files), lambda: list(pool.map(decode, pieces)), repeats)
+    return lambda: list(pool.map(decode, pieces))
 
 
 def decode(files: list[Path]) -> None:
@@ -130,41 +133,46 @@ def ray_images(folder: Path) -> Callable[[], object]:
     return work
 
 
-def measure_reading(
-    images: Path, scratch: Path, repeats: int, console: Console
-) -> dict[str, float]:
+def measure_reading(images: Path, scratch: Path, repeats: int) -> dict[str, float]:
     """All rows of the first table, by name; images a second."""
     files = sorted(file for file in images.rglob("*") if file.suffix in (".jpg", ".png"))
-    n = len(files)
-    rates = {"limit": limit(files, repeats)}
-
-    def add(name: str, work: Callable[[], object]) -> None:
-        rates[name] = rate(n, work, repeats)
-        console.print(f"{name:32} {rates[name]:8.0f}", highlight=False)
-
-    def ingesting(source: str, out: str, **options: object) -> Callable[[], object]:
-        config = {"source": source, "out": out, "overwrite": True, **options}
-        return lambda: ingest(IngestConfig.model_validate(config))
-
-    console.print(f"{'limit':32} {rates['limit']:8.0f}", highlight=False)
-    local, packed = str(scratch / "loose"), str(scratch / "packed")
-    add("ingest", ingesting(str(images), local))
-    add("ingest --pack", ingesting(str(images), packed, pack=True))
-    add("read loose", read(local))
-    add("read packed", read(packed))
-    add("torchvision ImageFolder", image_folder(images))
-    with s3_server(scratch / "s3") as environment:
+    n, url = len(files), f"s3://{BUCKET}"
+    loose, packed = str(scratch / "loose"), str(scratch / "packed")
+    # "spawn": reading has threads, and a forked process would have their locks.
+    with (
+        ProcessPoolExecutor(CORES, multiprocessing.get_context("spawn")) as pool,
+        s3_server(scratch / "s3") as environment,
+    ):
+        works = {
+            LIMIT: limit(files, pool),
+            "torchvision ImageFolder": image_folder(images),
+            "ingest": ingesting(str(images), loose),
+            "ingest --pack": ingesting(str(images), packed, pack=True),
+        }
+        rates = rates_of(n, works, repeats)
         os.environ.update(environment)
-        url = f"s3://{BUCKET}"
         fs, _ = storage.filesystem_for(url)
         fs.mkdir(BUCKET)
         fs.put(str(images), f"{BUCKET}/images", recursive=True)
-        add("ingest, S3", ingesting(f"{url}/images", f"{url}/loose"))
         ingesting(f"{url}/images", f"{url}/packed", pack=True)()
-        add("read loose, S3", read(f"{url}/loose"))
-        add("read packed, S3", read(f"{url}/packed"))
-    add("ray.data.read_images", ray_images(images))
-    return rates
+        rates |= rates_of(n, {"ingest, S3": ingesting(f"{url}/images", f"{url}/loose")}, repeats)
+        works = {
+            LIMIT: limit(files, pool),
+            "read loose": read(loose),
+            "read packed": read(packed),
+            "read loose, S3": read(f"{url}/loose"),
+            "read packed, S3": read(f"{url}/packed"),
+        }
+        again = rates_of(n, works, repeats)
+        rates[LIMIT] = max(rates[LIMIT], again.pop(LIMIT))
+        rates |= again
+    return rates | rates_of(n, {"ray.data.read_images": ray_images(images)}, repeats)
+
+
+def ingesting(source: str, out: str, **options: object) -> Callable[[], object]:
+    """An ingest from the start, each time."""
+    config = {"source": source, "out": out, "overwrite": True, **options}
+    return lambda: ingest(IngestConfig.model_validate(config))
 
 
 def measure_augmentation(images: Path, repeats: int) -> dict[str, float]:
@@ -185,15 +193,12 @@ def measure_augmentation(images: Path, repeats: int) -> dict[str, float]:
 
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    rates = {
-        "train_batch": rate(
-            len(data),
-            lambda: train_batch(data, range(len(data)), TRANSFORM, seed=0, epoch=0),
-            repeats,
-        ),
-        "resize, one by one": rate(len(data), resizing(resize_batch), repeats),
-        "resize, matrix products": rate(len(data), resizing(resize_together), repeats),
+    works = {
+        "train_batch": augment,
+        "resize, one by one": resizing(resize_batch),
+        "resize, matrix products": resizing(resize_together),
     }
+    rates = rates_of(len(data), works, repeats)
     torch.set_num_threads(n_threads)
     return rates
 
@@ -227,19 +232,18 @@ def table(rates: dict[str, float]) -> Table:
     for name in ("", "images/s", "of the limit"):
         shown.add_column(name, justify="left" if name == "" else "right")
     for name, value in rates.items():
-        shown.add_row(name, f"{value:.0f}", f"{100 * value / rates['limit']:.0f} %")
+        shown.add_row(name, f"{value:.0f}", f"{100 * value / rates[LIMIT]:.0f} %")
     return shown
 
 
-def folders(given: Path | None, scratch: Path) -> Iterator[Path]:
+def images_folder(given: Path | None, scratch: Path) -> Path:
     """The images to measure with."""
     if given is not None:
-        yield given
-    elif PACS.is_dir():
-        yield PACS
-    else:
-        make_images(scratch / "images")
-        yield scratch / "images"
+        return given
+    if PACS.is_dir():
+        return PACS
+    make_images(scratch / "images")
+    return scratch / "images"
 
 
 def main() -> None:
@@ -251,8 +255,8 @@ def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        images = next(folders(arguments.images, scratch))
-        rates = measure_reading(images, scratch, arguments.repeats, console)
+        images = images_folder(arguments.images, scratch)
+        rates = measure_reading(images, scratch, arguments.repeats)
         console.print(table(rates))
         augmented = measure_augmentation(images, arguments.repeats)
         console.print({f"augment: {name}": round(value) for name, value in augmented.items()})

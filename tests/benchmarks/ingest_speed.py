@@ -87,11 +87,11 @@ def _folder(images: Path | None) -> Iterator[Path]:
         yield images
         return
     with tempfile.TemporaryDirectory() as made_up:
-        _make_images(Path(made_up))
+        make_images(Path(made_up))
         yield Path(made_up)
 
 
-def _make_images(folder: Path) -> None:
+def make_images(folder: Path) -> None:
     """Structure at several scales, so that files are as large as photographs are (80 KB)."""
     rng = np.random.default_rng(0)
     for i in range(N_IMAGES):
