@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,16 +153,18 @@ def _start_missing(state: State, say: Say) -> None:
     _check_ports([server for server in servers if server.name not in state.running])
     waiting, working = list(servers), set[str]()
     starting: list[Server] = []
+    starts = Counter[str]()
     deadline = time.monotonic() + START_TIMEOUT_S
     while waiting or starting:
         for server in [s for s in waiting if working.issuperset(s.needs)]:
             waiting.remove(server)
             starting.append(server)
-            if server.name not in state.running:
-                _start(server, state)
-                say(f"{server.name}: starting")
         for server in list(starting):
-            if _works(server, state, time.monotonic() > deadline):
+            if server.name not in state.running and starts[server.name] < server.starts:
+                say(f"{server.name}: starting{' again' if starts[server.name] else ''}")
+                starts[server.name] += 1
+                _start(server, state)
+            elif _works(server, state, time.monotonic() > deadline):
                 server.set_up()
                 starting.remove(server)
                 working.add(server.name)

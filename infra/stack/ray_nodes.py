@@ -32,6 +32,8 @@ class RayNode(Server):
         sockets: Short path of the folder ``ray``: a socket's path has 107 characters at most.
     """
 
+    # Ray gives a node 30 s, which it may need on a machine with much else to do.
+    starts: ClassVar[int] = 3
     ip: str
 
     def __init__(self, settings: Settings, secrets: Secrets, sockets: Path) -> None:

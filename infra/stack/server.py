@@ -28,11 +28,13 @@ class Server(ABC):
         name: What people call it.
         needs: Names of the servers that must work before it starts.
         stop_signal: Asks it to end.
+        starts: How often it is started if it ends before it works.
     """
 
     name: str
     needs: ClassVar[tuple[str, ...]] = ()
     stop_signal: ClassVar[int] = signal.SIGTERM
+    starts: ClassVar[int] = 1
 
     def __init__(self, settings: Settings, secrets: Secrets) -> None:
         self.settings = settings

@@ -45,7 +45,9 @@ class State:
             "sockets": str(self.sockets),
             "processes": {name: asdict(process) for name, process in self.processes.items()},
         }
-        storage.write_bytes(str(self.settings.folder / FILE), json.dumps(values, indent=2).encode())
+        temporary = self.settings.folder / f".{FILE}"
+        temporary.write_text(json.dumps(values, indent=2))
+        temporary.replace(self.settings.folder / FILE)
 
     def forget(self) -> None:
         """Removes the file, once nothing runs."""

@@ -31,8 +31,7 @@ def test_a_port_in_use_is_named(folder):
         done = run("up", folder, *port_flags(), f"--mlflow-port={port}")
     assert done.returncode == 2
     assert done.stderr == (
-        f"error: mlflow: port {port} is in use (give another one: "
-        f'make up ARGS="--mlflow-port N")\n'
+        f'error: mlflow: port {port} is in use (give another one: make up ARGS="--mlflow-port N")\n'
     )
     assert not (folder / "state.json").exists()
 
