@@ -78,7 +78,7 @@ def bring_up(settings: Settings, say: Say) -> None:
         UserError: If it cannot start here as asked; nothing has been started.
         StartError: If a server does not work; what was started has been stopped.
     """
-    _create_folder(settings.folder)
+    create_folder(settings.folder)
     with hold(settings.folder):
         state = load_state(settings.folder)
         if state is None or not state.running:
@@ -131,7 +131,12 @@ def _health(server: Server, state: State) -> Health:
         return Health(server.name, server.address, process.pid, False, reason)
 
 
-def _create_folder(folder: Path) -> None:
+def create_folder(folder: Path) -> None:
+    """Makes a stack's folder, of which neither Git nor Ray takes anything.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
     try:
         if not folder.exists():
             folder.mkdir(parents=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import stat
+import zipfile
 from pathlib import Path
 
+from ray._private.runtime_env.packaging import create_package
+
+from infra.stack.lifecycle import create_folder
 from infra.stack.secret_files import NAMES, Secrets, shell_script
 from infra.stack.settings import Settings
 from tests.infra.stacks import environment
@@ -35,3 +39,15 @@ def test_the_file_to_source_sets_secrets_without_holding_them(tmp_path):
     assert found["PGPASSWORD"] == secrets.read("postgres-search")
     assert Path(found["RAY_AUTH_TOKEN_PATH"]).read_text() == secrets.read("ray-token")
     assert found["OPTUNA_STORAGE"] == "postgresql+psycopg://search@127.0.0.1:55432/studies"
+
+
+def test_a_job_does_not_take_the_stack_with_its_working_directory(tmp_path):
+    project = tmp_path / "project"
+    folder = project / "mine" / "stack"
+    create_folder(folder)
+    Secrets(folder / "secrets").create()
+    (project / "code.py").write_text("print()")
+    package = tmp_path / "package.zip"
+    create_package(str(project), package, include_gitignore=True, excludes=[])
+    with zipfile.ZipFile(package) as archive:
+        assert [name for name in archive.namelist() if not name.endswith("/")] == ["code.py"]
