@@ -13,6 +13,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 
+import psutil
+
 from infra.stack.processes import Process
 from infra.stack.settings import Ports
 from infra.stack.state import load_state
@@ -71,3 +73,11 @@ def environment(folder: Path) -> dict[str, str]:
     )
     lines = found.stdout.decode().rstrip("\0").split("\0")
     return dict(line.split("=", 1) for line in lines)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, even if nobody has taken notice of it."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -9,9 +9,8 @@ import sys
 import time
 from dataclasses import replace
 
-import psutil
-
 from infra.stack import processes
+from tests.infra.stacks import is_gone
 
 # A server whose children leave its process group and outlive it.
 SERVER = """
@@ -30,10 +29,6 @@ def start(tmp_path, code=SERVER):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return process, int(log.read_text())
-
-
-def is_gone(pid):
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_server_ends_with_all_that_it_started(tmp_path):

@@ -34,7 +34,7 @@ from infra.stack.secret_files import NAMES
 from infra.stack.settings import MLFLOW_BUCKET, SEARCH_BUCKET
 from tests.infra.conftest import planted
 from tests.infra.debian import need_chromium
-from tests.infra.stacks import ROOT, environment, processes, run
+from tests.infra.stacks import ROOT, environment, is_gone, processes, run
 from tests.tiny import tiny_backbone, tiny_images
 
 pytestmark = pytest.mark.stack
@@ -337,5 +337,7 @@ def test_it_ends_with_all_its_processes(stack):
     assert done.returncode == 0
     assert done.stdout.startswith("stopped s3, postgres, ")
     assert not [server for server in servers.values() if server.session()]
-    assert not [pid for pid in started if psutil.pid_exists(pid)]
+    assert all(is_gone(pid) for pid in started)
+    lines = [" ".join(found.info["cmdline"] or ()) for found in psutil.process_iter(["cmdline"])]
+    assert not [line for line in lines if str(stack) in line]
     assert run("down", stack).stdout == "nothing runs\n"
