@@ -5,11 +5,12 @@ VENV    ?= .venv
 BIN     := $(VENV)/bin
 RESULTS ?= results
 PORT    ?= 5000
+STACK   ?= $(RESULTS)/stack
 # Anything to hand on to the search, such as ARGS="--forget sketch --trials 20".
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-faults bench-search bench-sampler bench-scale bench-train bench-data lint format ui lock clean
+.PHONY: help setup search test test-faults bench-search bench-sampler bench-scale bench-train bench-data lint format ui up down status lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -52,6 +53,15 @@ format: $(VENV)/.dev  ## let ruff mend and format the code
 ui: $(VENV)/.runtime  ## open the MLflow UI on the last results (http://127.0.0.1:5000)
 	@test -f $(RESULTS)/mlflow.db || { echo "no results yet: run 'make search' first" >&2; exit 2; }
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(RESULTS)/mlflow.db --default-artifact-root $(RESULTS)/artifacts --host 127.0.0.1 --port $(PORT)
+
+up: $(VENV)/.dev  ## start a production-like stack here: object store, PostgreSQL, MLflow, Ray nodes
+	$(BIN)/python infra/stack/stack.py up --folder $(STACK) $(ARGS)
+
+down: $(VENV)/.dev  ## stop that stack; its data stay
+	$(BIN)/python infra/stack/stack.py down --folder $(STACK)
+
+status: $(VENV)/.dev  ## show the stack's addresses and whether each server works
+	$(BIN)/python infra/stack/stack.py status --folder $(STACK)
 
 lock: $(VENV)/bin/python  ## pin exact versions anew after a change of pyproject.toml
 	$(UV) pip compile pyproject.toml --python-version 3.11 --upgrade --quiet --no-header --no-emit-index-url --annotation-style line -o requirements.txt

@@ -50,6 +50,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     command += [f"-s3.config={folder / 'identities.json'}", "-master.volumeSizeLimitMB=64"]
     # Every bucket takes several volumes; they are empty files until something is written.
     command += ["-volume.max=1000", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command += ["-master.telemetry=false"]
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:

@@ -11,10 +11,9 @@ import shutil
 
 import pytest
 
-from pipeline.command import load_config
-from pipeline.executor import ResourcesConfig, count_executors
+from pipeline.command import join_domains, load_config
+from pipeline.executor import count_executors
 from pipeline.plan import SHORTCUTS, SearchConfig
-from pipeline.search import _join_domains
 from tests.infra.manifests import (
     INFRA,
     OVERLAYS,
@@ -58,12 +57,10 @@ def config_of(job) -> SearchConfig:
     """What the entrypoint asks for, the variables left as they are."""
     python, script, *arguments = shlex.split(job["entrypoint"])
     assert (python, script) == ("python", "pipeline/search.py")
-    if "--resources.autoscale" in arguments and "autoscale" not in ResourcesConfig.model_fields:
-        pytest.skip("the search cannot wait for a cluster that grows yet (resources.autoscale)")
     # The file is named from the image's working directory, which is laid out as this repository.
     place = arguments.index("--config") + 1
     arguments[place] = str(ROOT / arguments[place])
-    return load_config(SearchConfig, SHORTCUTS, _join_domains(arguments))
+    return load_config(SearchConfig, SHORTCUTS, join_domains(arguments))
 
 
 def node_of(group) -> dict[str, float]:
