@@ -186,14 +186,30 @@ class Context:
         return self.cache.get(key, n_bytes, write)
 
     def _view_bytes(self, rows: np.ndarray) -> int:
-        return len(rows) * 3 * self.backbone.transform.image_size**2
+        return view_bytes(len(rows), self.backbone.transform.image_size)
 
     def _stored_bytes(self, rows: np.ndarray) -> int:
-        """Size of decoded images, reduced where they are large."""
-        sizes = self.manifest.columns(["width", "height"], rows)
-        width_N, height_N = (sizes[name].to_numpy() for name in ("width", "height"))
-        factor_N = np.minimum(1, self._stored_size / np.minimum(width_N, height_N))
-        return int((3 * width_N * height_N * factor_N**2).sum())
+        return stored_bytes(self.manifest, rows, self.backbone.transform.image_size)
+
+
+def view_bytes(n_images: int, image_size: int) -> int:
+    """Memory of images as evaluation sees them."""
+    return n_images * 3 * image_size**2
+
+
+def stored_bytes(manifest: Manifest, rows: np.ndarray, image_size: int) -> int:
+    """Memory of decoded training images, reduced where they are large.
+
+    Args:
+        manifest: Lists them.
+        rows: Their row numbers.
+        image_size: Of the model, in pixels.
+    """
+    sizes = manifest.columns(["width", "height"], rows)
+    width_N, height_N = (sizes[name].to_numpy() for name in ("width", "height"))
+    stored_size = STORED_SIZE_FACTOR * image_size
+    factor_N = np.minimum(1, stored_size / np.minimum(width_N, height_N))
+    return int((3 * width_N * height_N * factor_N**2).sum())
 
 
 def load_context(

@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import time
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from adu.context import STORED_SIZE_FACTOR
+from adu.context import stored_bytes, view_bytes
 from adu.openclip import forward_flops, image_side
 from pipeline.executor import count_executors
 from pipeline.plan import Plan, study_name
@@ -109,8 +108,8 @@ def _sizing(plan: Plan) -> list[str]:
     memory_gib = few_shot_bytes(plan) / 2**30
     lines = [
         f"sizing     {n_executors} executor{'s' * (n_executors > 1)}: "
-        f"{n_workers * config.resources.cpus_per_worker} CPU and {n_gpus:g} GPU; each worker holds "
-        f"{memory_gib:.2g} GiB of decoded images beside the model"
+        f"{n_workers * config.resources.cpus_per_worker} CPU and {n_gpus:g} GPU; each node holds "
+        f"{memory_gib:.2g} GiB of decoded images, each worker the model"
     ]
     forwards_per_s = _forwards_per_s(plan)
     if forwards_per_s is None:
@@ -148,15 +147,12 @@ def search_forwards(plan: Plan) -> float:
 
 
 def few_shot_bytes(plan: Plan) -> int:
-    """Memory of the decoded training and validation images."""
+    """Memory of the decoded training and validation images, of which a node has one copy."""
     data = plan.config.context.data
     split = plan.manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
-    rows = np.concatenate([split.train_rows, split.val_rows])
-    table = plan.manifest.table.take(rows)
-    width_N, height_N = (table[name].to_numpy() for name in ("width", "height"))
-    stored = STORED_SIZE_FACTOR * image_side(plan.config.context.backbone.name)
-    scale_N = np.minimum(1, stored / np.minimum(width_N, height_N))
-    return int((3 * width_N * height_N * scale_N**2).sum())
+    image_size = image_side(plan.config.context.backbone.name)
+    train = stored_bytes(plan.manifest, split.train_rows, image_size)
+    return train + view_bytes(len(split.val_rows), image_size)
 
 
 def _executors(plan: Plan) -> int:
