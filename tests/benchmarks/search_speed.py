@@ -157,9 +157,13 @@ def cold(context: dict[str, Any], epochs: int, n: int, n_cores: int) -> Figures:
             tune_config=tune.TuneConfig(max_concurrent_trials=n_cores),
             run_config=tune.RunConfig(storage_path=folder, name="cold", verbose=0),
         ).fit()
+        for result in results:
+            if result.error is not None:
+                raise result.error
         frames = [result.metrics_dataframe for result in results]
     wall_s = time.monotonic() - started_at
-    assert all(len(frame) == epochs for frame in frames), "a trial has not come to its end"
+    lengths = [len(frame) for frame in frames]
+    assert lengths == [epochs] * n, f"epochs of each trial: {lengths}"
     train_s = sum(float(frame["train_s"].sum()) for frame in frames)
     trial_s = [float(frame["time_total_s"].max()) for frame in frames]
     loops_s = [float((frame["train_s"] + frame["val_s"]).sum()) for frame in frames]
