@@ -245,14 +245,15 @@ class StudySearch(Searcher):
             self._keep(trial_id, result)
         live.lease.leave(live.run_id(self._study.name), self._study.name)
         event: Event | None = (result or {}).get("event")
-        if event is not None and event.kind == "interrupted":
+        if event is not None and event.kind == "interrupted" and self._executors.interrupted:
             return
-        if event is not None and event.kind == "lost" and self._moves_on(trial_id):
+        cut_off = event is not None and event.kind in ("lost", "interrupted")
+        if cut_off and self._moves_on(trial_id):
             return
         failure = None
         if event is None:
             failure = "the trial's client process died"
-        elif event.kind == "lost":
+        elif cut_off:
             failure = f"its executor was lost with its node {MAX_RESTARTS + 1} times"
         elif event.kind == "failed":
             failure = event.error

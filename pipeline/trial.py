@@ -25,6 +25,7 @@ class TrialClient(Trainable):
     _mailboxes: Any
     _mailbox: MailboxLink
     _run_id: str
+    _next: Mapping[str, Any] | None
     _epoch: int
     _assigned_at: float
 
@@ -36,17 +37,21 @@ class TrialClient(Trainable):
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], mailboxes: Any
     ) -> None:
-        """Posts the first trial's run.
+        """Takes the first trial.
 
         Args:
             config: What `trial_config` gives.
             mailboxes: Handle of the actor that holds the executors' mailboxes.
         """
         self._mailboxes = mailboxes
-        self._begin(config)
+        self._next = config
 
     def step(self) -> dict[str, Any]:
         """Waits for the next epoch of the run, having let it go on."""
+        if self._next is not None:
+            # Not before: Tune may have given the trial to another client while this one started.
+            self._begin(self._next)
+            self._next = None
         event: Event = self._mailbox.ask("advance", self._run_id)
         # The savepoint has what a run needs to go on elsewhere; Tune need not carry it about.
         event = replace(event, command=None)
@@ -60,8 +65,8 @@ class TrialClient(Trainable):
         return result | {"done": done, "epoch": self._epoch}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Goes on with another trial; the one before is stopped if it still runs."""
-        self._begin(new_config)
+        """Goes on with another trial, once Tune asks for its first epoch."""
+        self._next = new_config
         return True
 
     def _begin(self, config: Mapping[str, Any]) -> None:

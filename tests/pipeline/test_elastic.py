@@ -171,7 +171,9 @@ def test_a_study_uses_the_nodes_that_there_are(cluster, tmp_path):
 
 def test_a_search_without_executors_waits_for_some_and_then_gives_up(cluster, tmp_path):
     node = cluster.add_node(num_cpus=1)
-    pool = start_pool(start_timeout_s=3)
+    pool = start_pool(start_timeout_s=PATIENCE_S)
+    # Once there is an executor, so short a wait is enough.
+    pool._resources = pool._resources.model_copy(update={"start_timeout_s": 3})
     study = StudyThread(pool, tmp_path, "none", trials=4)
     failed = threading.Event()
 
