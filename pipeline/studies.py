@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -22,6 +23,12 @@ from pipeline.searcher import METRIC, EndedBy, Study, StudyListener, StudySearch
 from pipeline.trial import TrialClient
 
 TRAINABLE = "adu-trial"
+
+# Tune would hand these on in the runtime environment of every trial, which Ray writes to its logs.
+# Trials have no use for them.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+)
 
 
 @dataclass(frozen=True)
