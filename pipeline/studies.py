@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -25,6 +26,12 @@ TRAINABLE = "adu-trial"
 
 # More than a search ever has executors. Tune starts so many of its clients at the same time.
 MOST_TRIALS_AT_ONCE = 10_000
+
+# Tune would hand these on in the runtime environment of every trial, which Ray writes to its logs.
+# Trials have no use for them.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+)
 
 
 @dataclass(frozen=True)
