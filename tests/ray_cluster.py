@@ -89,13 +89,13 @@ def ray_cluster(
         nodes.append(node)
 
     n_ports = len(HEAD_PORTS) + len(workers) * len(AGENT_PORTS)
-    free = iter(_free_ports(n_ports))
+    free = iter(free_ports(n_ports))
     head_ports = {option: next(free) for option in HEAD_PORTS}
     agents = [head_ports["--dashboard-agent-listen-port"]]
     address = f"http://127.0.0.1:{head_ports['--dashboard-port']}"
     try:
         start("head", head_ports, ["--head", "--num-cpus", "0"])
-        _wait_until_healthy(f"{address}/api/gcs_healthz", nodes[0], folder / "head.log")
+        wait_until_healthy(f"{address}/api/gcs_healthz", nodes[0], folder / "head.log")
         for number, options in enumerate(workers):
             ports = {option: next(free) for option in AGENT_PORTS}
             agents.append(ports["--dashboard-agent-listen-port"])
@@ -105,15 +105,16 @@ def ray_cluster(
         # The operator submits a job to a cluster that is whole.
         for number, node in enumerate(nodes[1:]):
             health = f"{urls[number + 1]}/api/local_raylet_healthz"
-            _wait_until_healthy(health, node, folder / f"worker-{number}.log")
+            wait_until_healthy(health, node, folder / f"worker-{number}.log")
         yield RayCluster(address, environment, urls)
     finally:
         for node in reversed(nodes):
-            _end_with_children(node)
+            end_with_children(node)
         shutil.rmtree(sockets, ignore_errors=True)
 
 
-def _free_ports(n: int) -> list[int]:
+def free_ports(n: int) -> list[int]:
+    """Ports of loopback that nothing listens on."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(n)]
         for probe in probes:
@@ -121,7 +122,7 @@ def _free_ports(n: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def _end_with_children(node: subprocess.Popen[bytes]) -> None:
+def end_with_children(node: subprocess.Popen[bytes]) -> None:
     """Ends a node. `ray stop` would end every Ray of the machine."""
     with suppress(psutil.NoSuchProcess):
         processes = [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]
@@ -132,10 +133,11 @@ def _end_with_children(node: subprocess.Popen[bytes]) -> None:
         psutil.wait_procs(processes, timeout=30)
 
 
-def _wait_until_healthy(url: str, node: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_healthy(url: str, node: subprocess.Popen[bytes] | None, log: Path) -> None:
+    """Waits for a node, unless it has ended; None for one that is nobody's child."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        assert node.poll() is None, log.read_text()
+        assert node is None or node.poll() is None, log.read_text()
         with suppress(OSError, http.client.HTTPException):
             urllib.request.urlopen(url, timeout=5).close()
             return

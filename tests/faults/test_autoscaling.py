@@ -18,13 +18,7 @@ from adu.errors import UserError
 from pipeline.cluster import SETTINGS
 from pipeline.executor import ResourcesConfig, count_executors
 from tests.pipeline.test_elastic import PATIENCE_S, StudyThread, close, nodes, start_pool
-from tests.pipeline.test_job import (
-    PORTS,
-    RAY,
-    end_with_children,
-    free_ports,
-    wait_for_dashboard,
-)
+from tests.ray_cluster import HEAD_PORTS, RAY, end_with_children, free_ports, wait_until_healthy
 
 N_TRIALS = 6
 
@@ -32,7 +26,7 @@ N_TRIALS = 6
 @pytest.fixture
 def autoscaling(tmp_path):
     """This process, connected to a head with no core that may start two nodes of one core."""
-    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    ports = dict(zip(HEAD_PORTS, free_ports(len(HEAD_PORTS)), strict=True))
     address = f"127.0.0.1:{ports['--port']}"
     node_type = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
     head_type = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
@@ -89,7 +83,9 @@ def autoscaling(tmp_path):
             start_new_session=True,
         )
     try:
-        wait_for_dashboard(f"http://127.0.0.1:{ports['--dashboard-port']}", head, log)
+        wait_until_healthy(
+            f"http://127.0.0.1:{ports['--dashboard-port']}/api/gcs_healthz", head, log
+        )
         with pytest.MonkeyPatch.context() as patch:
             for name, value in SETTINGS.items():
                 patch.setenv(name, value)

@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 
 from pipeline.cluster import SETTINGS
 from tests.pipeline import commands
-from tests.pipeline.test_job import PORTS, RAY, free_ports, wait_for_dashboard
+from tests.ray_cluster import HEAD_PORTS, RAY, free_ports, wait_until_healthy
 from tests.tiny import tiny_backbone, tiny_manifest
 
 REDIS = shutil.which("redis-server")
@@ -42,7 +42,7 @@ class RedisCluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        self.ports = dict(zip(HEAD_PORTS, free_ports(len(HEAD_PORTS)), strict=True))
         (self.redis_port,) = free_ports(1)
         self.address = f"127.0.0.1:{self.ports['--port']}"
         self.dashboard = f"http://127.0.0.1:{self.ports['--dashboard-port']}"
@@ -72,7 +72,7 @@ class RedisCluster:
         ports = [f"{name}={port}" for name, port in self.ports.items()]
         process = self._popen("head", [str(RAY), *head, *ports])
         assert process.wait(120) == 0, (self.folder / "head.log").read_text()
-        wait_for_dashboard(self.dashboard, psutil.Process(), self.folder / "head.log")
+        wait_until_healthy(f"{self.dashboard}/api/gcs_healthz", None, self.folder / "head.log")
 
     def restart_gcs(self) -> None:
         (gcs,) = [p for p in self.processes("head") if p.name().startswith("gcs_server")]
