@@ -35,9 +35,9 @@ from adu.methods.zero_shot import ZeroShotConfig
 from adu.metrics import Scores
 from adu.trainer import RunConfig
 from pipeline.command import EXIT_OK, run_command
-from pipeline.plan import RESULTS, TrackingConfig, study_name
-from pipeline.tables import mean_and_spread
-from pipeline.tracking import Tracker
+from pipeline.jobs.plan import RESULTS, TrackingConfig, study_name
+from pipeline.results.tables import mean_and_spread
+from pipeline.tracking.tracker import Tracker
 
 SHORTCUTS = {
     "checkpoint": "checkpoint",

@@ -27,10 +27,10 @@ from adu.errors import UserError
 from adu.manifest import CARD_FILE, SCHEMA, Manifest, write_manifest
 from adu.shards import SHARD_FOLDER
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_command
-from pipeline.image_checks import LEFT_OUT, CheckResult, check_results, same_images
-from pipeline.image_reader import Journal, Packing, ReadSettings, read_all
-from pipeline.ingest_report import ReadProgress, images_table, show_checks
-from pipeline.layouts import Found, Layout, assign_splits, common_classes, find_images
+from pipeline.ingestion.image_checks import LEFT_OUT, CheckResult, check_results, same_images
+from pipeline.ingestion.image_reader import Journal, Packing, ReadSettings, read_all
+from pipeline.ingestion.layouts import Found, Layout, assign_splits, common_classes, find_images
+from pipeline.ingestion.report import ReadProgress, images_table, show_checks
 
 SHORTCUTS: dict[str, str] = {}
 MIB = 2**20

@@ -1,6 +1,6 @@
 """Waits for an object store that cannot be reached: a search of days outlives minutes of that.
 
-Imports little: see `pipeline.mailbox`.
+Imports little: see `pipeline.executors.mailbox`.
 """
 
 from __future__ import annotations

@@ -25,13 +25,13 @@ from adu import storage
 from adu.config import StrictModel
 from adu.errors import UserError
 from pipeline.command import EXIT_OK, run_and_exit, run_command
-from pipeline.output import absolute_output, fetch_journal, unique_name
-from pipeline.plan import TrackingConfig
-from pipeline.records import STAGES
-from pipeline.report_pictures import study_charts
-from pipeline.samplers import shown
-from pipeline.summary import judgement
-from pipeline.tracking import LoggedRun, SearchRuns, Tracker, default_uri
+from pipeline.jobs.plan import TrackingConfig
+from pipeline.results.output import absolute_output, fetch_journal, unique_name
+from pipeline.results.report_pictures import study_charts
+from pipeline.results.summary import judgement
+from pipeline.studies.records import STAGES
+from pipeline.studies.samplers import shown
+from pipeline.tracking.tracker import LoggedRun, SearchRuns, Tracker, default_uri
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 

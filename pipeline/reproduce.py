@@ -33,7 +33,6 @@ from adu.manifest import Manifest
 from adu.methods.adu import AduConfig
 from adu.methods.baseline import PromptConfig
 from adu.trainer import EpochReport, RunConfig, TrainConfig
-from pipeline.cluster import connect, leave
 from pipeline.command import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -43,11 +42,12 @@ from pipeline.command import (
     run_command,
 )
 from pipeline.demo_data import prepare_demo
-from pipeline.executor import ExecutorPool, ResourcesConfig, count_executors
-from pipeline.finals import FinalRun, FinalRunFailedError, run_finals
-from pipeline.interrupt import Interrupt
-from pipeline.output import open_output, unique_name
-from pipeline.plan import (
+from pipeline.executors.cluster import connect, leave
+from pipeline.executors.pool import ExecutorPool, ResourcesConfig, count_executors
+from pipeline.executors.session import SESSION, TestOutcome
+from pipeline.jobs.finals import FinalRun, FinalRunFailedError, run_finals
+from pipeline.jobs.interrupt import Interrupt
+from pipeline.jobs.plan import (
     RESULTS,
     ForgetSet,
     TrackingConfig,
@@ -56,10 +56,17 @@ from pipeline.plan import (
     open_manifest,
     study_name,
 )
-from pipeline.progress import quiet_ray
-from pipeline.session import SESSION, TestOutcome
-from pipeline.tables import METRICS, METRICS_BY_TABLE, TABLES, Row, mean_and_spread, table_rows
-from pipeline.tracking import Tracker
+from pipeline.results.output import open_output, unique_name
+from pipeline.results.progress import quiet_ray
+from pipeline.results.tables import (
+    METRICS,
+    METRICS_BY_TABLE,
+    TABLES,
+    Row,
+    mean_and_spread,
+    table_rows,
+)
+from pipeline.tracking.tracker import Tracker
 
 EXIT_FAILED = 1
 

@@ -14,16 +14,16 @@ from pathlib import Path
 from rich.console import Console
 
 from adu.errors import UserError
-from pipeline.cluster import leave
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, join_domains, run_and_exit, run_command
-from pipeline.conductor import EXIT_FAILED, Conductor
 from pipeline.demo_data import prepare_demo
-from pipeline.dry_run import show_plan
-from pipeline.interrupt import Interrupt
-from pipeline.output import Output, OutputLostError, point_latest
-from pipeline.plan import SHORTCUTS, SearchConfig, make_plan
-from pipeline.progress import quiet_ray
-from pipeline.tracking import Tracker
+from pipeline.executors.cluster import leave
+from pipeline.jobs.conductor import EXIT_FAILED, Conductor
+from pipeline.jobs.dry_run import show_plan
+from pipeline.jobs.interrupt import Interrupt
+from pipeline.jobs.plan import SHORTCUTS, SearchConfig, make_plan
+from pipeline.results.output import Output, OutputLostError, point_latest
+from pipeline.results.progress import quiet_ray
+from pipeline.tracking.tracker import Tracker
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "search_spaces" / "demo.yaml"
 

@@ -25,14 +25,14 @@ from adu.methods import MethodConfig
 from adu.methods.adu import AduConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.trainer import EpochReport, RunConfig, TrainConfig
-from pipeline.cluster import Cluster, connect, leave
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_and_exit, run_command
 from pipeline.demo_data import prepare_demo
-from pipeline.executor import ExecutorPool, ResourcesConfig, check_runs, count_executors
-from pipeline.finals import FinalRun, FinalRunFailedError, run_finals
-from pipeline.interrupt import Interrupt
-from pipeline.output import unique_name
-from pipeline.plan import (
+from pipeline.executors.cluster import Cluster, connect, leave
+from pipeline.executors.pool import ExecutorPool, ResourcesConfig, check_runs, count_executors
+from pipeline.executors.session import SESSION, TestOutcome
+from pipeline.jobs.finals import FinalRun, FinalRunFailedError, run_finals
+from pipeline.jobs.interrupt import Interrupt
+from pipeline.jobs.plan import (
     RESULTS,
     ForgetSet,
     TrackingConfig,
@@ -40,10 +40,10 @@ from pipeline.plan import (
     open_manifest,
     study_name,
 )
-from pipeline.progress import quiet_ray
-from pipeline.session import SESSION, TestOutcome
-from pipeline.tables import mean_and_spread
-from pipeline.tracking import Tracker
+from pipeline.results.output import unique_name
+from pipeline.results.progress import quiet_ray
+from pipeline.results.tables import mean_and_spread
+from pipeline.tracking.tracker import Tracker
 
 EXIT_FAILED = 1
 

@@ -7,18 +7,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# The pipeline's packages: each may import those after it, and ingestion none.
+LAYERS = ("jobs", "results", "tracking", "studies", "executors")
+SHARED = ("command", "patience")
 FOLDERS = {"adu", "pipeline", "search_spaces", "infra", "tests", ".ci"}
 
 
-def imported_packages(file: Path) -> set[str]:
+def imported_modules(file: Path) -> set[str]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module.split(".")[0])
+            names.add(node.module)
     return names
+
+
+def imported_packages(file: Path) -> set[str]:
+    return {module.split(".")[0] for module in imported_modules(file)}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +41,17 @@ def test_imports_go_one_way(folder, forbidden):
     assert files
     wrong = {str(f.relative_to(ROOT)): imported_packages(f) & forbidden for f in files}
     assert not {file: names for file, names in wrong.items() if names}
+
+
+@pytest.mark.parametrize("package", [*LAYERS, "ingestion"])
+def test_packages_of_the_pipeline_import_those_below_them(package):
+    below = LAYERS[LAYERS.index(package) :] if package in LAYERS else (package,)
+    allowed = {f"pipeline.{name}" for name in (*below, *SHARED)}
+    files = sorted((ROOT / "pipeline" / package).glob("*.py"))
+    assert files
+    for file in files:
+        modules = {m for m in imported_modules(file) if m.startswith("pipeline")}
+        assert {".".join(m.split(".")[:2]) for m in modules} <= allowed, file.name
 
 
 def test_top_level_folders_are_the_agreed_ones():

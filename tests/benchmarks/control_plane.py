@@ -28,17 +28,17 @@ import ray
 
 from adu.methods.adu import AduConfig
 from adu.trainer import EpochReport, RunConfig, TrainConfig
-from pipeline import searcher
-from pipeline.cluster import connect
-from pipeline.mailbox import MAX_CALLS, Mailboxes, MailboxLink
-from pipeline.progress import Progress, quiet_ray, trial_key
-from pipeline.recorder import Background, TrackedStudy
-from pipeline.samplers import open_storage
-from pipeline.searcher import Study, StudyConfig
-from pipeline.sharing import Executors, Share
-from pipeline.space import Parameter
-from pipeline.studies import register_trials, run_study
-from pipeline.tracking import Tracker
+from pipeline.executors.cluster import connect
+from pipeline.executors.mailbox import MAX_CALLS, Mailboxes, MailboxLink
+from pipeline.executors.sharing import Executors, Share
+from pipeline.results.progress import Progress, quiet_ray, trial_key
+from pipeline.studies import searcher
+from pipeline.studies.samplers import open_storage
+from pipeline.studies.searcher import Study, StudyConfig
+from pipeline.studies.space import Parameter
+from pipeline.studies.study_run import register_trials, run_study
+from pipeline.tracking.recorder import Background, TrackedStudy
+from pipeline.tracking.tracker import Tracker
 
 WINDOW = 50
 ENDS = 200  # the first and last so many trials are compared
@@ -339,7 +339,7 @@ def main() -> None:
         folder = Path(temporary) / "search"
         folder.mkdir()
         with (Path(temporary) / "progress.log").open("w") as sink:
-            from pipeline.progress import console_on
+            from pipeline.results.progress import console_on
 
             figures = measure(arguments, folder, console_on(sink))
         ray.shutdown()

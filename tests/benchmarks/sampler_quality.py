@@ -30,9 +30,9 @@ from adu.config import parse_config
 from adu.context import Context, load_context
 from adu.trainer import RunConfig, Trainer
 from pipeline.demo_data import prepare_demo
-from pipeline.plan import SearchConfig
-from pipeline.samplers import make_sampler
-from pipeline.space import configure, suggest
+from pipeline.jobs.plan import SearchConfig
+from pipeline.studies.samplers import make_sampler
+from pipeline.studies.space import configure, suggest
 
 DOMAIN = "sketch"
 SAMPLERS = ("tpe", "gp", "random")

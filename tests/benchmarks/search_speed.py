@@ -27,15 +27,15 @@ from rich.table import Table
 from adu.context import ContextConfig, load_context
 from adu.data import DataConfig
 from adu.trainer import RunConfig, TrainConfig, Trainer
-from pipeline.cluster import connect, leave
 from pipeline.demo_data import prepare_demo
-from pipeline.executor import ExecutorPool, ResourcesConfig, count_executors
-from pipeline.progress import quiet_ray
-from pipeline.samplers import open_storage
-from pipeline.searcher import Study, StudyConfig
-from pipeline.session import SESSION
-from pipeline.space import Parameter
-from pipeline.studies import register_trials, run_study
+from pipeline.executors.cluster import connect, leave
+from pipeline.executors.pool import ExecutorPool, ResourcesConfig, count_executors
+from pipeline.executors.session import SESSION
+from pipeline.results.progress import quiet_ray
+from pipeline.studies.samplers import open_storage
+from pipeline.studies.searcher import Study, StudyConfig
+from pipeline.studies.space import Parameter
+from pipeline.studies.study_run import register_trials, run_study
 
 DOMAIN = "sketch"
 # Options that change nothing about the time a run takes.

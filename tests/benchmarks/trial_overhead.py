@@ -19,12 +19,12 @@ from adu.context import ContextConfig
 from adu.data import DataConfig
 from adu.methods.adu import AduConfig
 from adu.trainer import RunConfig, TrainConfig
-from pipeline.cluster import connect
 from pipeline.demo_data import prepare_demo
-from pipeline.executor import ExecutorPool, ResourcesConfig
-from pipeline.mailbox import Command
-from pipeline.progress import quiet_ray
-from pipeline.session import SESSION, epoch_report
+from pipeline.executors.cluster import connect
+from pipeline.executors.mailbox import Command
+from pipeline.executors.pool import ExecutorPool, ResourcesConfig
+from pipeline.executors.session import SESSION, epoch_report
+from pipeline.results.progress import quiet_ray
 
 DOMAIN = "sketch"
 

@@ -15,9 +15,9 @@ import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from adu.errors import UserError
-from pipeline.cluster import SETTINGS
-from pipeline.executor import ResourcesConfig, count_executors
-from tests.pipeline.test_elastic import PATIENCE_S, StudyThread, close, nodes, start_pool
+from pipeline.executors.cluster import SETTINGS
+from pipeline.executors.pool import ResourcesConfig, count_executors
+from tests.pipeline.executors.test_elastic import PATIENCE_S, StudyThread, close, nodes, start_pool
 from tests.ray_cluster import HEAD_PORTS, RAY, end_with_children, free_ports, wait_until_healthy
 
 N_TRIALS = 6

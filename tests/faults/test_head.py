@@ -20,7 +20,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from pipeline.cluster import SETTINGS
+from pipeline.executors.cluster import SETTINGS
 from tests.pipeline import commands
 from tests.ray_cluster import HEAD_PORTS, RAY, free_ports, wait_until_healthy
 from tests.tiny import tiny_backbone, tiny_manifest

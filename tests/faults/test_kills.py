@@ -21,7 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from adu import storage
-from pipeline.output import fetch_journal
+from pipeline.results.output import fetch_journal
 from tests.pipeline import commands
 from tests.tiny import N_BLOCKS, tiny_backbone, tiny_manifest
 

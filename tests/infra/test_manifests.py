@@ -12,8 +12,8 @@ import shutil
 import pytest
 
 from pipeline.command import join_domains, load_config
-from pipeline.executor import count_executors
-from pipeline.plan import SHORTCUTS, SearchConfig
+from pipeline.executors.pool import count_executors
+from pipeline.jobs.plan import SHORTCUTS, SearchConfig
 from tests.infra.manifests import (
     INFRA,
     OVERLAYS,

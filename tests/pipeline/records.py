@@ -7,7 +7,7 @@ from adu.methods.baseline import BaselineConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.metrics import Scores, harmonic_mean
 from adu.trainer import RunConfig
-from pipeline.records import FinalRecord, StudyRecord, TrialRecord
+from pipeline.studies.records import FinalRecord, StudyRecord, TrialRecord
 
 METHODS = {
     "zero_shot": ZeroShotConfig(),

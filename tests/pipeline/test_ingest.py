@@ -20,10 +20,10 @@ from adu import storage
 from adu.errors import UserError
 from adu.manifest import CARD_FILE, load_manifest
 from adu.shards import read_shard_images
-from pipeline.image_checks import CHECKS
-from pipeline.image_reader import Journal, ReadSettings, read_all
 from pipeline.ingest import IngestConfig, ingest, main
-from pipeline.layouts import assign_splits, find_images
+from pipeline.ingestion.image_checks import CHECKS
+from pipeline.ingestion.image_reader import Journal, ReadSettings, read_all
+from pipeline.ingestion.layouts import assign_splits, find_images
 from tests.adu.test_images import huge_png
 from tests.pipeline.commands import start
 from tests.tiny import CLASSES, DOMAINS, tiny_images

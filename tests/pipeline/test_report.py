@@ -7,10 +7,10 @@ import pytest
 from mlflow import MlflowClient
 
 from adu.manifest import load_manifest
-from pipeline.output import unique_name
 from pipeline.report import main
-from pipeline.samplers import open_storage
-from pipeline.tracking import Tracker
+from pipeline.results.output import unique_name
+from pipeline.studies.samplers import open_storage
+from pipeline.tracking.tracker import Tracker
 from tests.pipeline import records
 from tests.pipeline.test_pictures import DOMAINS, result
 from tests.tiny import tiny_manifest

@@ -12,7 +12,7 @@ from adu.data import DataConfig
 from adu.errors import UserError
 from adu.manifest import load_manifest
 from pipeline.reproduce import Job, ReproduceConfig, _enough_images, _table, main
-from pipeline.tables import ABLATION, MAIN, TABLES, table_rows
+from pipeline.results.tables import ABLATION, MAIN, TABLES, table_rows
 from tests.pipeline import commands
 from tests.tiny import DOMAINS, tiny_backbone, tiny_manifest
 

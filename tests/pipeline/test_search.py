@@ -26,7 +26,7 @@ from PIL import Image
 
 from adu import storage
 from pipeline import evaluate, report
-from pipeline.output import fetch_journal
+from pipeline.results.output import fetch_journal
 from pipeline.search import main
 from tests.pipeline import commands
 from tests.tiny import DOMAINS, N_BLOCKS, tiny_backbone, tiny_manifest

@@ -1,0 +1,1 @@
+"""From images in a folder or bucket to a manifest."""

@@ -1,0 +1,90 @@
+"""Outcomes of final runs in files, so that the test split is read once whatever happens."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from adu import storage
+from adu.attention import SampleAttention
+from adu.evaluate import TestResult
+from adu.metrics import Scores
+from adu.trainer import RunConfig
+from pipeline.executors.session import TestOutcome
+from pipeline.patience import patiently
+
+_NOTHING = np.zeros(0)
+
+
+def write_outcome(file: str, run: RunConfig, outcome: TestOutcome) -> None:
+    """Writes what came of a run, whole or not at all."""
+    test = outcome.test
+    facts = {
+        "run": run.model_dump(mode="json", by_alias=True),
+        "val": asdict(outcome.val),
+        "test": asdict(test.scores),
+        "test_s": test.test_s,
+        "domain_accuracy": outcome.domain_accuracy,
+        "began_s": outcome.began_s,
+        "ended_s": outcome.ended_s,
+        "trained": outcome.checkpoint is not None,
+    }
+    attention = outcome.attention
+    if attention is not None:
+        facts |= {"sample_domains": attention.domain_N, "sample_classes": attention.class_N}
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
+        features_NE=test.features_NE,
+        domain_N=test.domain_N,
+        class_N=test.class_N,
+        checkpoint=np.frombuffer(outcome.checkpoint or b"", np.uint8),
+        images_NHWC=attention.images_NHWC if attention else _NOTHING,
+        attention_NHW=attention.attention_NHW if attention else _NOTHING,
+    )
+    patiently(file, lambda: storage.write_bytes(file, buffer.getvalue()))
+
+
+def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:
+    """Reads what came of a run; None if it has not come to its end."""
+    data = patiently(file, lambda: storage.read_bytes(file) if storage.exists(file) else None)
+    if data is None:
+        return None
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
+        if facts["run"] != json.loads(run.model_dump_json(by_alias=True)):
+            return None
+        return TestOutcome(
+            Scores(**facts["val"]),
+            TestResult(
+                Scores(**facts["test"]),
+                arrays["features_NE"],
+                arrays["domain_N"],
+                arrays["class_N"],
+                facts["test_s"],
+            ),
+            facts["domain_accuracy"],
+            arrays["checkpoint"].tobytes() if facts["trained"] else None,
+            _attention(facts, arrays),
+            facts["began_s"],
+            facts["ended_s"],
+        )
+
+
+def _attention(
+    facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> SampleAttention | None:
+    if "sample_domains" not in facts:
+        return None
+    return SampleAttention(
+        arrays["images_NHWC"],
+        arrays["attention_NHW"],
+        tuple(facts["sample_domains"]),
+        tuple(facts["sample_classes"]),
+    )

@@ -1,0 +1,373 @@
+"""A search's output: one search in each, told apart by its configuration.
+
+It is a local folder or the URL of one in an object store. Everything in it is written whole, a
+file at a time, but for what grows in place: Optuna's journal and Ray's log. With a URL these are
+written on the local disk, and copied. The copy of the journal is made before anything is built on
+it (see `Output.commit`), so that a process on another machine can go on from the URL alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adu import storage
+from adu.errors import UserError
+from pipeline.patience import patiently
+from pipeline.results.lease import HEARTBEAT_S, LOCK, BucketLease, FolderLease, LeaseLostError
+
+MARKER = "search.json"
+JOURNAL = "optuna.journal"
+RAY_LOG = "ray.log"
+STUDIES = "studies"
+UNFINISHED = "unfinished"
+
+# Of those between a search and its resumption.
+SHOWN_DIFFERENCES = 5
+
+# Leases of the outputs that this process holds.
+_held: dict[str, FolderLease | BucketLease] = {}
+
+
+class OutputLostError(Exception):
+    """The output can no longer be written: another search has it, or the store is away."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a search keeps what it finds.
+
+    Attributes:
+        url: The output: an absolute local path or a URL.
+        created: Whether this process created it.
+        work: Local folder of what is written in place: the output itself unless that is a URL.
+    """
+
+    url: str
+    created: bool
+    work: Path
+    _copies: _Copies | None = field(default=None, repr=False)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return self._copies is None
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's storage."""
+        return self.work / JOURNAL
+
+    @property
+    def ray_log(self) -> Path:
+        """Where Ray's own output goes."""
+        return self.work / RAY_LOG
+
+    @property
+    def summary_file(self) -> str:
+        """All figures of the search."""
+        return storage.join(self.url, "summary.json")
+
+    def study_file(self, study: str) -> str:
+        """The record of a finished study."""
+        return storage.join(self.url, STUDIES, f"{study}.json")
+
+    def study_pictures(self, study: str) -> str:
+        """Where the pictures of a study go."""
+        return storage.join(self.url, STUDIES, study)
+
+    def savepoints(self, study: str) -> str:
+        """Where the last epochs of a study's trials at work are kept."""
+        return storage.join(self.url, UNFINISHED, study, "trials")
+
+    def finals(self, study: str) -> str:
+        """Where a study's final runs are kept until it is finished."""
+        return storage.join(self.url, UNFINISHED, study, "finals")
+
+    def forget_unfinished(self, study: str) -> None:
+        """Removes what was kept of a study that is finished now."""
+        storage.remove(storage.join(self.url, UNFINISHED, study), recursive=True)
+        if self.is_local:
+            # That of another study may still be in there.
+            with contextlib.suppress(OSError):
+                (self.work / UNFINISHED).rmdir()
+
+    def commit(self) -> None:
+        """Returns once what the journal holds would survive the loss of this machine.
+
+        May be called from several threads.
+
+        Raises:
+            OutputLostError: If it cannot be made so.
+        """
+        if self._copies is not None:
+            self._copies.commit()
+
+    def close(self) -> None:
+        """Copies what is left and lets the next search in."""
+        if self._copies is not None:
+            self._copies.close()
+        if lease := _held.pop(self.url, None):
+            lease.release()
+
+    def discard(self) -> None:
+        """Removes the output if this process created it: nothing came of the search."""
+        if not self.created:
+            return
+        if self._copies is not None:
+            self._copies.stop()
+        _held.pop(self.url, None)
+        storage.remove(self.url, recursive=True)
+
+
+def open_output(
+    url: str | Path, identity: Mapping[str, Any], *, resume: bool, or_start: bool = False
+) -> Output:
+    """Creates an output, or opens that of a search to resume.
+
+    Args:
+        url: A local folder or a URL.
+        identity: What makes this search this search, as JSON values.
+        resume: Whether to go on with the search that is in there.
+        or_start: Whether to start one if there is none to resume.
+
+    Raises:
+        UserError: If it cannot be written, holds anything else, or there is no search in it to
+            resume or one with another identity.
+    """
+    place = str(url)
+    marker = storage.join(place, MARKER)
+    _check_inside_bucket(place)
+    try:
+        if storage.exists(marker):
+            if not resume:
+                raise UserError(
+                    f"output {place}: holds a search already (--resume goes on with it; or give "
+                    "another --output)"
+                )
+            # Before anything is waited for.
+            _check_same(place, json.loads(storage.read_bytes(marker)), _as_json(identity))
+            return _hold(place, created=False)
+        if resume and not or_start:
+            raise UserError(
+                f"output {place}: has no search to resume (--resume-or-start begins one)"
+            )
+        # A start that was killed at once leaves a folder and a lock.
+        if set(storage.names_in(place)) - {STUDIES, LOCK}:
+            raise UserError(f"output {place}: holds other files (give an empty or a new --output)")
+        return _create(place, identity)
+    except OSError as error:
+        raise UserError(f"output {place}: cannot be written: {error.strerror}") from error
+
+
+def absolute_output(output: str) -> str:
+    """An output as given by the user, independent of where this process stands."""
+    if storage.is_local(output):
+        return str(Path(output.removeprefix("file://")).absolute())
+    return output.rstrip("/")
+
+
+def parent_of(output: str) -> str:
+    """The folder or URL that an output lies in."""
+    return output.rsplit("/", 1)[0] or "/"
+
+
+def unique_name(output: str | Path) -> str:
+    """A name for what lies in an output that no other one's has, such as ``out-1a2b3c4d``."""
+    place = str(output).rstrip("/")
+    return f"{place.rsplit('/', 1)[-1]}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+
+
+def point_latest(folder: Path) -> None:
+    """Makes ``latest`` beside the folder a link to it."""
+    link = folder.parent / "latest"
+    temporary = folder.parent / f".latest-{os.getpid()}"
+    try:
+        temporary.symlink_to(folder.name)
+        temporary.replace(link)
+    except OSError:
+        # A convenience; not every file system has links.
+        temporary.unlink(missing_ok=True)
+
+
+def fetch_journal(output: str, folder: Path) -> Path:
+    """The journal of an output as a local file; copied into a folder if the output is a URL.
+
+    Raises:
+        UserError: If the output has none.
+    """
+    journal = storage.join(output, JOURNAL)
+    if not storage.exists(journal):
+        raise UserError(f"output {output}: has no {JOURNAL}")
+    if storage.is_local(output):
+        return Path(output) / JOURNAL
+    copy = folder / JOURNAL
+    copy.write_bytes(storage.read_bytes(journal))
+    return copy
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two JSON values differ: dotted paths, old values, new values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            found
+            for name in sorted(old.keys() | new.keys())
+            for found in differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [(path, old, new)]
+
+
+def _check_same(place: str, old: Any, new: Any) -> None:
+    found = differences(old, new)
+    if not found:
+        return
+    shown = [
+        f"{path} is {json.dumps(before)} there and {json.dumps(now)} now"
+        for path, before, now in found[:SHOWN_DIFFERENCES]
+    ]
+    if len(found) > SHOWN_DIFFERENCES:
+        shown.append(f"and {len(found) - SHOWN_DIFFERENCES} more")
+    raise UserError(
+        f"output {place}: holds another search: {'; '.join(shown)} "
+        "(give a new --output, or the same configuration to --resume)"
+    )
+
+
+def _as_json(identity: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(identity))
+
+
+def _check_inside_bucket(place: str) -> None:
+    if not storage.is_local(place) and "/" not in storage.filesystem_for(place)[1].strip("/"):
+        raise UserError(
+            f"output {place}: is a whole bucket (name a folder in it: {place}/search-1)"
+        )
+
+
+def _create(place: str, identity: Mapping[str, Any]) -> Output:
+    created = not storage.is_local(place) or not Path(place).exists()
+    if storage.is_local(place):
+        (Path(place) / STUDIES).mkdir(parents=True, exist_ok=True)
+    # One of two that started at the same time.
+    output = _hold(place, created)
+    data = json.dumps(identity, indent=2).encode()
+    storage.write_bytes(storage.join(place, MARKER), data)
+    return output
+
+
+def _hold(place: str, created: bool) -> Output:
+    """Keeps every other command out for as long as this process lives.
+
+    Raises:
+        UserError: If another one is at work.
+    """
+    lease = _held.get(place)
+    if lease is None:
+        lease = FolderLease(Path(place)) if storage.is_local(place) else BucketLease(place)
+        lease.take()
+        _held[place] = lease
+    if isinstance(lease, FolderLease):
+        return Output(place, created, Path(place))
+    copies = _Copies(place, Path(tempfile.mkdtemp(prefix="adu-search-")), lease)
+    copies.restore()
+    copies.start()
+    return Output(place, created, copies.work, copies)
+
+
+class _Copies:
+    """Keeps copies of what grows in a local folder, and the lease of where they lie.
+
+    Args:
+        url: Where the copies go.
+        work: The local folder.
+        lease: Of the URL.
+    """
+
+    def __init__(self, url: str, work: Path, lease: BucketLease) -> None:
+        self.work = work
+        self._url = url
+        self._lease = lease
+        self._copied: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._lost: OutputLostError | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True, name="output")
+
+    def restore(self) -> None:
+        """Fetches the journal, if there is one."""
+        journal = storage.join(self._url, JOURNAL)
+        if storage.exists(journal):
+            data = storage.read_bytes(journal)
+            (self.work / JOURNAL).write_bytes(data)
+            self._copied[JOURNAL] = len(data)
+
+    def start(self) -> None:
+        """Begins to keep the lease, and copies once in a while."""
+        self._thread.start()
+
+    def commit(self) -> None:
+        """Copies the journal; see `Output.commit`."""
+        if self._lost is not None:
+            raise self._lost
+        try:
+            patiently(self._url, self._commit)
+        except (LeaseLostError, UserError) as error:
+            # For good: what follows from a failure here must not get into the copies.
+            self._lost = OutputLostError(str(error))
+            raise self._lost from error
+
+    def stop(self) -> None:
+        """Copies no more."""
+        self._stop.set()
+        self._thread.join()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def close(self) -> None:
+        """Copies what is left, then stops."""
+        self._stop.set()
+        self._thread.join()
+        if self._lost is None:
+            self._copy_all()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _commit(self) -> None:
+        self._lease.check()
+        self._copy(JOURNAL)
+
+    def _keep(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S) and self._lost is None:
+            try:
+                self._lease.beat()
+                self._copy_all()
+            except LeaseLostError as error:
+                self._lost = OutputLostError(str(error))
+            except UserError as error:
+                # The store is away. Whoever needs it waits for it, see `commit`.
+                print(f"output {error}", file=sys.stderr, flush=True)
+
+    def _copy_all(self) -> None:
+        for name in (JOURNAL, RAY_LOG):
+            self._copy(name)
+
+    def _copy(self, name: str) -> None:
+        """Copies a file if it has grown; one copy serves all who waited for it."""
+        file = self.work / name
+        if not file.exists():
+            return
+        size = file.stat().st_size
+        with self._lock:
+            if self._copied.get(name, 0) >= size:
+                return
+            data = file.read_bytes()
+            storage.write_bytes(storage.join(self._url, name), data)
+            self._copied[name] = len(data)

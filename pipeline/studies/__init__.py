@@ -1,0 +1,1 @@
+"""One study a forget set: Ray Tune and Optuna on the executors."""

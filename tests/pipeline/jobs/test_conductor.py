@@ -1,0 +1,18 @@
+"""What a search says when nothing works."""
+
+from pipeline.jobs.conductor import _grouped_failures, code_version
+from tests.pipeline import records
+
+
+def test_failures_are_grouped_by_reason():
+    trials = [records.trial(number, 0, 0, "failed") for number in range(3)]
+    trials[1].error = "TrainingDivergedError: epoch 2: loss term 'mmd'"
+    told = _grouped_failures(trials)
+    assert told == (
+        "all 3 trials failed: 2 x ValueError: boom; "
+        "1 x TrainingDivergedError: epoch 2: loss term 'mmd'"
+    )
+
+
+def test_the_version_of_the_code_is_known():
+    assert code_version()["adu_search_version"]

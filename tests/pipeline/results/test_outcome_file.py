@@ -1,0 +1,39 @@
+"""Outcomes of final runs survive their files, and are taken for no other run's."""
+
+import numpy as np
+import pytest
+
+from adu.attention import SampleAttention
+from adu.evaluate import TestResult
+from adu.trainer import RunConfig
+from pipeline.executors.session import TestOutcome
+from pipeline.results.outcome_file import read_outcome, write_outcome
+from tests.pipeline import records
+
+RUN = RunConfig(forget=("sketch",))
+
+
+@pytest.mark.parametrize("checkpoint", [b"weights", None])
+def test_an_outcome_survives_its_file(tmp_path, checkpoint):
+    file = str(tmp_path / "run.npz")
+    assert read_outcome(file, RUN) is None
+    domain_N, class_N = np.array([0, 1]), np.array([2, 0])
+    features_NE = np.arange(6, dtype=np.float32).reshape(2, 3)
+    test = TestResult(records.scores(0.9, 0.8), features_NE, domain_N, class_N, 1.5)
+    attention = None
+    if checkpoint:
+        images, maps = np.zeros((1, 4, 4, 3), np.uint8), np.ones((1, 2, 2))
+        attention = SampleAttention(images, maps, ("photo",), ("cup",))
+    write_outcome(
+        file, RUN, TestOutcome(records.scores(0.7, 0.6), test, 0.4, checkpoint, attention)
+    )
+    found = read_outcome(file, RUN)
+    assert found.test.scores == test.scores and found.val == records.scores(0.7, 0.6)
+    assert (found.test.features_NE == features_NE).all()
+    assert (found.test.class_N.tolist(), found.test.test_s) == ([2, 0], 1.5)
+    assert (found.domain_accuracy, found.checkpoint) == (0.4, checkpoint)
+    assert (found.attention is None) == (attention is None)
+    if attention:
+        assert (found.attention.attention_NHW == 1).all()
+        assert found.attention.class_N == ("cup",)
+    assert read_outcome(file, RunConfig(forget=("photo",))) is None

@@ -1,0 +1,48 @@
+"""Every picture of a study is drawn, also where there is little to draw."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adu.attention import SampleAttention
+from adu.evaluate import TestResult
+from pipeline.executors.session import TestOutcome
+from pipeline.results.pictures import study_pictures
+from pipeline.studies.records import StudyRecord
+from tests.pipeline import records
+
+DOMAINS = ("photo", "sketch")
+
+
+def result(n: int, mem: float, for_: float) -> TestOutcome:
+    features_NE = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
+    domain_N = np.arange(n) % 2
+    scores = records.scores(mem, for_)
+    test = TestResult(scores, features_NE, domain_N, domain_N, 1.0)
+    images_NHWC = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3)).astype(np.uint8)
+    attention_NHW = np.random.default_rng(1).random((4, 2, 2))
+    sample = SampleAttention(
+        images_NHWC, attention_NHW, ("photo", "photo", "sketch", "sketch"), ("cup",) * 4
+    )
+    return TestOutcome(scores, test, 0.5, None, sample)
+
+
+def only_failures(study: StudyRecord) -> StudyRecord:
+    trials = [records.trial(0, 0, 0, "failed")]
+    return StudyRecord(study.forget, trials, None, study.finals, complete=True)
+
+
+@pytest.mark.parametrize("n", [2, 40], ids=["two images", "forty images"])
+@pytest.mark.parametrize("change", [lambda study: study, only_failures], ids=["study", "failures"])
+def test_every_picture_is_drawn(n, change):
+    study = change(records.study())
+    pictures = study_pictures(study, result(n, 0.9, 0.1), result(n, 0.9, 0.9), DOMAINS, "a note")
+    assert len(pictures) == 6
+    for name, data in pictures.items():
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+        assert len(image.convert("L").getcolors(1 << 16)) > 20, f"{name} is blank"
