@@ -9,7 +9,7 @@ import pytest
 
 from adu import storage
 from adu.errors import UserError
-from pipeline import output as output_module
+from pipeline.results import output as output_module
 from pipeline import patience
 from pipeline.results.lease import STALE_S
 from pipeline.results.output import open_output, point_latest
@@ -151,7 +151,7 @@ def test_what_is_discarded_in_a_bucket_leaves_nothing_and_touches_nothing_else(s
 
 def test_a_bucket_that_may_not_be_written_is_named(s3, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(UserError, match="/out/.*: permission denied"):
+    with pytest.raises(UserError, match="/out/.*: the access key or its secret is wrong"):
         open_output(f"{s3}/out", IDENTITY, resume=False)
 
 
