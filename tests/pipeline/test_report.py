@@ -12,7 +12,7 @@ from pipeline.results.output import unique_name
 from pipeline.studies.samplers import open_storage
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline import records
-from tests.pipeline.test_pictures import DOMAINS, result
+from tests.pipeline.results.test_pictures import DOMAINS, result
 from tests.tiny import tiny_manifest
 
 LR = optuna.distributions.FloatDistribution(0.001, 0.1, log=True)

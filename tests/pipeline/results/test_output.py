@@ -9,8 +9,8 @@ import pytest
 
 from adu import storage
 from adu.errors import UserError
-from pipeline.results import output as output_module
 from pipeline import patience
+from pipeline.results import output as output_module
 from pipeline.results.lease import STALE_S
 from pipeline.results.output import open_output, point_latest
 
