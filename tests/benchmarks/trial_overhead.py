@@ -46,7 +46,7 @@ def overhead_s(pool: ExecutorPool, name: str, epochs: int) -> float:
 
 def warm(context: dict, epochs: int, runs: int) -> list[float]:
     """One executor for all runs; the first is not counted."""
-    pool = ExecutorPool(SESSION, context, ResourcesConfig(), 1)
+    pool = ExecutorPool(SESSION, context, ResourcesConfig(executors=1), 1)
     pool.start()
     pool.wait_ready()
     overheads = [overhead_s(pool, f"warm-{number}", epochs) for number in range(runs + 1)]
@@ -59,7 +59,7 @@ def cold(context: dict, epochs: int, runs: int) -> list[float]:
     overheads = []
     for number in range(runs):
         started = time.monotonic()
-        pool = ExecutorPool(SESSION, context, ResourcesConfig(), 1)
+        pool = ExecutorPool(SESSION, context, ResourcesConfig(executors=1), 1)
         pool.start()
         pool.wait_ready()
         start_s = time.monotonic() - started

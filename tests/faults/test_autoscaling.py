@@ -17,7 +17,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from adu.errors import UserError
 from pipeline.executors.cluster import SETTINGS
 from pipeline.executors.pool import ResourcesConfig, count_executors
-from tests.pipeline.executors.test_elastic import PATIENCE_S, StudyThread, close, nodes, start_pool
+from tests.faults.test_elastic import PATIENCE_S, StudyThread, close, nodes, start_pool
 from tests.ray_cluster import HEAD_PORTS, RAY, end_with_children, free_ports, wait_until_healthy
 
 N_TRIALS = 6

@@ -34,8 +34,8 @@ def cluster():
 @pytest.fixture(scope="module")
 def pools(cluster):
     """Two executors of one worker, and one of two; started at the same time."""
-    singles = ExecutorPool(SESSION, {}, ResourcesConfig(), 2)
-    double = ExecutorPool(SESSION, {}, ResourcesConfig(workers_per_trial=2), 1)
+    singles = ExecutorPool(SESSION, {}, ResourcesConfig(executors=2), 2)
+    double = ExecutorPool(SESSION, {}, ResourcesConfig(workers_per_trial=2, executors=1), 1)
     for pool in (singles, double):
         pool.start()
     for pool in (singles, double):
@@ -144,7 +144,7 @@ def test_executors_work_side_by_side(pools):
 
 
 def test_a_session_that_cannot_be_opened_says_why(cluster):
-    pool = ExecutorPool(SESSION, {"refuse": True}, ResourcesConfig(), 1)
+    pool = ExecutorPool(SESSION, {"refuse": True}, ResourcesConfig(executors=1), 1)
     pool.start()
     with pytest.raises(UserError, match=r"^manifest x: has no card\.json$"):
         pool.wait_ready()
