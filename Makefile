@@ -23,8 +23,8 @@ search: $(VENV)/.runtime  ## search on the built-in demo: forget each of its fou
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-faults: $(VENV)/.dev  ## kill a search again and again (a quarter of an hour)
-	$(BIN)/python -m pytest tests/faults $(ARGS)
+test-faults: $(VENV)/.dev  ## kill searches, nodes, heads and stores (an hour)
+	$(BIN)/python -m pytest tests -m faults $(ARGS)
 
 bench-search: $(VENV)/.dev  ## trials a minute, against Ray's documented pattern and no Ray
 	$(BIN)/python -m tests.benchmarks.search_speed $(ARGS)
