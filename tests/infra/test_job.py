@@ -125,6 +125,7 @@ def submit(cluster: RayCluster, *arguments: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.faults
 def test_a_search_as_a_job(cluster, tmp_path):
     values = {
         "name": "tiny",

@@ -488,6 +488,7 @@ def test_an_unreachable_bucket_is_noticed_before_anything_starts(
 # --- real images -------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(
     not (commands.PACS.is_dir() and commands.PACS_CLIP.is_dir()),
     reason="needs ../shared/data/pacs and ../shared/models/pacs-clip",
