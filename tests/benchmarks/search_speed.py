@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import threading
 import time
@@ -31,6 +32,7 @@ from pipeline.demo_data import prepare_demo
 from pipeline.executors.cluster import connect, leave
 from pipeline.executors.pool import ExecutorPool, ResourcesConfig, count_executors
 from pipeline.executors.session import SESSION
+from pipeline.executors.sharing import Share
 from pipeline.results.progress import quiet_ray
 from pipeline.studies.samplers import open_storage
 from pipeline.studies.searcher import Study, StudyConfig
@@ -149,6 +151,8 @@ def cold(context: dict[str, Any], epochs: int, n: int, n_cores: int) -> Figures:
     from ray import tune
 
     runs = list(configurations(n, epochs))
+    # As Tune comes; and its loggers write what is read here.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0"
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         results = tune.Tuner(
@@ -189,9 +193,9 @@ def warm(context: dict[str, Any], epochs: int, n: int, n_cores: int, folder: Pat
     savepoints = str(folder / "savepoints")
     study = Study("bench", base_run(epochs), SPACE, config, storage, "bench", savepoints)
     epochs_seen = Epochs()
-    register_trials(pool.executors)
+    register_trials(pool.mailboxes)
     started_at = time.monotonic()
-    run = run_study(study, pool.executors, epochs_seen, threading.Event())
+    run = run_study(study, Share(pool.executors, study.name), epochs_seen, threading.Event())
     wall_s = time.monotonic() - started_at
     pool.close()
     assert [trial.state for trial in run.trials] == ["complete"] * n
