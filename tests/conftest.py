@@ -1,6 +1,5 @@
 """Fixtures that several test folders use."""
 
-import socket
 import uuid
 from collections.abc import Iterator
 
@@ -8,15 +7,15 @@ import pytest
 
 from adu.storage import filesystem_for
 from tests.fault_proxy import FaultProxy, fault_proxy
+from tests.ports import free_ports
 from tests.s3 import s3_server
 
 
 @pytest.fixture
 def free_port() -> int:
     """A TCP port of loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    (port,) = free_ports(1)
+    return port
 
 
 @pytest.fixture(scope="session")

@@ -6,23 +6,25 @@ import http.client
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
 from tests.pipeline.commands import ROOT
+from tests.ports import free_ports
 
 RAY = Path(sys.executable).with_name("ray")
 START_TIMEOUT_S = 90
+# A node ends if it is not on its feet within 30 s, for which Ray has no setting.
+STARTS = 3
 AGENT_PORTS = (
     "--dashboard-agent-listen-port",
     "--dashboard-agent-grpc-port",
@@ -30,6 +32,10 @@ AGENT_PORTS = (
     "--metrics-export-port",
 )
 HEAD_PORTS = ("--port", "--dashboard-port", "--ray-client-server-port", *AGENT_PORTS)
+
+
+class NodeEndedError(Exception):
+    """A node that ended before it was healthy; the message is its log."""
 
 
 class RayCluster(NamedTuple):
@@ -71,55 +77,47 @@ def ray_cluster(
     # Short: the path of a socket may have 107 characters.
     sockets = tempfile.mkdtemp(prefix="ray-")
 
-    def start(name: str, ports: Mapping[str, int], options: Sequence[str]) -> None:
+    def start(name: str, health: str, ports: Mapping[str, int], options: Sequence[str]) -> None:
         log = folder / f"{name}.log"
-        with log.open("wb") as sink:
-            node = subprocess.Popen(
-                [str(RAY), "start", "--block", "--node-ip-address", "127.0.0.1", *options]
-                # Nodes of one machine would delete each other's copies of a job's files.
-                + [f"--temp-dir={sockets}/{name}"]
-                + [f"{option}={port}" for option, port in ports.items()],
-                # A job without a working directory of its own stands where its head was started.
-                cwd=ROOT,
-                env=environment,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        nodes.append(node)
+        for _ in range(STARTS):
+            with log.open("ab") as sink:
+                node = subprocess.Popen(
+                    [str(RAY), "start", "--block", "--node-ip-address", "127.0.0.1", *options]
+                    # Nodes of one machine would delete each other's copies of a job's files.
+                    + [f"--temp-dir={sockets}/{name}"]
+                    + [f"{option}={port}" for option, port in ports.items()],
+                    # A job without a working directory of its own stands where its head was
+                    # started.
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            nodes.append(node)
+            with suppress(NodeEndedError):
+                wait_until_healthy(health, node, log)
+                return
+            end_with_children(node)
+        raise NodeEndedError(log.read_text())
 
-    n_ports = len(HEAD_PORTS) + len(workers) * len(AGENT_PORTS)
-    free = iter(free_ports(n_ports))
+    free = iter(free_ports(len(HEAD_PORTS) + len(workers) * len(AGENT_PORTS)))
     head_ports = {option: next(free) for option in HEAD_PORTS}
-    agents = [head_ports["--dashboard-agent-listen-port"]]
+    agents = [f"http://127.0.0.1:{head_ports['--dashboard-agent-listen-port']}"]
     address = f"http://127.0.0.1:{head_ports['--dashboard-port']}"
     try:
-        start("head", head_ports, ["--head", "--num-cpus", "0"])
-        wait_until_healthy(f"{address}/api/gcs_healthz", nodes[0], folder / "head.log")
+        start("head", f"{address}/api/gcs_healthz", head_ports, ["--head", "--num-cpus", "0"])
         for number, options in enumerate(workers):
             ports = {option: next(free) for option in AGENT_PORTS}
-            agents.append(ports["--dashboard-agent-listen-port"])
+            agents.append(f"http://127.0.0.1:{ports['--dashboard-agent-listen-port']}")
+            health = f"{agents[-1]}/api/local_raylet_healthz"
             gcs = f"--address=127.0.0.1:{head_ports['--port']}"
-            start(f"worker-{number}", ports, [gcs, *options])
-        urls = tuple(f"http://127.0.0.1:{port}" for port in agents)
-        # The operator submits a job to a cluster that is whole.
-        for number, node in enumerate(nodes[1:]):
-            health = f"{urls[number + 1]}/api/local_raylet_healthz"
-            wait_until_healthy(health, node, folder / f"worker-{number}.log")
-        yield RayCluster(address, environment, urls)
+            start(f"worker-{number}", health, ports, [gcs, *options])
+        yield RayCluster(address, environment, tuple(agents))
     finally:
         for node in reversed(nodes):
             end_with_children(node)
         shutil.rmtree(sockets, ignore_errors=True)
-
-
-def free_ports(n: int) -> list[int]:
-    """Ports of loopback that nothing listens on."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def end_with_children(node: subprocess.Popen[bytes]) -> None:
@@ -137,7 +135,8 @@ def wait_until_healthy(url: str, node: subprocess.Popen[bytes] | None, log: Path
     """Waits for a node, unless it has ended; None for one that is nobody's child."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        assert node is None or node.poll() is None, log.read_text()
+        if node is not None and node.poll() is not None:
+            raise NodeEndedError(log.read_text())
         with suppress(OSError, http.client.HTTPException):
             urllib.request.urlopen(url, timeout=5).close()
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sysconfig
 import time
@@ -12,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.ports import free_ports
 
 START_TIMEOUT_S = 60
 ACCESS_KEY, SECRET_KEY = "test-key", "test-secret"
@@ -41,12 +42,11 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "identities.json").write_text(json.dumps(identities))
-    ports = {name: _free_port() for name in ("master", "volume", "filer", "s3")}
+    flags = [f"-{name}.port" for name in ("master", "volume", "filer", "s3")]
+    flags += [f"{flag}.grpc" for flag in flags]
+    ports = dict(zip(flags, free_ports(len(flags)), strict=True))
     command = [str(weed), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}"]
-    command += [f"-master.port={ports['master']}", f"-master.port.grpc={_free_port()}"]
-    command += [f"-volume.port={ports['volume']}", f"-volume.port.grpc={_free_port()}"]
-    command += [f"-filer.port={ports['filer']}", f"-filer.port.grpc={_free_port()}"]
-    command += ["-s3", f"-s3.port={ports['s3']}", f"-s3.port.grpc={_free_port()}"]
+    command += ["-s3", *(f"{flag}={port}" for flag, port in ports.items())]
     command += [f"-s3.config={folder / 'identities.json'}", "-master.volumeSizeLimitMB=64"]
     # Every bucket takes several volumes; they are empty files until something is written.
     command += ["-volume.max=1000", "-s3.port.iceberg=0", "-s3.port.lance=0"]
@@ -54,7 +54,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            endpoint = f"http://127.0.0.1:{ports['s3']}"
+            endpoint = f"http://127.0.0.1:{ports['-s3.port']}"
             _wait(endpoint, server, folder / "server.log")
             yield {
                 "AWS_ENDPOINT_URL_S3": endpoint,
@@ -79,9 +79,3 @@ def _wait(endpoint: str, server: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             time.sleep(0.2)
     raise TimeoutError(f"no S3 server at {endpoint}: {log.read_text()[-2000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -22,7 +22,8 @@ from mlflow import MlflowClient
 
 from pipeline.executors.cluster import SETTINGS
 from tests.pipeline import commands
-from tests.ray_cluster import HEAD_PORTS, RAY, free_ports, wait_until_healthy
+from tests.ports import free_ports
+from tests.ray_cluster import HEAD_PORTS, RAY, wait_until_healthy
 from tests.tiny import tiny_backbone, tiny_manifest
 
 REDIS = shutil.which("redis-server")

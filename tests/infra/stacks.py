@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import psutil
 from infra.stack.processes import Process
 from infra.stack.settings import Ports
 from infra.stack.state import load_state
+from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,11 +51,7 @@ def run(command: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[
 def port_flags() -> list[str]:
     """Flags for ports that are free."""
     names = [port.name for port in fields(Ports)]
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in names]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        ports = [probe.getsockname()[1] for probe in probes]
+    ports = free_ports(len(names))
     return [f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)]
 
 
