@@ -312,6 +312,7 @@ class _Log:
             f"table {config.table}",
             self._tags,
             {"epochs": config.train.epochs, "shots": config.context.data.shots},
+            manifest,
         )
 
     def run(self, row: Row, final: FinalRun, outcome: TestOutcome) -> None:

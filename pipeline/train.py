@@ -158,7 +158,9 @@ class _Log:
         }
         shared = {"epochs": config.train.epochs, "shots": config.context.data.shots}
         name = f"forget {study_name(config.forget)}"
-        self._parent = self._tracker.start_study(unique_name(folder), name, self._tags, shared)
+        self._parent = self._tracker.start_study(
+            unique_name(folder), name, self._tags, shared, manifest
+        )
         self._curves: dict[int, str] = {}
 
     def epoch(self, final: FinalRun, report: EpochReport) -> None:

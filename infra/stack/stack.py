@@ -26,7 +26,7 @@ from infra.stack.lifecycle import (
     secrets_of,
     take_down,
 )
-from infra.stack.settings import Ports, Settings
+from infra.stack.settings import SEARCH_BUCKET, Ports, Settings
 from infra.stack.state import load_state
 
 EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -156,7 +156,7 @@ the token in {secrets}/ray-token. A search there:
     . {folder}/env.sh
     ray job submit --working-dir . -- python pipeline/search.py \\
         --tracking-uri $MLFLOW_TRACKING_URI --search.storage $OPTUNA_STORAGE \\
-        --output $PWD/results/stack-demo
+        --output s3://{SEARCH_BUCKET}/results/demo
 
 make status shows how it is, make down stops it."""
 

@@ -63,7 +63,7 @@ def connect(address: str | None) -> Cluster:
             sets; if that is unset too, a cluster of its own is started.
 
     Raises:
-        UserError: If no cluster answers at the address.
+        UserError: If no cluster answers at the address, or none starts here.
     """
     given = address or os.environ.get("RAY_ADDRESS") or None
     if given == "local":
@@ -78,10 +78,11 @@ def connect(address: str | None) -> Cluster:
         )
     try:
         ray.init(address=given or "local", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        if given is None:
-            raise
+    except Exception as error:
+        # Ray raises a bare Exception where a node takes longer than 30 s to start.
         reason = " ".join(str(error).split())[:200]
+        if given is None:
+            raise UserError(f"Ray does not start on this machine: {reason}") from error
         raise UserError(f"address '{given}': no Ray cluster answers there: {reason}") from error
     nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     return Cluster(given is None, nodes, _job_id())

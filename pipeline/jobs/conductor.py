@@ -193,6 +193,7 @@ class Conductor:
                 f"forget {name}",
                 tags,
                 self._shared_params(),
+                self._plan.manifest,
             ),
             tags,
         )

@@ -166,7 +166,9 @@ class TrackedStudy:
             from pipeline.tracking.registry import log_model
 
             assert outcome.checkpoint is not None
-            log_model(tracker.uri, study_run, name, outcome.checkpoint, classes, backbone)
+            log_model(
+                tracker.uri, study_run, name, outcome.checkpoint, classes, backbone, self._tags
+            )
 
         self.call(log)
 

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def log_model(
     checkpoint: bytes,
     classes: Sequence[str],
     backbone: str,
+    tags: Mapping[str, str],
 ) -> str:
     """Logs a model with a run, and registers it under a name with the alias ``best``.
 
@@ -53,6 +54,7 @@ def log_model(
         checkpoint: What was trained.
         classes: Names of the classes.
         backbone: The backbone's name.
+        tags: Put on its version: the forget set as ``forget``, the search, and so on.
 
     Returns:
         Its version in the registry.
@@ -84,7 +86,23 @@ def log_model(
                 registered_model_name=name,
                 await_registration_for=60,
             )
-    return _point(client, name, str(logged.registered_model_version))
+    number = str(logged.registered_model_version)
+    _describe(client, name, number, backbone, tags)
+    return _point(client, name, number)
+
+
+def _describe(
+    client: MlflowClient, name: str, number: str, backbone: str, tags: Mapping[str, str]
+) -> None:
+    forget = " and ".join(tags.get("forget", "").split("+"))
+    text = (
+        f"{backbone} that has unlearned the domain {forget}: bytes of an image in, a score for "
+        f"each class out. `mlflow.pyfunc.load_model('models:/{name}@{ALIAS}')`"
+    )
+    client.update_registered_model(name, text)
+    client.update_model_version(name, number, text)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, number, key, value)
 
 
 def _point(client: MlflowClient, name: str, number: str) -> str:

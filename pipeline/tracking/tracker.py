@@ -38,6 +38,7 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
 
 from adu import storage
 from adu.errors import UserError
@@ -52,8 +53,18 @@ TRIAL_TAG = "adu.trial_id"
 STUDY_TAG = "adu.study"
 STAGE_TAG = "adu.stage"
 
-# So that MLflow's UI opens an experiment as one about training, not about prompts.
-KIND = {"mlflow.experimentKind": "custom_model_development"}
+# MLflow's UI shows it as the description of an experiment, a run or a model.
+NOTE_TAG = "mlflow.note.content"
+
+EXPERIMENT_TAGS = {
+    # So that the UI opens it as one about training, not about prompts.
+    "mlflow.experimentKind": "custom_model_development",
+    NOTE_TAG: (
+        "Approximate domain unlearning: a run a study, and below it its trials and final runs. "
+        "To compare results, filter by `tags.stage IN ('zero_shot', 'default', 'best')`; "
+        "for the trials of a forget set, by `tags.stage = 'trial' AND tags.forget = '...'`."
+    ),
+}
 
 CHECK_TIMEOUT_S = 5
 
@@ -72,23 +83,33 @@ class Tracker:
         with _quiet():
             self._client = open_client(self.uri)
             self._experiment = self._find_experiment(experiment, output, uri is None)
+        # Who runs which command: columns of the UI.
+        self._origin = resolve_tags()
 
     @staticmethod
     def check(uri: str | None) -> None:
-        """Sees whether a server answers, before anything else is done.
+        """Sees whether a server answers, and answers us, before anything else is done.
 
         Raises:
-            UserError: If none does within a few seconds.
+            UserError: If none does within a few seconds, or it does not know us.
         """
         if uri is None or urlparse(uri).scheme not in ("http", "https"):
             return
         try:
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CHECK_TIMEOUT_S):
-                return
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CHECK_TIMEOUT_S).close()
         except urllib.error.HTTPError as error:
             raise UserError(f"tracking.uri {uri}: answers {error.code}, not as MLflow") from error
         except (OSError, ValueError) as error:
             raise UserError(f"tracking.uri {uri}: no MLflow server answers there") from error
+        try:
+            MlflowClient(uri).search_experiments(max_results=1)
+        except MlflowException as error:
+            user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+            raise UserError(
+                f"tracking.uri {uri}: does not let {f'user {user!r}' if user else 'nobody'} in "
+                "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                f"MLFLOW_TRACKING_TOKEN): {' '.join(str(error).split())[:120]}"
+            ) from error
 
     def start_study(
         self,
@@ -96,6 +117,7 @@ class Tracker:
         name: str,
         tags: Mapping[str, str],
         params: Mapping[str, Any],
+        manifest: Manifest | None = None,
     ) -> str:
         """Finds or creates the parent run of a study, or of whatever else has runs below it.
 
@@ -104,6 +126,7 @@ class Tracker:
             name: The run's name.
             tags: Put on the run.
             params: What all its trials share.
+            manifest: The images that they train on.
 
         Returns:
             The run's id.
@@ -111,6 +134,8 @@ class Tracker:
         own = {STUDY_TAG: study, "stage": "study"}
         run_id = self._find_or_create(name, {**own, **tags}, STUDY_TAG, study)
         self._log_params(run_id, params)
+        if manifest is not None:
+            self._log_dataset(run_id, manifest, "train")
         return run_id
 
     def log_trial(
@@ -202,7 +227,7 @@ class Tracker:
         metrics = metrics_of_test(outcome.test)
         metrics["test/domain_accuracy"] = outcome.domain_accuracy
         self._log_metrics(run_id, metrics, step=0)
-        self._log_dataset(run_id, manifest)
+        self._log_dataset(run_id, manifest, "test")
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
             if outcome.checkpoint is not None:
@@ -220,10 +245,12 @@ class Tracker:
         manifest: Manifest,
     ) -> str:
         """Logs an evaluation as a run of its own; returns its id."""
-        run = self._client.create_run(self._experiment, run_name=name, tags=dict(tags))
+        run = self._client.create_run(
+            self._experiment, run_name=name, tags={**self._origin, **tags}
+        )
         run_id = str(run.info.run_id)
         self._log_metrics(run_id, metrics, step=0)
-        self._log_dataset(run_id, manifest)
+        self._log_dataset(run_id, manifest, "test")
         self._client.log_dict(run_id, dict(figures), "figures.json")
         self._client.set_terminated(run_id, "FINISHED")
         return run_id
@@ -246,7 +273,9 @@ class Tracker:
             return found.experiment_id
         place = (output.absolute().parent / "artifacts" / name).as_uri() if embedded else None
         try:
-            return self._client.create_experiment(name, artifact_location=place, tags=KIND)
+            return self._client.create_experiment(
+                name, artifact_location=place, tags=EXPERIMENT_TAGS
+            )
         except MlflowException:
             # Another search has just created it.
             found = self._client.get_experiment_by_name(name)
@@ -272,7 +301,7 @@ class Tracker:
             self._client.update_run(run_id, status="RUNNING")
             return run_id
         run = self._client.create_run(
-            self._experiment, start_time=_ms(began_s), run_name=name, tags=dict(tags)
+            self._experiment, start_time=_ms(began_s), run_name=name, tags={**self._origin, **tags}
         )
         return str(run.info.run_id)
 
@@ -293,14 +322,14 @@ class Tracker:
         if metrics:
             self._client.log_batch(run_id, metrics=metrics)
 
-    def _log_dataset(self, run_id: str, manifest: Manifest) -> None:
+    def _log_dataset(self, run_id: str, manifest: Manifest, split: str) -> None:
         dataset = Dataset(
             name=manifest.name,
             digest=manifest.digest[:32],
             source_type="manifest",
             source=f'{{"uri": "{manifest.url}"}}',
         )
-        context = InputTag("mlflow.data.context", "test")
+        context = InputTag("mlflow.data.context", split)
         self._client.log_inputs(run_id, [DatasetInput(dataset, [context])])
         self._client.log_batch(run_id, tags=[RunTag("manifest_digest", manifest.digest)])
 

@@ -27,11 +27,13 @@ from mlflow import MlflowClient
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
+from adu.errors import UserError
 from adu.storage import write_bytes
 from infra.stack.lifecycle import secrets_of
 from infra.stack.postgres import DATABASES, find_program
 from infra.stack.secret_files import NAMES
 from infra.stack.settings import MLFLOW_BUCKET, SEARCH_BUCKET
+from pipeline.tracking.tracker import Tracker
 from tests.infra.conftest import planted
 from tests.infra.debian import need_chromium
 from tests.infra.stacks import ROOT, environment, is_gone, processes, run
@@ -41,6 +43,7 @@ pytestmark = pytest.mark.stack
 
 MANIFEST = f"s3://{SEARCH_BUCKET}/manifests/tiny"
 BACKBONE = f"s3://{SEARCH_BUCKET}/models/tiny"
+OUTPUT = f"s3://{SEARCH_BUCKET}/results/tiny"
 JOB_TIMEOUT_S = 240
 PAGE_TIMEOUT_S = 60
 BROWSER_FLAGS = (
@@ -74,16 +77,15 @@ def clients(stack):
 
 @pytest.fixture(scope="module")
 def search(clients, tmp_path_factory):
-    """Output folder and log of a search that has lost a worker node on its way."""
+    """Log of a search that has lost a worker node on its way."""
     folder = tmp_path_factory.mktemp("search")
     upload(tiny_backbone(folder / "model"), BACKBONE)
     ingest(clients, tiny_images(folder / "images"))
     (folder / "job.yaml").write_text(yaml.safe_dump(configuration()))
-    output = folder / "results" / "tiny"
-    job = submit(clients, "--config", str(folder / "job.yaml"), "--output", str(output))
+    job = submit(clients, "--config", str(folder / "job.yaml"), "--output", OUTPUT)
     log = kill_a_worker_after(clients, job, "trial 0 complete")
     assert job.returncode == 0, log
-    return output, log
+    return log
 
 
 def configuration():
@@ -162,10 +164,10 @@ def test_starting_it_twice_changes_nothing(stack):
 
 
 def test_the_search_ends_whole_without_one_of_its_nodes(search, stack):
-    output, log = search
-    studies = json.loads((output / "summary.json").read_text())["studies"]
+    summary = f"{OUTPUT}/summary.json".removeprefix(f"s3://{SEARCH_BUCKET}/")
+    studies = json.loads(s3_object(stack, SEARCH_BUCKET, summary))["studies"]
     assert [(study["complete"], study["n_trials"]) for study in studies] == [(True, 2)] * 2
-    assert "ADU, searched" in log
+    assert "ADU, searched" in search
     seen = run("status", stack)
     assert seen.returncode == 1
     assert re.search(r"ray-worker-2 .* down .* not running", seen.stdout)
@@ -173,7 +175,6 @@ def test_the_search_ends_whole_without_one_of_its_nodes(search, stack):
 
 
 def test_everything_is_where_it_belongs(search, stack):
-    output, _ = search
     shell = environment(stack)
     client = MlflowClient(shell["MLFLOW_TRACKING_URI"])
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
@@ -187,12 +188,14 @@ def test_everything_is_where_it_belongs(search, stack):
         assert final.info.artifact_uri.startswith("mlflow-artifacts:/")
         path = final.info.artifact_uri.removeprefix("mlflow-artifacts:/")
         assert f"{path}/checkpoint.safetensors" in keys
-    assert [key for key in s3_keys(stack, SEARCH_BUCKET) if key.endswith(".parquet")]
+    searched = s3_keys(stack, SEARCH_BUCKET)
+    assert [key for key in searched if key.endswith(".parquet")]
+    # Optuna's studies are in the database alone.
+    assert not [key for key in searched if key.endswith("optuna.journal")]
 
     with psycopg.connect(postgres_url(shell)) as database:
         rows = database.execute("SELECT state, count(*) FROM trials GROUP BY state").fetchall()
     assert sum(count for state, count in rows if state in ("COMPLETE", "PRUNED")) == 4
-    assert not (output / "optuna.journal").exists()
 
 
 def postgres_url(shell):
@@ -212,6 +215,10 @@ def s3_client(stack, user):
 def s3_keys(stack, bucket):
     pages = s3_client(stack, "admin").get_paginator("list_objects_v2").paginate(Bucket=bucket)
     return {item["Key"] for page in pages for item in page.get("Contents", ())}
+
+
+def s3_object(stack, bucket, key):
+    return s3_client(stack, "admin").get_object(Bucket=bucket, Key=key)["Body"].read()
 
 
 def test_a_browser_shows_the_runs(search, stack, tmp_path):
@@ -259,7 +266,7 @@ def wait_for_text(page, *parts):
         text = page.execute_script("return document.body.innerText")
 
 
-def test_users_may_do_what_they_need_and_no_more(search, stack):
+def test_users_may_do_what_they_need_and_no_more(search, stack, monkeypatch):
     shell = environment(stack)
     with pytest.raises(ClientError, match="AccessDenied"):
         s3_client(stack, "search").list_objects_v2(Bucket=MLFLOW_BUCKET)
@@ -276,25 +283,21 @@ def test_users_may_do_what_they_need_and_no_more(search, stack):
         with pytest.raises(HTTPError) as error:
             urlopen(url, timeout=10)
         assert error.value.code in (401, 403)
+    # A search says so before it starts.
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    with pytest.raises(UserError, match="does not let user 'search' in"):
+        Tracker.check(shell["MLFLOW_TRACKING_URI"])
 
 
 def test_no_secret_is_anywhere_but_in_its_file(search, stack, tmp_path):
-    output, log = search
     values = [planted(name) for name in NAMES]
-    found = holding(log.encode(), values, "the job's log")
-    for folder in (
-        output.parent,
-        stack / "logs",
-        stack / "ray",
-        stack / "env.sh",
-        stack / "state.json",
-    ):
-        found += holding_files(folder, values)
+    found = holding(search.encode(), values, "the job's log")
+    for name in ("logs", "ray", "env.sh", "state.json"):
+        found += holding_files(stack / name, values)
     found += holding(database_dumps(stack, tmp_path), values, "PostgreSQL")
     for bucket in (SEARCH_BUCKET, MLFLOW_BUCKET):
         for key in s3_keys(stack, bucket):
-            body = s3_client(stack, "admin").get_object(Bucket=bucket, Key=key)["Body"].read()
-            found += holding(body, values, f"s3://{bucket}/{key}")
+            found += holding(s3_object(stack, bucket, key), values, f"s3://{bucket}/{key}")
     for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or ())
         found += holding(line.encode(), values, f"process {process.pid}")

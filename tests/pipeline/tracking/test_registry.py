@@ -55,8 +55,10 @@ def test_it_is_registered_and_serves_by_itself(trained, tmp_path):
     # A study that is resumed after it has registered its model does not register another.
     for run_id, version in ((first, "1"), (first, "1"), (second, "2")):
         arguments = (name, checkpoint, CLASSES, str(trained / "model"))
-        assert log_model(uri, run_id, *arguments) == version
-    assert str(client.get_model_version_by_alias(name, "best").version) == "2"
+        assert log_model(uri, run_id, *arguments, {"forget": "photo+sketch"}) == version
+    best = client.get_model_version_by_alias(name, "best")
+    assert (str(best.version), best.tags) == ("2", {"forget": "photo+sketch"})
+    assert "has unlearned the domain photo and sketch" in best.description
 
     images = sorted((trained / "images").glob("*/*/0.png"))[:4]
     served = serve(tmp_path, uri, f"models:/{name}@best", images)

@@ -91,7 +91,7 @@ def report(epoch, h=0.5):
 
 def whole_search(tracker, manifest):
     """What a search writes for one study; returns the runs' ids."""
-    study = tracker.start_study("s-1/sketch", "forget sketch", TAGS, {"epochs": 3})
+    study = tracker.start_study("s-1/sketch", "forget sketch", TAGS, {"epochs": 3}, manifest)
     trial = tracker.log_trial(study, "abc", PARAMS, TAGS)
     for epoch in (1, 2, 3):
         tracker.log_epoch(trial, report(epoch))
@@ -119,7 +119,9 @@ def check(client, ids):
     assert final.data.params["gamma"] == "30.0"
     # It is logged after it has ended, and shows when it ran all the same.
     assert (final.info.start_time, final.info.end_time) == (1_000_000, 1_060_500)
-    assert len(final.inputs.dataset_inputs) == 1
+    splits = [run.inputs.dataset_inputs[0].tags[0].value for run in (study, final)]
+    assert splits == ["train", "test"]
+    assert all(run.data.tags["mlflow.user"] for run in (study, trial, final))
     names = {file.path for file in client.list_artifacts(final.info.run_id)}
     assert names == {"config.yaml", "checkpoint.safetensors"}
     assert {run.info.status for run in (study, trial, final)} == {"FINISHED"}
