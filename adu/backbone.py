@@ -1,4 +1,4 @@
-"""Loads the frozen CLIP that everything starts from.
+"""The frozen CLIP that everything starts from; `adu.openclip` loads it.
 
 One option names it: ``demo``; an open_clip architecture with its weights
 (``ViT-B-16:openai``, ``ViT-B-16:/weights.safetensors``, ``ViT-B-16:s3://bucket/weights.pt``); or a
@@ -8,10 +8,8 @@ file with "openai" in its name get the QuickGELU that OpenAI's were trained with
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +19,6 @@ from torch import Tensor
 
 from adu.config import StrictModel
 from adu.data import ImageTransform
-from adu.errors import UserError
 from adu.tower import Tower
 
 DEFAULT_TEMPLATE = "a photo of a {class}."
@@ -67,19 +64,3 @@ class Backbone:
         captions = [template.replace("{class}", name.replace("_", " ")) for name in classes]
         tokens_CT: Tensor = self.tokenizer(captions)
         return tokens_CT.to(next(self.clip.parameters()).device)
-
-
-def load_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
-    """Loads the model that ``config.name`` names, frozen, in fp32.
-
-    Raises:
-        UserError: If the name, folder, file or URL holds no model that can be used.
-    """
-    if "{class}" not in config.template:
-        raise UserError(f"backbone.template = '{config.template}': must contain {{class}}")
-    from adu.openclip import load_clip  # takes seconds, which only a model is worth
-
-    with tempfile.TemporaryDirectory() as scratch:
-        backbone = load_clip(config.name, Path(scratch))
-    backbone.clip.eval().requires_grad_(False).to(device)
-    return backbone

@@ -14,11 +14,12 @@ import safetensors.torch
 import torch
 
 from adu import storage
-from adu.backbone import BackboneConfig, load_backbone
+from adu.backbone import BackboneConfig
 from adu.checkpoint import read_card
 from adu.data import ImageSet, eval_batch
 from adu.images import decode_image
 from adu.methods import Task, build_method
+from adu.openclip import load_backbone
 from adu.trainer import RunConfig
 
 BATCH_SIZE = 64

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adu.backbone import Backbone, BackboneConfig, load_backbone
+from adu.backbone import Backbone, BackboneConfig
 from adu.config import StrictModel
 from adu.data import DataConfig, ImageSet, eval_batch, select_images
 from adu.errors import UserError
@@ -240,6 +240,8 @@ def open_context(
     Raises:
         UserError: If the model cannot be used.
     """
+    from adu.openclip import load_backbone  # takes seconds, which a configuration is not worth
+
     backbone = load_backbone(config.backbone, device)
     text_CE = backbone.text_features(manifest.classes, config.backbone.template)
     return Context(config, backbone, manifest, text_CE, device, cache)

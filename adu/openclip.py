@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adu import storage
-from adu.backbone import Backbone
+from adu.backbone import Backbone, BackboneConfig
 from adu.data import ImageTransform
 from adu.demo import WEIGHTS_DIR
 from adu.errors import UserError
@@ -33,6 +33,20 @@ from adu.tower import EvaTower, TimmTower, Tower, ViTTower
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+def load_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
+    """Loads the model that ``config.name`` names, frozen, in fp32.
+
+    Raises:
+        UserError: If the name, folder, file or URL holds no model that can be used.
+    """
+    if "{class}" not in config.template:
+        raise UserError(f"backbone.template = '{config.template}': must contain {{class}}")
+    with tempfile.TemporaryDirectory() as scratch:
+        backbone = load_clip(config.name, Path(scratch))
+    backbone.clip.eval().requires_grad_(False).to(device)
+    return backbone
 
 
 def load_clip(name: str, scratch: Path) -> Backbone:

@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def imported_modules(file: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
@@ -52,6 +54,18 @@ def test_packages_of_the_pipeline_import_those_below_them(package):
     for file in files:
         modules = {m for m in imported_modules(file) if m.startswith("pipeline")}
         assert {".".join(m.split(".")[:2]) for m in modules} <= allowed, file.name
+
+
+def test_no_module_needs_itself_to_be_imported():
+    """Imports inside functions count: they are for speed, not for loops."""
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): file
+        for folder in ("adu", "pipeline", "infra")
+        for file in (ROOT / folder).rglob("*.py")
+    }
+    graph = {name: imported_modules(file) & files.keys() for name, file in files.items()}
+    assert sum(map(len, graph.values())) > len(files)
+    TopologicalSorter(graph).prepare()
 
 
 def test_top_level_folders_are_the_agreed_ones():

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from adu.context import stored_bytes, view_bytes
-from adu.openclip import forward_flops, image_side
 from pipeline.executors.pool import count_executors
 from pipeline.jobs.plan import Plan, study_name
 from pipeline.studies.space import Space
@@ -148,6 +147,8 @@ def search_forwards(plan: Plan) -> float:
 
 def few_shot_bytes(plan: Plan) -> int:
     """Memory of the decoded training and validation images, of which a node has one copy."""
+    from adu.openclip import image_side  # takes seconds, which no search waits for
+
     data = plan.config.context.data
     split = plan.manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
     image_size = image_side(plan.config.context.backbone.name)
@@ -172,6 +173,8 @@ def _runs_elsewhere(plan: Plan) -> bool:
 
 def _forwards_per_s(plan: Plan) -> float | None:
     """Forward passes a second of one worker, if there is a way to know."""
+    from adu.openclip import forward_flops
+
     config = plan.config
     if config.images_per_s is not None:
         return config.images_per_s * STEP_OVER_FORWARD

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adu.backbone import BackboneConfig, load_backbone
+from adu.backbone import BackboneConfig
 from adu.errors import UserError
 from adu.methods import METHODS, build_method
 from adu.methods.adu import AduConfig
@@ -15,6 +15,7 @@ from adu.methods.coop import CoOpConfig
 from adu.methods.lp_plus_plus import LpPlusPlusConfig
 from adu.methods.maple import MaPLeConfig
 from adu.methods.zero_shot import ZeroShotConfig
+from adu.openclip import load_backbone
 from tests.tiny import CLASSES, DOMAINS, N_BLOCKS, tiny_backbone
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adu.backbone import BackboneConfig, load_backbone
+from adu.backbone import BackboneConfig
 from adu.errors import UserError
+from adu.openclip import load_backbone
 from adu.text import PromptedText, TextContext
 from tests.tiny import CLASSES, MODEL, tiny_backbone
 
