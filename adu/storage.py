@@ -11,15 +11,12 @@ start over beside that, since an answer may also break off in its middle.
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 import random
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,99 +25,16 @@ import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
 
 from adu.errors import UserError
+from adu.s3 import is_s3, s3fs_options
+from adu.storage_errors import explain, is_transient, is_wrong_key
 
-CONNECT_TIMEOUT_S = 5
-# Longest silence of a server; ADU_READ_TIMEOUT_S in the environment changes it.
-READ_TIMEOUT_S = 30.0
-READ_TIMEOUT_VARIABLE = "ADU_READ_TIMEOUT_S"
-# How often a request is sent, at most; AWS_MAX_ATTEMPTS in the environment changes it.
-MAX_ATTEMPTS = 4
 # How often a file is read or written from the start, at most.
 MAX_TRANSFERS = 6
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 8.0
 # Files that are copied at a time.
 UPLOADS = 16
 
-# What asking again does not change.
-PERMANENT_ERRORS = (
-    FileNotFoundError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    FileExistsError,
-)
-# As s3fs translates a server's 500 and 503, and what sockets report.
-TRANSIENT_ERRNOS = {
-    *(errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EPIPE),
-    *(errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ETIMEDOUT),
-}
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class S3Settings:
-    """How an S3 server is reached.
-
-    Attributes:
-        endpoint: Its URL; None for AWS.
-        region: Its region; None to leave it to the library.
-        profile: Profile of the AWS configuration files that holds the keys, if no key is given.
-        key: Access key.
-        secret: Its secret.
-        token: Session token of temporary keys.
-    """
-
-    endpoint: str | None
-    region: str | None
-    profile: str | None
-    key: str | None
-    secret: str | None
-    token: str | None
-
-    @property
-    def path_style(self) -> bool:
-        """Whether the bucket stands in the path: few servers but AWS's name a host for each."""
-        return self.endpoint is not None
-
-
-def s3_settings() -> S3Settings:
-    """The standard AWS variables; what they leave open is read from the AWS profile.
-
-    Raises:
-        UserError: If ``AWS_PROFILE`` names a profile that does not exist.
-    """
-    variable = os.environ.get
-    endpoint = variable("AWS_ENDPOINT_URL_S3") or variable("AWS_ENDPOINT_URL")
-    region = variable("AWS_REGION") or variable("AWS_DEFAULT_REGION")
-    if endpoint is None or region is None:
-        in_profile = _profile_settings(variable("AWS_PROFILE"))
-        endpoint = endpoint or in_profile.get("endpoint_url")
-        region = region or in_profile.get("region")
-    return S3Settings(
-        endpoint,
-        region,
-        variable("AWS_PROFILE"),
-        variable("AWS_ACCESS_KEY_ID"),
-        variable("AWS_SECRET_ACCESS_KEY"),
-        variable("AWS_SESSION_TOKEN"),
-    )
-
-
-def mlflow_variables() -> dict[str, str]:
-    """The environment with which MLflow's S3 client reaches the same server in the same way.
-
-    MLflow asks boto3, which finds keys and profile by itself but reads the region from another
-    variable, and addresses buckets by host name unless told.
-    """
-    settings = s3_settings()
-    variables = {"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": str(_max_attempts())}
-    if settings.endpoint:
-        variables["MLFLOW_S3_ENDPOINT_URL"] = settings.endpoint
-        variables["MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE"] = "path"
-    if settings.region:
-        variables["AWS_DEFAULT_REGION"] = settings.region
-    return variables
 
 
 def filesystem_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -129,7 +43,7 @@ def filesystem_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         UserError: If the URL's protocol is unknown or its package is not installed.
     """
-    options = _s3_options() if is_s3(url) else {}
+    options = s3fs_options() if is_s3(url) else {}
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
@@ -151,11 +65,6 @@ def arrow_filesystem_for(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
 def is_local(url: str) -> bool:
     """Whether a URL is a path of this machine."""
     return "://" not in url or url.startswith("file://")
-
-
-def is_s3(url: str) -> bool:
-    """Whether a URL is a place in an S3 server."""
-    return url.startswith(("s3://", "s3a://"))
 
 
 def join(url: str, *parts: str) -> str:
@@ -236,8 +145,8 @@ def persistently(url: str, transfer: Callable[[], T]) -> T:
         try:
             return transfer()
         except Exception as error:
-            if attempt == MAX_TRANSFERS or is_local(url) or not _is_transient(error):
-                raise UserError(_explain(url, error)) from error
+            if attempt == MAX_TRANSFERS or is_local(url) or not is_transient(error):
+                raise UserError(explain(url, error)) from error
             pause(attempt)
     raise AssertionError
 
@@ -406,7 +315,7 @@ def replace_bytes(url: str, data: bytes, before: bytes | None) -> bool:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_explain(url, error)) from error
+        raise UserError(explain(url, error)) from error
 
 
 def upload_folder(folder: Path, url: str) -> None:
@@ -446,35 +355,7 @@ def check_reachable(url: str, *, write: bool = False) -> None:
             fs.pipe_file(probe, b"")
             fs.rm_file(probe)
     except Exception as error:
-        raise UserError(_explain(url, error)) from error
-
-
-def _s3_options() -> dict[str, Any]:
-    """The settings as s3fs takes them.
-
-    Keys are given explicitly, although botocore would find them: fsspec hands out the same file
-    system again for the same options, even if the environment has changed since.
-    """
-    settings = s3_settings()
-    addressing = {"s3": {"addressing_style": "path"}} if settings.path_style else {}
-    return {
-        "profile": settings.profile,
-        "key": settings.key,
-        "secret": settings.secret,
-        "token": settings.token,
-        "endpoint_url": settings.endpoint,
-        "client_kwargs": {"region_name": settings.region},
-        "config_kwargs": {
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "read_timeout": float(os.environ.get(READ_TIMEOUT_VARIABLE) or READ_TIMEOUT_S),
-            "retries": {"total_max_attempts": _max_attempts(), "mode": "standard"},
-            # As many connections as threads may read at a time.
-            "max_pool_connections": 64,
-            **addressing,
-        },
-        # Another process may have written since: never answer from a listing of before.
-        "use_listings_cache": False,
-    }
+        raise UserError(explain(url, error)) from error
 
 
 def _content(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
@@ -498,37 +379,14 @@ def _same_version(
         return {"IfNoneMatch": "*"}
 
 
-def _region() -> str | None:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-
-
-def _max_attempts() -> int:
-    return int(os.environ.get("AWS_MAX_ATTEMPTS") or MAX_ATTEMPTS)
-
-
-def _profile_settings(profile: str | None) -> dict[str, str]:
-    """``region`` and ``endpoint_url`` of a profile in the AWS configuration files."""
-    from botocore.exceptions import ProfileNotFound
-    from botocore.session import Session
-
-    session = Session(profile=profile)
-    try:
-        values = dict(session.get_scoped_config())
-    except ProfileNotFound as error:
-        raise UserError(f"AWS_PROFILE '{profile}': no such profile") from error
-    # An endpoint for S3 alone stands in a section of its own.
-    services = session.full_config.get("services", {}).get(values.get("services"), {})
-    return values | dict(services.get("s3", {}))
-
-
 def _refusal(url: str, error: Exception) -> UserError:
     """What a look at a file was answered. S3 gives no reason when asked about one object."""
     if is_s3(url) and isinstance(error, PermissionError):
         try:
             _check_bucket(*filesystem_for(url))
         except Exception as told:
-            return UserError(_explain(url, told))
-    return UserError(_explain(url, error))
+            return UserError(explain(url, told))
+    return UserError(explain(url, error))
 
 
 def _check_bucket(fs: Any, path: str) -> None:
@@ -538,7 +396,7 @@ def _check_bucket(fs: Any, path: str) -> None:
         # Unlike a look at one object, the answer says in words what is wrong.
         fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
     except PermissionError as error:
-        if _is_wrong_key(_one_line(error)):
+        if is_wrong_key(error):
             raise
 
 
@@ -547,64 +405,3 @@ def _replace(target: Path, data: bytes) -> None:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     temporary.write_bytes(data)
     temporary.replace(target)
-
-
-def _is_transient(error: BaseException) -> bool:
-    """Whether the same transfer may succeed a moment later."""
-    if isinstance(error, PERMANENT_ERRORS):
-        return False
-    if isinstance(error, TimeoutError | ConnectionError):
-        return True
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in TRANSIENT_ERRNOS
-    return isinstance(error, _connection_errors())
-
-
-def _connection_errors() -> tuple[type[BaseException], ...]:
-    """What the libraries below fsspec raise when a connection breaks off or is silent."""
-    from aiohttp import ClientError
-    from botocore.exceptions import (
-        ConnectionError,
-        FlexibleChecksumError,
-        HTTPClientError,
-        IncompleteReadError,
-        ReadTimeoutError,
-        ResponseStreamingError,
-    )
-    from fsspec.exceptions import FSTimeoutError
-
-    return (
-        *(ClientError, ConnectionError, HTTPClientError, ReadTimeoutError),
-        *(IncompleteReadError, ResponseStreamingError, FlexibleChecksumError, FSTimeoutError),
-    )
-
-
-def _is_wrong_key(text: str) -> bool:
-    known = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "access key ID", "signature we calc")
-    return any(words in text for words in known)
-
-
-def _one_line(error: BaseException) -> str:
-    # s3fs puts its own words in place of the server's code, which is in the cause.
-    return " ".join(f"{error} {error.__cause__ or ''}".split())
-
-
-def _explain(url: str, error: Exception) -> str:
-    """One line for what went wrong with a URL, without the library's own wording where known."""
-    text = _one_line(error)
-    if isinstance(error, FileNotFoundError) or "NoSuchBucket" in text:
-        reason = "no such bucket" if "bucket" in text.lower() else "no such file or folder"
-    elif _is_wrong_key(text):
-        reason = "the access key or its secret is wrong (AWS_ACCESS_KEY_ID, AWS_PROFILE)"
-    elif isinstance(error, PermissionError):
-        reason = "permission denied"
-    elif "NoCredentials" in type(error).__name__:
-        reason = "no credentials (set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
-    elif "connect" in text.lower() or "Timeout" in type(error).__name__:
-        endpoint = (s3_settings().endpoint if is_s3(url) else None) or "its server"
-        reason = f"cannot connect to {endpoint}"
-    elif isinstance(error, NotADirectoryError | FileExistsError):
-        reason = "a part of the path is a file, not a folder"
-    else:
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
-    return f"{url}: {' '.join(reason.split())}"

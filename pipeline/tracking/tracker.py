@@ -40,10 +40,10 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
-from adu import storage
 from adu.errors import UserError
 from adu.evaluate import TestResult
 from adu.manifest import Manifest
+from adu.s3 import mlflow_variables
 from adu.trainer import EpochReport, RunConfig
 from pipeline.executors.session import TestOutcome
 from pipeline.studies.records import STAGES
@@ -439,7 +439,7 @@ def _logged_run(run: Any) -> LoggedRun:
 
 def open_client(uri: str) -> MlflowClient:
     """MLflow's client, which reaches artifacts in a bucket as `adu.storage` reaches images."""
-    for name, value in storage.mlflow_variables().items():
+    for name, value in mlflow_variables().items():
         os.environ.setdefault(name, value)
     return MlflowClient(uri)
 

@@ -9,6 +9,7 @@ from ray.train._internal.storage import StorageContext
 
 from adu import storage
 from adu.errors import UserError
+from adu.s3 import mlflow_variables
 
 
 def urls(tmp_path, s3):
@@ -67,7 +68,7 @@ def test_a_wrong_key_is_told(s3, monkeypatch):
 
 def test_a_dead_endpoint_is_told(s3, monkeypatch, free_port):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port}")
-    monkeypatch.setattr(storage, "MAX_ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     assert f"cannot connect to http://127.0.0.1:{free_port}" in refusal(s3)
 
 
@@ -132,7 +133,7 @@ def test_a_file_system_reaches_other_processes(s3):
 
 
 def test_mlflow_is_told_the_same_server(s3, monkeypatch, tmp_path):
-    for name, value in storage.mlflow_variables().items():
+    for name, value in mlflow_variables().items():
         monkeypatch.setenv(name, value)
     repository = get_artifact_repository(f"{s3}/artifacts")
     (tmp_path / "file").write_bytes(b"bytes")
@@ -163,7 +164,7 @@ def profile(s3, monkeypatch, tmp_path):
 def test_a_profile_says_all_that_the_variables_do(s3, profile):
     storage.write_bytes(f"{s3}/file", b"bytes")
     assert storage.read_bytes(f"{s3}/file") == b"bytes"
-    variables = storage.mlflow_variables()
+    variables = mlflow_variables()
     assert variables["MLFLOW_S3_ENDPOINT_URL"] == profile["AWS_ENDPOINT_URL_S3"]
     assert variables["AWS_DEFAULT_REGION"] == "eu-west-3"
 
