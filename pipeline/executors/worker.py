@@ -6,6 +6,7 @@ exceptions are told from broken workers.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -74,7 +75,9 @@ def serve(config: dict[str, Any]) -> None:
     while True:
         command = link.next_command()
         if command is None:
-            session.close()
+            # Ray Train would start a worker again, and again, that fails at its end.
+            with contextlib.suppress(Exception):
+                session.close()
             return
         try:
             _execute(session, command, link)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -51,6 +53,8 @@ class RedisCluster:
             **os.environ,
             **SETTINGS,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_REDIS_ADDRESS": f"127.0.0.1:{self.redis_port}",
             "RAY_external_storage_namespace": uuid.uuid4().hex,
             # How long nodes wait for a head that is gone.
@@ -58,20 +62,24 @@ class RedisCluster:
         }
         self.environment.pop("RAY_ADDRESS", None)
         self._marks = {name: uuid.uuid4().hex for name in ("redis", "head", "worker")}
-        self._started: list[subprocess.Popen[bytes]] = []
+        # Short: the path of a socket may have 107 characters.
+        self._sockets = tempfile.mkdtemp(prefix="ray-")
+        self._started: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def start(self) -> None:
         assert REDIS is not None
         self._popen("redis", [REDIS, "--port", str(self.redis_port), "--bind", "127.0.0.1"])
         self.start_head()
         worker = ["start", "--address", self.address, "--num-cpus", "2", "--block"]
-        self._popen("worker", [str(RAY), *worker, "--node-ip-address", "127.0.0.1"])
+        self._popen("worker", [str(RAY), *worker, *self._place("worker")])
 
     def start_head(self) -> None:
+        # A new pod has an empty disk.
+        shutil.rmtree(f"{self._sockets}/head", ignore_errors=True)
         # Without --block, which would take the end of the GCS for that of the node.
-        head = ["start", "--head", "--num-cpus", "0", "--node-ip-address", "127.0.0.1"]
         ports = [f"{name}={port}" for name, port in self.ports.items()]
-        process = self._popen("head", [str(RAY), *head, *ports])
+        head = ["start", "--head", "--num-cpus", "0", *ports, *self._place("head")]
+        process = self._popen("head", [str(RAY), *head])
         assert process.wait(120) == 0, (self.folder / "head.log").read_text()
         wait_until_healthy(f"{self.dashboard}/api/gcs_healthz", None, self.folder / "head.log")
 
@@ -82,22 +90,23 @@ class RedisCluster:
         gcs.wait(20)
         time.sleep(3)
         with (self.folder / "gcs.log").open("wb") as sink:
-            self._started.append(
-                subprocess.Popen(
-                    command,
-                    env=environment,
-                    cwd=cwd,
-                    stdout=sink,
-                    stderr=sink,
-                    start_new_session=True,
-                )
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=cwd,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
             )
+        self._started.append(("head", process))
 
     def processes(self, part: str) -> list[psutil.Process]:
+        """What bears a part's mark, and what was started as it: Redis writes over its mark."""
         found = []
+        pids = {process.pid for name, process in self._started if name == part}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self._marks[part]:
+                if process.pid in pids or process.environ().get(MARK) == self._marks[part]:
                     found.append(process)
         return found
 
@@ -107,10 +116,19 @@ class RedisCluster:
         for process in doomed:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        for process in self._started:
+        for _, process in self._started:
             if process.pid in {each.pid for each in doomed}:
                 process.wait(20)
         psutil.wait_procs(doomed, timeout=20)
+
+    def remove(self) -> None:
+        """Ends all and leaves nothing."""
+        self.kill("worker", "head", "redis")
+        shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def _place(self, part: str) -> list[str]:
+        # Nodes that share a folder delete each other's copies of a job's files.
+        return ["--node-ip-address", "127.0.0.1", f"--temp-dir={self._sockets}/{part}"]
 
     def _popen(self, part: str, command: list[str]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{part}.log").open("ab") as sink:
@@ -122,7 +140,7 @@ class RedisCluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._started.append(process)
+        self._started.append((part, process))
         return process
 
 
@@ -133,7 +151,7 @@ def cluster(tmp_path):
         cluster.start()
         yield cluster
     finally:
-        cluster.kill("worker", "head", "redis")
+        cluster.remove()
 
 
 def search_file(folder: Path) -> str:

@@ -115,6 +115,9 @@ class StubSearchSession:
     def start(self, run, state):
         return StubSearchRun(run, state, self.seconds)
 
+    def close(self):
+        pass
+
 
 def open_search_session(config):
     return StubSearchSession(config["seconds"])
