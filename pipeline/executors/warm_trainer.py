@@ -1,32 +1,124 @@
-"""Ray's TorchTrainer, as executors use it.
+"""Ray Train's data-parallel trainer for PyTorch, as executors use it.
 
-Apart from `pipeline.executors.pool`, because trial clients import that one and need no torch.
+Apart from `pipeline.executors.pool`, because trial clients import that one and need none of it.
 """
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from typing import Any
 
-from ray.train.torch import TorchTrainer
+import ray
+from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+# How long workers may take to leave a process group, before they are ended.
+LEAVE_TIMEOUT_S = 30
 
 
-class WarmTrainer(TorchTrainer):
+class WarmTrainer(DataParallelTrainer):
     """A TorchTrainer that starts and ends with its workers alone.
 
     Ray 2.60 starts two more actors beside every run. One removes the run's placement group if the
     run's controller dies, and is waited for in vain for 12 s at the end; executors live as long as
     their job, with which Ray removes the group as well. The other hands out Ray datasets, of which
     there are none here, and imports Ray Data for it.
+
+    The controller of a ``TorchTrainer`` imports torch, for the name of a class: half a gigabyte
+    and some seconds an executor. Here only the workers do.
     """
 
+    def __init__(self, train_loop: Any, **kwargs: Any) -> None:
+        super().__init__(train_loop, backend_config=WarmTorchConfig(), **kwargs)
+
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        callbacks = super()._create_default_callbacks()
         superfluous = (PlacementGroupCleanerCallback, DatasetsCallback)
         kept = [each for each in callbacks if not isinstance(each, superfluous)]
         return [*kept, _NoDatasets()]
+
+
+@dataclass
+class WarmTorchConfig(BackendConfig):
+    """Ray's ``TorchConfig`` with its defaults, for a process without torch."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What sets the workers up."""
+        return WarmTorchBackend
+
+    @property
+    def train_func_context(self) -> type:
+        """Entered around the workers' function."""
+        return _OnItsDevice
+
+
+class WarmTorchBackend(Backend):
+    """Ray's backend for PyTorch; all that needs torch is called on the workers."""
+
+    share_cuda_visible_devices: bool = True
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        """Makes a process group of the workers: NCCL where they have GPUs, Gloo elsewhere."""
+        on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
+        address, port = worker_group.execute_single(0, _free_address)
+        calls = [
+            worker_group.execute_single_async(
+                rank,
+                _join,
+                backend="nccl" if on_gpus else "gloo",
+                world_rank=rank,
+                world_size=len(worker_group),
+                address=address,
+                port=port,
+            )
+            for rank in range(len(worker_group))
+        ]
+        ray.get(calls)
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        """Leaves the process group; workers that are dead or stuck are not waited for."""
+        calls = worker_group.execute_async(_leave, destroy=len(worker_group) > 1)
+        ray.wait(calls, num_returns=len(calls), timeout=LEAVE_TIMEOUT_S)
+
+
+class _OnItsDevice:
+    """Has a worker's GPU, if it has one, as its default."""
+
+    def __enter__(self) -> None:
+        import torch
+        from ray.train.torch import get_device
+
+        device = get_device()
+        if isinstance(device, torch.device) and device.type == "cuda":
+            torch.cuda.set_device(device)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _free_address() -> tuple[str, int]:
+    from ray.train._internal.utils import get_address_and_port
+
+    return get_address_and_port()
+
+
+def _join(backend: str, world_rank: int, world_size: int, address: str, port: int) -> None:
+    from ray.train.torch import config
+
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+    config._set_torch_distributed_env_vars()
+    config._setup_torch_process_group(backend, world_rank, world_size, "env://")
+
+
+def _leave(destroy: bool) -> None:
+    from ray.train.torch import config
+
+    config._shutdown_torch(destroy)
 
 
 class _NoDatasets(WorkerGroupCallback):
