@@ -81,7 +81,8 @@ def draw(curves: dict[str, list[list[float]]], file: Path) -> None:
         axes.plot(trials, middle, line, marker=marker, markevery=3, label=name)
         axes.fill_between(trials, middle - spread, middle + spread, alpha=0.15)
     axes.axvline(STARTUP_TRIALS + 0.5, color="grey", linewidth=0.8)
-    axes.text(STARTUP_TRIALS + 0.6, axes.get_ylim()[0], "random before", fontsize=8, va="bottom")
+    at_the_foot = axes.get_xaxis_transform()
+    axes.text(STARTUP_TRIALS + 0.4, 0.02, "random", fontsize=8, ha="right", transform=at_the_foot)
     axes.set(xlabel="trials", ylabel="best validation H, %")
     axes.set_title(f"Samplers on the demo (synthetic), forget {DOMAIN}: mean ± std over seeds")
     axes.legend()
@@ -90,7 +91,7 @@ def draw(curves: dict[str, list[list[float]]], file: Path) -> None:
 
 def table(curves: dict[str, list[list[float]]]) -> Table:
     n_trials = len(next(iter(curves.values()))[0])
-    marks = [n for n in (5, 10, 15, 20, 30, 50) if n <= n_trials]
+    marks = [*(n for n in (5, 10, 15, 20, 30, 50) if n < n_trials), n_trials]
     shown = Table(title="best validation H, %, after so many trials", title_justify="left")
     shown.add_column("sampler")
     for n in marks:

@@ -32,6 +32,12 @@ PARAMS = {"method.gamma": 30.0, "train.lr": 0.0025}
 START_TIMEOUT_S = 90
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Where a database is given, MLflow puts artifacts below the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
     return load_manifest(str(tiny_manifest(tmp_path_factory.mktemp("data"), per_cell=4)))
