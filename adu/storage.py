@@ -306,7 +306,7 @@ def replace_bytes(url: str, data: bytes, before: bytes | None) -> bool:
         bucket, key = path.split("/", 1)
         try:
             fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
-        except (OSError, NotImplementedError):
+        except OSError:
             if _content(fs, path) != before:
                 return _content(fs, path) == data
             # A store that knows no conditions.

@@ -24,6 +24,7 @@ from pipeline.executors.session import TestOutcome
 from pipeline.studies.records import TrialRecord
 from pipeline.tracking.recorder import Background, TrackedStudy
 from pipeline.tracking.tracker import Tracker, default_uri, ui_command
+from tests.ports import free_ports
 from tests.tiny import tiny_manifest
 
 SCORES = Scores(0.9, 0.8, 0.847, {"photo": 0.9, "sketch": 0.2}, {"photo": 10, "sketch": 10})
@@ -52,11 +53,7 @@ def sqlite_uri(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """URL of a real MLflow server."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     folder = tmp_path_factory.mktemp("server")
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
