@@ -20,7 +20,7 @@ import itertools
 import json
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -169,6 +169,8 @@ class StudySearch(Searcher):
         self._moves: dict[int, int] = {}
         self.overheads_s: dict[int, list[float]] = {}
         self.ended_by: EndedBy = "trials"
+        # Tune takes an exception of a searcher's for its trial's and goes on: see `_watched`.
+        self.exception: Exception | None = None
         objectives = 1 if study.config.objective == "h" else 2
         self._optuna = optuna.create_study(
             study_name=study.stored_name,
@@ -232,15 +234,56 @@ class StudySearch(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Keeps an epoch after which the trial goes on."""
-        self._keep(trial_id, result)
+        with self._watched():
+            self._keep(trial_id, result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Closes a trial that is done, was stopped or has failed."""
-        live = self._live.get(trial_id)
-        if live is None:
-            return
+        # After an exception Tune says that the trial failed; it waits for a resumption.
+        if trial_id in self._live and self.exception is None:
+            with self._watched():
+                self._complete(trial_id, result)
+
+    def suspend_running(self) -> None:
+        """Has the trials that did not come to an end wait for the search to be resumed."""
+        for live in self._live.values():
+            live.lease.leave(live.run_id(self._study.name), self._study.name)
+            self._listener.trial_suspended(live.trial.number)
+        self._live.clear()
+        self._mend()
+
+    def close(self) -> None:
+        """Ends the study: what still waits will never run."""
+        for trial in self._trials(TrialState.WAITING):
+            self._study.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+            self._optuna.tell(trial.number, state=TrialState.FAIL)
+        self._study.commit()
+
+    def save(self, checkpoint_path: str) -> None:
+        """Writes nothing: Optuna's storage has it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Reads nothing: Optuna's storage has it all."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles what it would need for its own way of resuming, which is not ours.
+        return Searcher, ()
+
+    # Helpers.
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Remembers an exception, for `run_study` to raise."""
+        try:
+            yield
+        except Exception as error:
+            self.exception = self.exception or error
+            raise
+
+    def _complete(self, trial_id: str, result: dict[str, Any] | None) -> None:
+        live = self._live[trial_id]
         if result:
             self._keep(trial_id, result)
         live.lease.leave(live.run_id(self._study.name), self._study.name)
@@ -270,34 +313,6 @@ class StudySearch(Searcher):
             storage.remove(self._savepoint(record.number))
         self.records.append(record)
         self._listener.trial_ended(record)
-
-    def suspend_running(self) -> None:
-        """Has the trials that did not come to an end wait for the search to be resumed."""
-        for live in self._live.values():
-            live.lease.leave(live.run_id(self._study.name), self._study.name)
-            self._listener.trial_suspended(live.trial.number)
-        self._live.clear()
-        self._mend()
-
-    def close(self) -> None:
-        """Ends the study: what still waits will never run."""
-        for trial in self._trials(TrialState.WAITING):
-            self._study.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-            self._optuna.tell(trial.number, state=TrialState.FAIL)
-        # Tune takes an exception of a searcher's for a trial's: here at the latest it is noticed.
-        self._study.commit()
-
-    def save(self, checkpoint_path: str) -> None:
-        """Writes nothing: Optuna's storage has it all."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Reads nothing: Optuna's storage has it all."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles what it would need for its own way of resuming, which is not ours.
-        return Searcher, ()
-
-    # Helpers.
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self._optuna.get_trials(deepcopy=False, states=states or None)

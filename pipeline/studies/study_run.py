@@ -69,28 +69,34 @@ def run_study(
         executors: Where; as many trials run at once as it gives, which may change on the way.
         listener: Is told what happens.
         stop: Ends the study soon after it is set; what ran then waits for a resumption.
+
+    Raises:
+        UserError: If the study's storage cannot be written any more.
     """
     search = StudySearch(study, listener, executors)
     if search.n_left > 0 and not stop.is_set():
         with tempfile.TemporaryDirectory(prefix="adu-tune-") as folder:
             _tuner(study, search, stop, folder).fit()
     search.suspend_running()
+    if search.exception is not None:
+        raise search.exception
     if not stop.is_set() and not executors.interrupted:
         search.close()
     return StudyRun(search.records, search.overheads_s, search.ended_by)
 
 
 class _Stop(tune.Stopper):
-    """Ends all trials once the search is interrupted."""
+    """Ends all trials once the search is interrupted, or cannot keep what they give."""
 
-    def __init__(self, stop: threading.Event) -> None:
+    def __init__(self, stop: threading.Event, search: StudySearch) -> None:
         self._stop = stop
+        self._search = search
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return self._stop.is_set()
+        return self.stop_all()
 
     def stop_all(self) -> bool:
-        return self._stop.is_set()
+        return self._stop.is_set() or self._search.exception is not None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune pickles what it would need for its own way of resuming, which is not ours.
@@ -112,7 +118,7 @@ def _tuner(study: Study, search: StudySearch, stop: threading.Event, folder: str
             name="study",
             storage_path=folder,
             verbose=0,
-            stop=_Stop(stop),
+            stop=_Stop(stop, search),
             # There is nothing to save: a trial's state is its executor's.
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=0, checkpoint_at_end=False

@@ -176,7 +176,9 @@ class Clock:
 def _store_mib() -> float:
     from ray._private.internal_api import node_stats
 
-    used: int = node_stats().store_stats.object_store_bytes_used
+    (node,) = ray.nodes()
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False)
+    used: int = stats.store_stats.object_store_bytes_used
     return used / MIB
 
 

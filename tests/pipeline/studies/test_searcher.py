@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -19,7 +21,7 @@ from pipeline.results.output import OutputLostError
 from pipeline.studies.samplers import open_storage
 from pipeline.studies.searcher import RECORD, Study, StudyConfig, StudySearch, stored_scores
 from pipeline.studies.space import Parameter, defaults
-from pipeline.studies.study_run import make_scheduler
+from pipeline.studies.study_run import _Stop, make_scheduler
 
 EPOCHS = 4
 SPACE = {
@@ -229,6 +231,21 @@ def test_a_trial_does_not_count_as_ended_if_its_end_may_be_lost(study):
     with pytest.raises(OutputLostError):
         it.on_trial_complete("a", result(EPOCHS, 0.5))
     assert it._listener.ended == []
+
+
+def test_an_exception_of_ours_ends_the_study_and_is_no_trials_failure(study):
+    # Tune would call it the trial's, start its client again and go on with the next one.
+    it = search(study)
+    it.suggest("a")
+    error = RuntimeError("a bug")
+    it._listener.epoch_ended = Mock(side_effect=error)
+    with pytest.raises(RuntimeError, match="a bug"):
+        it.on_trial_result("a", result(1, 0.5))
+    it.on_trial_complete("a", None, error=True)
+    assert it.exception is error
+    assert _Stop(threading.Event(), it).stop_all()
+    it.suspend_running()
+    assert [trial.state for trial in stored(study)] == [TrialState.WAITING]
 
 
 def test_what_is_interrupted_waits_and_is_nobodys_zombie(study):
