@@ -72,16 +72,19 @@ clean:  ## remove the environment and caches, keep results
 
 # uv installs in seconds what pip takes minutes for; without it on the machine, pip brings it.
 UV = $(if $(shell command -v uv),uv,$(BIN)/uv)
+# Compiled once, not by the first of many processes, or by each of them where the environment says
+# PYTHONDONTWRITEBYTECODE: imports are most of what a worker's start takes.
+INSTALL = $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python
 
 $(VENV)/bin/python:
 	if command -v uv > /dev/null; then uv venv --quiet --python 3.11 $(VENV); \
 	else $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv; fi
 
 $(VENV)/.runtime: requirements.txt pyproject.toml | $(VENV)/bin/python
-	$(UV) pip install --quiet --python $(BIN)/python -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
-	$(UV) pip install --quiet --python $(BIN)/python -r requirements-dev.txt
+	$(INSTALL) -r requirements-dev.txt
 	touch $@

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from adu.storage import filesystem_for
+from infra.stack.ports import free_ports
 from tests.fault_proxy import FaultProxy, fault_proxy
-from tests.ports import free_ports
 from tests.s3 import s3_server
 
 

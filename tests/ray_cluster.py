@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import psutil
 
+from infra.stack.ports import free_ports
 from tests.pipeline.commands import ROOT
-from tests.ports import free_ports
 
 RAY = Path(sys.executable).with_name("ray")
 START_TIMEOUT_S = 90

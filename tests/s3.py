@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.ports import free_ports
+from infra.stack.ports import free_ports
 
 START_TIMEOUT_S = 60
 ACCESS_KEY, SECRET_KEY = "test-key", "test-secret"

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, ClassVar
 
+from infra.stack.ports import free_ports
 from infra.stack.secret_files import (
     Secrets,
     ray_variables,
@@ -16,7 +17,7 @@ from infra.stack.secret_files import (
     search_variables,
     with_values,
 )
-from infra.stack.server import CHECK_TIMEOUT_S, Server, free_port
+from infra.stack.server import CHECK_TIMEOUT_S, Server
 from infra.stack.settings import HEAD_IP, Settings
 
 OBJECT_STORE_BYTES = 500_000_000
@@ -111,13 +112,14 @@ class RayHead(RayNode):
 
     def command(self) -> list[str]:
         """The head node."""
+        (client_port,) = free_ports(1)
         return [
             *super().command(),
             "--head",
             f"--port={self.settings.ports.gcs}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.settings.ports.dashboard}",
-            f"--ray-client-server-port={free_port()}",
+            f"--ray-client-server-port={client_port}",
             "--num-cpus=0",
             "--num-gpus=0",
         ]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from adu.errors import UserError
-from infra.stack.server import CHECK_TIMEOUT_S, Server, free_port
+from infra.stack.ports import free_ports
+from infra.stack.server import CHECK_TIMEOUT_S, Server
 from infra.stack.settings import MLFLOW_BUCKET, REGION, SEARCH_BUCKET
 
 # What each user may do; "*" stands for every bucket.
@@ -55,9 +56,10 @@ class SeaweedFS(Server):
 
     def command(self) -> list[str]:
         """Master, volume server, filer and S3 gateway in one process."""
-        inner = [f"-{part}.port={free_port()}" for part in ("master", "volume", "filer")]
-        inner += [
-            f"-{part}.port.grpc={free_port()}" for part in ("master", "volume", "filer", "s3")
+        parts = [f"{part}.port" for part in ("master", "volume", "filer")]
+        parts += [f"{part}.port.grpc" for part in ("master", "volume", "filer", "s3")]
+        inner = [
+            f"-{part}={port}" for part, port in zip(parts, free_ports(len(parts)), strict=True)
         ]
         return [
             str(_weed()),

@@ -18,10 +18,10 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 )
 
 from adu.errors import UserError
+from infra.stack.ports import free_ports
 from pipeline.executors.cluster import SETTINGS
 from pipeline.executors.pool import ResourcesConfig, count_executors
 from tests.faults.test_elastic import PATIENCE_S, StudyThread, close, nodes, start_pool
-from tests.ports import free_ports
 from tests.ray_cluster import HEAD_PORTS, RAY, end_with_children, wait_until_healthy
 
 N_TRIALS = 6

@@ -22,9 +22,9 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from infra.stack.ports import free_ports
 from pipeline.executors.cluster import SETTINGS
 from tests.pipeline import commands
-from tests.ports import free_ports
 from tests.ray_cluster import HEAD_PORTS, RAY, wait_until_healthy
 from tests.tiny import tiny_backbone, tiny_manifest
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 
+from infra.stack.ports import free_ports
 from infra.stack.processes import Process
 from infra.stack.settings import Ports
 from infra.stack.state import load_state
-from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,11 +20,11 @@ from adu.manifest import load_manifest
 from adu.methods.adu import AduConfig
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
+from infra.stack.ports import free_ports
 from pipeline.executors.session import TestOutcome
 from pipeline.studies.records import TrialRecord
 from pipeline.tracking.recorder import Background, TrackedStudy
 from pipeline.tracking.tracker import Tracker, default_uri, ui_command
-from tests.ports import free_ports
 from tests.tiny import tiny_manifest
 
 SCORES = Scores(0.9, 0.8, 0.847, {"photo": 0.9, "sketch": 0.2}, {"photo": 10, "sketch": 10})

@@ -1,4 +1,4 @@
-"""Ports for the servers that tests start."""
+"""Ports for servers on this machine."""
 
 from __future__ import annotations
 
