@@ -77,7 +77,13 @@ def connect(address: str | None) -> Cluster:
             "'ray job submit --address URL --working-dir . -- python pipeline/search.py ...')"
         )
     try:
-        ray.init(address=given or "local", log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=given or "local",
+            # The dashboard of a cluster that ends with its search is a GB for a page nobody opens.
+            include_dashboard=None if given else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except Exception as error:
         # Ray raises a bare Exception where a node takes longer than 30 s to start.
         reason = " ".join(str(error).split())[:200]

@@ -227,13 +227,19 @@ class ExecutorPool:
         for executor in list(self._crew.values()):
             executor.link.send("interrupt")
 
+    def dismiss(self) -> None:
+        """Sends the workers home without waiting: somebody else may want their GPUs by now."""
+        self._closing.set()
+        for executor in list(self._crew.values()):
+            executor.link.send("close")
+
     def close(self, timeout_s: float = 10.0) -> None:
         """Shuts the executors down, and waits for that as long as it may."""
         self._closing.set()
         if self._watcher.ident is not None:
             self._watcher.join(timeout_s)
-        for executor in self._crew.values():
-            executor.link.send("close")
+        # Once the watcher, which may have added one, is at its end.
+        self.dismiss()
         deadline = time.monotonic() + timeout_s
         for executor in self._crew.values():
             executor.thread.join(max(deadline - time.monotonic(), 0))

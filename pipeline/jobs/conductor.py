@@ -131,6 +131,7 @@ class Conductor:
             if pool.failure is not None:
                 self._without_executors = True
                 self._failures.append(f"{pool.failure}; go on with --resume")
+            pool.dismiss()
             self._finish_tracking()
             self._write_summary()
             return self._conclude()

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 import time
 
 import pytest
@@ -81,10 +83,13 @@ def autoscaling(tmp_path):
     }
     environment.pop("RAY_ADDRESS", None)
     log = tmp_path / "head.log"
+    # Short: the path of a socket may have 107 characters.
+    sockets = tempfile.mkdtemp(prefix="ray-")
     with log.open("wb") as sink:
         head = subprocess.Popen(
             [str(RAY), "start", "--head", "--block", "--num-cpus", "0"]
             + ["--node-ip-address", "127.0.0.1", f"--autoscaling-config={config}"]
+            + [f"--temp-dir={sockets}"]
             + [f"{name}={port}" for name, port in ports.items()],
             env=environment,
             stdout=sink,
@@ -103,6 +108,7 @@ def autoscaling(tmp_path):
             ray.shutdown()
     finally:
         end_with_children(head)
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 def n_workers():

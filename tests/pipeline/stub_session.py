@@ -1,7 +1,7 @@
 """A session without a model, for tests of the executors: it counts epochs and misbehaves on demand.
 
 Run options: ``epochs``, ``seconds`` of each, ``refuse`` at the start, ``raise_in`` and ``die_in``
-an epoch (``rank`` 0 or another; dies once, as ``flag`` records).
+an epoch (``rank`` 0 or another; dies once, as ``flag`` records), ``meet`` another run in a folder.
 
 `open_search_session` takes the runs that a study proposes and gives reports as `adu` does.
 """
@@ -15,6 +15,9 @@ import time
 from pathlib import Path
 
 from adu.errors import UserError
+
+# Of a process: also those of runs that were stopped.
+begun = 0
 
 
 class StubRun:
@@ -38,7 +41,7 @@ class StubRun:
                 "epochs": n_epochs,
                 "pid": os.getpid(),
                 "world_size": self.world_size,
-                "reported_at": time.time(),
+                "begun": begun,
             }
 
     def state(self):
@@ -48,9 +51,14 @@ class StubRun:
         return pickle.dumps(("tested", self.done))
 
     def _work(self, epoch):
+        global begun
+
         import torch
         import torch.distributed as dist
 
+        begun += 1
+        if "meet" in self.run:
+            self._meet(Path(self.run["meet"]))
         time.sleep(self.run.get("seconds", 0.02))
         if self.rank == self.run.get("rank", 0):
             if self.run.get("raise_in") == epoch:
@@ -62,6 +70,14 @@ class StubRun:
             total = torch.ones(1)
             dist.all_reduce(total)
             assert total == self.world_size
+
+    def _meet(self, folder):
+        (folder / str(os.getpid())).touch()
+        deadline = time.monotonic() + 60
+        while len(list(folder.iterdir())) < 2:
+            if time.monotonic() > deadline:
+                raise TimeoutError("nobody came")
+            time.sleep(0.01)
 
 
 class StubSession:

@@ -26,7 +26,7 @@ def cluster():
         for name, value in (SETTINGS | LOCAL_SETTINGS).items():
             patch.setenv(name, value)
         # More cores than there are: the stub needs none.
-        ray.init("local", num_cpus=5, log_to_driver=False)
+        ray.init("local", num_cpus=5, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 
@@ -76,25 +76,20 @@ def pids(events):
     return {event.epoch["pid"] for event in events if event.epoch}
 
 
-def test_run_after_run_on_the_same_workers_with_little_overhead(lease):
+def test_run_after_run_on_the_same_workers(lease):
     first = follow(lease, {})
-    started = time.time()
-    events = follow(lease, {"epochs": 5, "seconds": 0.01})
-    overhead_s = time.time() - started - 5 * 0.01
+    events = follow(lease, {"epochs": 5})
     assert epochs(events) == [1, 2, 3, 4, 5]
     assert events[-1].kind == "done"
     assert pids(events) == pids(first)
     assert events[0].epoch["world_size"] == lease.world_size
-    assert overhead_s < 1.0
 
 
-def test_stopping_a_run_costs_nothing(lease):
-    stopped = follow(lease, {"epochs": 100, "seconds": 0.5}, until=1)
-    started = time.time()
+def test_a_run_that_is_stopped_begins_no_epoch_more(lease):
+    stopped = follow(lease, {"epochs": 100}, until=1)
     following = follow(lease, {"epochs": 1})
-    # Had the stopped run gone on into its next epoch, this would take half a second.
-    assert time.time() - started < 0.4
     assert pids(stopped) == pids(following)
+    assert following[0].epoch["begun"] == stopped[0].epoch["begun"] + 1
 
 
 def test_a_tested_run_gives_its_result(lease):
@@ -132,15 +127,15 @@ def test_a_killed_worker_costs_its_run_no_epoch(pools, tmp_path, workers, rank):
     assert pickle.loads(events[-1].result) == ("tested", 3)
 
 
-def test_executors_work_side_by_side(pools):
+def test_executors_work_side_by_side(pools, tmp_path):
     leases = [pools[1].executors.lease() for _ in range(2)]
     for number, lease in enumerate(leases):
-        lease.start(Command(f"side-{number}", {"epochs": 1, "seconds": 1.0}))
+        lease.start(Command(f"side-{number}", {"epochs": 1, "meet": str(tmp_path)}))
     events = [lease.advance() for lease in leases]
     for lease in leases:
         lease.release()
+    assert [event.kind for event in events] == ["epoch", "epoch"], events
     assert len(pids(events)) == 2
-    assert abs(events[0].epoch["reported_at"] - events[1].epoch["reported_at"]) < 0.8
 
 
 def test_a_session_that_cannot_be_opened_says_why(cluster):
