@@ -7,6 +7,7 @@ training as it was checked.
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 from typing import Literal
@@ -36,6 +37,14 @@ class ImageError(UserError):
     def __init__(self, message: str, problem: Problem) -> None:
         super().__init__(message)
         self.problem = problem
+
+
+def cores() -> int:
+    """Cores that this process may use, of which decoding takes all."""
+    # Not on macOS.
+    if hasattr(os, "sched_getaffinity"):
+        return max(len(os.sched_getaffinity(0)), 1)
+    return os.cpu_count() or 1
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+# Of a buffer that is too small for images larger than the first.
+GROWTH = 1.25
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -41,12 +44,17 @@ def pixels_in_memory(images: Iterable[tuple[int, np.ndarray]], n: int) -> Pixels
         n: How many there are.
     """
     starts, shapes = [0] * n, [(0, 0, 3)] * n
-    parts, end = [], 0
+    flat, end = np.empty(0, np.uint8), 0
     for place, image in images:
+        # As they come, while others decode, not all at the end. No one else has `flat` yet.
+        if flat.size == 0:
+            flat = np.empty(n * image.size, np.uint8)
+        elif end + image.size > flat.size:
+            flat.resize(max(end + image.size, int(GROWTH * flat.size)), refcheck=False)
         starts[place], shapes[place] = end, image.shape
-        parts.append(np.ascontiguousarray(image, np.uint8).reshape(-1))
+        flat[end : end + image.size] = image.reshape(-1)
         end += image.size
-    flat = np.concatenate(parts) if parts else np.empty(0, np.uint8)
+    flat.resize(end, refcheck=False)
     return Pixels(flat, starts, shapes)
 
 

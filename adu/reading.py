@@ -20,7 +20,7 @@ from PIL import Image
 from adu import storage
 from adu.data import ImageSet, ImageTransform, central_view
 from adu.errors import UserError
-from adu.images import decode_image
+from adu.images import cores, decode_image
 from adu.manifest import Manifest
 from adu.pixels import Pixels, pixels_in_memory
 from adu.prefetch import ahead
@@ -187,7 +187,7 @@ def decoded(
     jobs = deque(_jobs(table))
     fetching: deque[tuple[_Job, Future[list[bytes]]]] = deque()
     decoding: deque[Future[list[tuple[int, np.ndarray]]]] = deque()
-    n_decoders = _cores()
+    n_decoders = cores()
     with ThreadPoolExecutor(threads) as fetchers, ThreadPoolExecutor(n_decoders) as decoders:
         try:
             while jobs or fetching or decoding:
@@ -286,11 +286,6 @@ def _log_read(uri: str) -> None:
     if log:
         with open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 - appended to by many
             file.write(f"{time.time()} {uri}\n")
-
-
-def _cores() -> int:
-    """Cores that this process may use, of which decoding takes all."""
-    return max(len(os.sched_getaffinity(0)), 1)
 
 
 def _reduced(image: Image.Image, max_short_side: int) -> Image.Image:

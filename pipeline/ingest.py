@@ -24,6 +24,7 @@ from rich.console import Console
 from adu import storage
 from adu.config import StrictModel
 from adu.errors import UserError
+from adu.images import cores
 from adu.manifest import CARD_FILE, SCHEMA, Manifest, write_manifest
 from adu.shards import SHARD_FOLDER
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_command
@@ -34,6 +35,8 @@ from pipeline.ingestion.report import ReadProgress, images_table, show_checks
 
 SHORTCUTS: dict[str, str] = {}
 MIB = 2**20
+THREADS_PER_CORE = 2
+STORE_THREADS = 16
 
 
 class IngestConfig(StrictModel):
@@ -71,7 +74,11 @@ class IngestConfig(StrictModel):
     val_shots: int = Field(4, ge=1, description="validation images that it should have beside")
     strict: bool = Field(False, description="write nothing if any check finds anything")
     overwrite: bool = Field(False, description="replace a manifest that is already there")
-    threads: int = Field(16, ge=1, description="images read at a time")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="images read at a time; unset: 2 a core from files here, 16 from a store",
+    )
     save_every_s: float = Field(
         10, ge=0, description="seconds of reading that are lost at most if it is killed"
     )
@@ -89,6 +96,12 @@ class IngestConfig(StrictModel):
             if getattr(self, option) is not None and self.layout != layout:
                 raise ValueError(f"{option} is for layout {layout}, not {self.layout}")
         return self
+
+    @property
+    def n_threads(self) -> int:
+        """Images read at a time. Threads that wait for no store get into each other's way."""
+        here = storage.is_local(self.source)
+        return self.threads or (THREADS_PER_CORE * cores() if here else STORE_THREADS)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -125,7 +138,9 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
     storage.check_reachable(config.out, write=True)
     journal = Journal(config.out, config.identity)
     packing = Packing(config.pack_short_side, config.shard_mib * MIB) if config.pack else None
-    settings = ReadSettings(config.out, config.threads, packing, config.save_every_s, config.strict)
+    settings = ReadSettings(
+        config.out, config.n_threads, packing, config.save_every_s, config.strict
+    )
     with ReadProgress(console, len(images)) as progress:
         read = read_all(images, settings, journal, progress.start, progress.advance)
     table, rejected = _joined(images, read, config)

@@ -7,9 +7,11 @@ images are saved together.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +25,7 @@ import pyarrow.parquet as pq
 
 from adu import storage
 from adu.errors import UserError
+from adu.images import cores
 from adu.shards import ShardBuilder, save_shard
 from pipeline.ingestion.image_checks import Inspected, inspect_image, rejected
 from pipeline.ingestion.layouts import Found
@@ -195,10 +198,12 @@ def _in_order(
     pool: ThreadPoolExecutor, images: Sequence[Found], settings: ReadSettings
 ) -> Iterator[tuple[Found, Inspected]]:
     """Reads in parallel and gives in order, holding a few images for each thread."""
+    # Many threads wait for a store well, but would fight for the interpreter while they decode.
+    core = threading.BoundedSemaphore(cores())
     under_way: deque[tuple[Found, Future[Inspected]]] = deque()
     try:
         for image in images:
-            under_way.append((image, pool.submit(_read, image, settings.packing)))
+            under_way.append((image, pool.submit(_read, image, settings.packing, core)))
             if len(under_way) >= LOOKAHEAD * settings.threads:
                 first, future = under_way.popleft()
                 yield first, future.result()
@@ -210,7 +215,9 @@ def _in_order(
             future.cancel()
 
 
-def _read(image: Found, packing: Packing | None) -> Inspected:
+def _read(
+    image: Found, packing: Packing | None, core: contextlib.AbstractContextManager[Any]
+) -> Inspected:
     try:
         data = storage.read_bytes(image.uri)
         for attempt in range(1, MAX_FETCHES):
@@ -221,7 +228,8 @@ def _read(image: Found, packing: Packing | None) -> Inspected:
     except UserError as error:
         return rejected(UserError(f"image {image.image_id}: {error}"), 0)
     short_side = packing.short_side if packing else None
-    return inspect_image(data, image.image_id, short_side, keep=packing is not None)
+    with core:
+        return inspect_image(data, image.image_id, short_side, keep=packing is not None)
 
 
 def _told(
