@@ -18,9 +18,10 @@ from PIL import Image
 
 from adu import storage
 from adu.errors import UserError
+from adu.images import cores
 from adu.manifest import CARD_FILE, load_manifest
 from adu.shards import read_shard_images
-from pipeline.ingest import IngestConfig, ingest, main
+from pipeline.ingest import STORE_THREADS, IngestConfig, ingest, main
 from pipeline.ingestion.image_checks import CHECKS
 from pipeline.ingestion.image_reader import Journal, ReadSettings, read_all
 from pipeline.ingestion.layouts import assign_splits, find_images
@@ -62,6 +63,13 @@ def test_a_folder_becomes_a_manifest(images, tmp_path):
     first = manifest.table.slice(0, 1).to_pylist()[0]
     assert (first["width"], first["height"]) == (36, 40)
     assert Path(first["uri"]).read_bytes()
+
+
+def test_a_store_is_asked_by_many_threads_and_the_interpreter_shared_by_few():
+    here, there = "/images", "memory://images"
+    assert IngestConfig(source=here, out="/m").n_threads == 2 * cores()
+    assert IngestConfig(source=there, out="/m").n_threads == STORE_THREADS
+    assert IngestConfig(source=here, out="/m", threads=7).n_threads == 7
 
 
 def test_digest_is_the_same_from_elsewhere_and_with_other_threads(images, tmp_path):
