@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-# Of a buffer that is too small for images larger than the first.
+# A buffer begins with room for as many images as large as the first, up to so many bytes, and grows
+# by this factor.
+MOST_AT_FIRST = 2**28
 GROWTH = 1.25
 
 
@@ -48,7 +50,7 @@ def pixels_in_memory(images: Iterable[tuple[int, np.ndarray]], n: int) -> Pixels
     for place, image in images:
         # As they come, while others decode, not all at the end. No one else has `flat` yet.
         if flat.size == 0:
-            flat = np.empty(n * image.size, np.uint8)
+            flat = np.empty(max(image.size, min(n * image.size, MOST_AT_FIRST)), np.uint8)
         elif end + image.size > flat.size:
             flat.resize(max(end + image.size, int(GROWTH * flat.size)), refcheck=False)
         starts[place], shapes[place] = end, image.shape
