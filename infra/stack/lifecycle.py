@@ -12,11 +12,12 @@ from pathlib import Path
 from adu.errors import UserError
 from infra.stack import processes
 from infra.stack.mlflow_server import MLflow
+from infra.stack.ports import is_free
 from infra.stack.postgres import Postgres
 from infra.stack.ray_nodes import RayHead, RayWorker
 from infra.stack.seaweedfs import SeaweedFS
 from infra.stack.secret_files import Secrets, shell_script
-from infra.stack.server import Server, base_environment, is_free
+from infra.stack.server import Server, base_environment
 from infra.stack.settings import Settings
 from infra.stack.state import State, hold, load_state, new_state
 

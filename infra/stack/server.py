@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -83,16 +82,3 @@ class Server(ABC):
 def base_environment() -> dict[str, str]:
     """The environment that every server gets."""
     return {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
-
-
-def is_free(port: int) -> bool:
-    """Whether nothing listens on a port of loopback."""
-    with socket.socket() as probe:
-        # As servers do: connections of a server that has just ended do not count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-            probe.listen()
-        except OSError:
-            return False
-    return True

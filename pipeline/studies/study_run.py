@@ -85,7 +85,7 @@ def run_study(
     return StudyRun(search.records, search.overheads_s, search.ended_by)
 
 
-class _Stop(tune.Stopper):
+class StudyStopper(tune.Stopper):
     """Ends all trials once the search is interrupted, or cannot keep what they give."""
 
     def __init__(self, stop: threading.Event, search: StudySearch) -> None:
@@ -93,9 +93,11 @@ class _Stop(tune.Stopper):
         self._search = search
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether a trial is to end."""
         return self.stop_all()
 
     def stop_all(self) -> bool:
+        """Whether all are."""
         return self._stop.is_set() or self._search.exception is not None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -118,7 +120,7 @@ def _tuner(study: Study, search: StudySearch, stop: threading.Event, folder: str
             name="study",
             storage_path=folder,
             verbose=0,
-            stop=_Stop(stop, search),
+            stop=StudyStopper(stop, search),
             # There is nothing to save: a trial's state is its executor's.
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=0, checkpoint_at_end=False

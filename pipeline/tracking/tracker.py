@@ -68,6 +68,8 @@ EXPERIMENT_TAGS = {
 
 CHECK_TIMEOUT_S = 5
 
+SQLITE = "sqlite:///"
+
 
 class Tracker:
     """Writes one search into one experiment.
@@ -82,7 +84,7 @@ class Tracker:
         self.uri = uri or default_uri(output)
         with _quiet():
             self._client = open_client(self.uri)
-            self._experiment = self._find_experiment(experiment, output, uri is None)
+            self._experiment = self._find_experiment(experiment)
         # Who runs which command: columns of the UI.
         self._origin = resolve_tags()
 
@@ -267,14 +269,13 @@ class Tracker:
         self._log_metrics(study_run, metrics, step=0)
         self._client.set_terminated(study_run, status)
 
-    def _find_experiment(self, name: str, output: Path, embedded: bool) -> str:
+    def _find_experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        place = (output.absolute().parent / "artifacts" / name).as_uri() if embedded else None
         try:
             return self._client.create_experiment(
-                name, artifact_location=place, tags=EXPERIMENT_TAGS
+                name, artifact_location=artifacts_of(self.uri, name), tags=EXPERIMENT_TAGS
             )
         except MlflowException:
             # Another search has just created it.
@@ -366,7 +367,8 @@ class SearchRuns:
     """
 
     def __init__(self, uri: str, search: str) -> None:
-        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        file = sqlite_file(uri)
+        if file is not None and not file.exists():
             raise UserError(f"tracking.uri {uri}: there is no such file")
         with _quiet():
             self._client = open_client(uri)
@@ -446,14 +448,29 @@ def open_client(uri: str) -> MlflowClient:
 
 def default_uri(output: Path) -> str:
     """The embedded default: a SQLite file shared by the searches of one results folder."""
-    return f"sqlite:///{output.absolute().parent / 'mlflow.db'}"
+    return f"{SQLITE}{output.absolute().parent / 'mlflow.db'}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a tracking store; None if it is not in SQLite."""
+    return Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
+
+
+def artifacts_of(uri: str, experiment: str) -> str | None:
+    """Where the artifacts of a new experiment go; None leaves it to the server.
+
+    Beside a SQLite file. MLflow would put them into ``mlruns`` of the folder that the command
+    stands in, which for a submitted job is one that Ray removes.
+    """
+    file = sqlite_file(uri)
+    return None if file is None else (file.parent / "artifacts" / experiment).as_uri()
 
 
 def ui_command(uri: str) -> str:
     """What a person types to see a tracking store in the browser."""
     if uri.startswith(("http://", "https://")):
         return f"open {uri}"
-    if uri == f"sqlite:///{Path('results').absolute() / 'mlflow.db'}":
+    if sqlite_file(uri) == Path("results").absolute() / "mlflow.db":
         return "make ui"
     return f"mlflow ui --backend-store-uri {uri}"
 

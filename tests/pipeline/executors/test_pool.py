@@ -138,6 +138,20 @@ def test_executors_work_side_by_side(pools, tmp_path):
     assert len(pids(events)) == 2
 
 
+def test_executors_that_are_dismissed_leave_their_cores_to_others(pools):
+    pool = ExecutorPool(SESSION, {}, ResourcesConfig(executors=1), 1)
+    before = ray.available_resources()["CPU"]
+    pool.start()
+    pool.wait_ready()
+    assert ray.available_resources()["CPU"] == before - 1
+    pool.dismiss()
+    deadline = time.monotonic() + 60
+    while ray.available_resources()["CPU"] < before:
+        assert time.monotonic() < deadline, "its core was not given back"
+        time.sleep(0.1)
+    close(pool)
+
+
 def test_a_session_that_cannot_be_opened_says_why(cluster):
     pool = ExecutorPool(SESSION, {"refuse": True}, ResourcesConfig(executors=1), 1)
     pool.start()

@@ -21,7 +21,7 @@ from pipeline.results.output import OutputLostError
 from pipeline.studies.samplers import open_storage
 from pipeline.studies.searcher import RECORD, Study, StudyConfig, StudySearch, stored_scores
 from pipeline.studies.space import Parameter, defaults
-from pipeline.studies.study_run import _Stop, make_scheduler
+from pipeline.studies.study_run import StudyStopper, make_scheduler
 
 EPOCHS = 4
 SPACE = {
@@ -243,7 +243,7 @@ def test_an_exception_of_ours_ends_the_study_and_is_no_trials_failure(study):
         it.on_trial_result("a", result(1, 0.5))
     it.on_trial_complete("a", None, error=True)
     assert it.exception is error
-    assert _Stop(threading.Event(), it).stop_all()
+    assert StudyStopper(threading.Event(), it).stop_all()
     it.suspend_running()
     assert [trial.state for trial in stored(study)] == [TrialState.WAITING]
 

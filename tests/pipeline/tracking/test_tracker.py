@@ -141,6 +141,18 @@ def test_the_embedded_default_is_a_file_beside_the_output(sqlite_uri, manifest, 
         assert file.read() == b"weights"
 
 
+def test_artifacts_lie_beside_a_database_that_was_named(manifest, tmp_path, monkeypatch):
+    # A submitted job stands in a folder that Ray removes, where MLflow would make `mlruns`.
+    (tmp_path / "job").mkdir()
+    monkeypatch.chdir(tmp_path / "job")
+    (tmp_path / "tracking").mkdir()
+    uri = f"sqlite:///{tmp_path / 'tracking' / 'runs.db'}"
+    ids = whole_search(Tracker(uri, tmp_path / "out", "named"), manifest)
+    check(MlflowClient(uri), ids)
+    assert list((tmp_path / "tracking" / "artifacts" / "named").rglob("checkpoint.safetensors"))
+    assert not list((tmp_path / "job").iterdir())
+
+
 def test_a_server_holds_the_same(server, manifest, tmp_path):
     Tracker.check(server)
     ids = whole_search(Tracker(server, tmp_path / "out", "served"), manifest)
