@@ -20,6 +20,8 @@ SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # How fast a dead worker is noticed.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    # Ray Train's controllers run in this process, and its log is ours to keep.
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     # Ray would start every worker through `uv run` if the command was.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Ray 2.60 warns that this will be the default.

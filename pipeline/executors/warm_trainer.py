@@ -5,6 +5,7 @@ Apart from `pipeline.executors.pool`, because trial clients import that one and 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,10 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.result import Result
 
 # How long workers may take to leave a process group, before they are ended.
 LEAVE_TIMEOUT_S = 30
@@ -23,13 +27,16 @@ LEAVE_TIMEOUT_S = 30
 class WarmTrainer(DataParallelTrainer):
     """A TorchTrainer that starts and ends with its workers alone.
 
-    Ray 2.60 starts two more actors beside every run. One removes the run's placement group if the
-    run's controller dies, and is waited for in vain for 12 s at the end; executors live as long as
-    their job, with which Ray removes the group as well. The other hands out Ray datasets, of which
-    there are none here, and imports Ray Data for it.
+    Ray 2.60 starts four more processes beside every run, each with imports of its own. Here
 
-    The controller of a ``TorchTrainer`` imports torch, for the name of a class: half a gigabyte
-    and some seconds an executor. Here only the workers do.
+    - the controller runs in the thread that calls `fit`: it does little but ask, once a second,
+      whether the workers are alive, and would not outlive its caller anyway;
+    - there is no barrier for ``ray.train.report``: workers report to the executor's mailbox;
+    - nobody removes the run's placement group if the controller dies, which Ray does at the end of
+      the job (and who does it is waited for in vain for 12 s at the end of a run);
+    - nobody hands out Ray datasets.
+
+    And only the workers import torch, which a ``TorchTrainer`` does for the name of a class.
     """
 
     def __init__(self, train_loop: Any, **kwargs: Any) -> None:
@@ -40,6 +47,41 @@ class WarmTrainer(DataParallelTrainer):
         superfluous = (PlacementGroupCleanerCallback, DatasetsCallback)
         kept = [each for each in callbacks if not isinstance(each, superfluous)]
         return [*kept, _NoDatasets()]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Result:
+        controller = _Controller(**arguments)
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+
+class _WorkerGroup(WorkerGroup):
+    """Workers that need neither a controller that is an actor, nor a barrier."""
+
+    def _init_train_context_on_workers(
+        self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        # It has been asked for just now, and is stopped on its way.
+        ray.kill(sync_actor)
+        calls = [
+            worker.actor.init_train_context.remote(
+                train_run_context=self._train_run_context,
+                distributed_context=worker.distributed_context,
+                synchronization_actor=sync_actor,
+                storage_context=self._storage_context,
+                worker_callbacks=self._worker_callbacks_to_propagate,
+                controller_actor=None,
+                **{name: values[i] for name, values in train_context_args.items()},
+            )
+            for i, worker in enumerate(workers)
+        ]
+        ray.get(calls)
+        self._decorate_worker_log_file_paths(workers)
+
+
+class _Controller(TrainController):
+    """Starts a group of workers, and another in its place when one is lost."""
+
+    worker_group_cls = _WorkerGroup
 
 
 @dataclass
