@@ -141,8 +141,8 @@ def check_runs(executors: Executors, runs: Sequence[dict[str, Any]]) -> None:
 class ExecutorPool:
     """Starts executors, and owns them until it is closed.
 
-    Each executor is a mailbox and one endless ``TorchTrainer`` run, whose ``fit`` waits in a thread
-    of this process. Another thread watches them and the cluster.
+    Each executor is a mailbox and one endless ``TorchTrainer`` run, which a thread of this process
+    looks after. Another thread watches them and the cluster.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.result import Result
@@ -27,11 +28,13 @@ LEAVE_TIMEOUT_S = 30
 class WarmTrainer(DataParallelTrainer):
     """A TorchTrainer that starts and ends with its workers alone.
 
-    Ray 2.60 starts four more processes beside every run, each with imports of its own. Here
+    Ray 2.60 starts five more processes beside a run, each with imports of its own. Here
 
     - the controller runs in the thread that calls `fit`: it does little but ask, once a second,
       whether the workers are alive, and would not outlive its caller anyway;
     - there is no barrier for ``ray.train.report``: workers report to the executor's mailbox;
+    - nobody tells the cluster's autoscaler what the run needs, for which Ray's controllers wait
+      before they ask for workers: it sees their placement group all the same;
     - nobody removes the run's placement group if the controller dies, which Ray does at the end of
       the job (and who does it is waited for in vain for 12 s at the end of a run);
     - nobody hands out Ray datasets.
@@ -49,9 +52,23 @@ class WarmTrainer(DataParallelTrainer):
         return [*kept, _NoDatasets()]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
-        controller = _Controller(**arguments)
+        policy = _FixedSize(arguments.pop("scaling_policy").scaling_config)
+        controller = _Controller(scaling_policy=policy, **arguments)
         asyncio.run(controller.run())
         return controller.get_result()
+
+
+class _FixedSize(FixedScalingPolicy):
+    """As many workers as were asked for, by a placement group alone."""
+
+    def _send_resource_request(self) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+    def _cancel_resource_request(self) -> None:
+        pass
 
 
 class _WorkerGroup(WorkerGroup):
