@@ -138,6 +138,13 @@ def test_executors_work_side_by_side(pools, tmp_path):
     assert len(pids(events)) == 2
 
 
+def test_an_executor_is_its_workers_alone(pools):
+    # Ray's controllers, barriers and coordinators would be a process each.
+    actors = ray._private.state.actors().values()
+    alive = {actor["ActorClassName"] for actor in actors if actor["State"] == "ALIVE"}
+    assert alive == {"Mailboxes", "RayTrainWorker"}
+
+
 def test_executors_that_are_dismissed_leave_their_cores_to_others(pools):
     def free_cores():
         # Ray leaves out what is used up.
