@@ -1,5 +1,8 @@
 """Who has which executor: leases, handed out in the driver to whoever has waited longest.
 
+Final runs let trials pass: they are all known at once, whereas a trial is proposed when the one
+before has ended, and a study whose trials wait keeps the whole search waiting in the end.
+
 Executors come (a node joins, the cluster grows) and go (a node dies) while a search runs; who wants
 one asks here each time and need not know. Knows nothing of Ray: see `pipeline.executors.pool`.
 """
@@ -88,6 +91,12 @@ class Lease:
 
 
 @dataclass
+class _Waiting:
+    asked_at: float
+    yields: bool
+
+
+@dataclass
 class _Slot:
     index: int
     mailbox: MailboxLink
@@ -104,8 +113,8 @@ class Executors:
         self._changed = threading.Condition()
         self._slots: dict[int, _Slot] = {}
         self._planned = 0
-        # Who waits, in the order of their coming, and when they asked last.
-        self._queue: dict[str, float] = {}
+        # Who waits, in the order of their coming.
+        self._queue: dict[str, _Waiting] = {}
         self._interrupted = False
 
     def __len__(self) -> int:
@@ -125,30 +134,34 @@ class Executors:
 
     # For those who want an executor.
 
-    def lease(self) -> Lease:
+    def lease(self, yields: bool = False) -> Lease:
         """Waits for a free executor and takes it.
+
+        Args:
+            yields: Lets those pass who do not yield, also the ones that come later.
 
         Returns:
             A lease; once the search is interrupted, one on which every run ends at once.
         """
         ticket = uuid.uuid4().hex
         while not self._interrupted:
-            lease = self.try_lease(ticket, TURN_S)
+            lease = self.try_lease(ticket, TURN_S, yields)
             if lease is not None:
                 return lease
         return Lease(self, None)
 
-    def try_lease(self, who: str, timeout_s: float = 0.0) -> Lease | None:
+    def try_lease(self, who: str, timeout_s: float = 0.0, yields: bool = False) -> Lease | None:
         """Takes an executor if one is free and nobody has waited for it longer.
 
         Args:
             who: Unique name of the caller, which keeps its place as long as it asks again soon.
             timeout_s: How long to wait for one.
+            yields: Lets those pass who do not yield, also the ones that come later.
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while not self._interrupted:
-                slot = self._turn_of(who)
+                slot = self._turn_of(who, yields)
                 if slot is not None:
                     del self._queue[who]
                     slot.leased = True
@@ -202,15 +215,15 @@ class Executors:
 
     # Helpers.
 
-    def _turn_of(self, who: str) -> _Slot | None:
+    def _turn_of(self, who: str, yields: bool) -> _Slot | None:
         """A free executor, if it is this caller's turn."""
         now = time.monotonic()
-        self._queue[who] = now
-        for name, asked_at in list(self._queue.items()):
-            if now - asked_at > PATIENCE_S:
+        self._queue[who] = _Waiting(now, yields)
+        for name, waiting in list(self._queue.items()):
+            if now - waiting.asked_at > PATIENCE_S:
                 del self._queue[name]
         free = [slot for slot in self._slots.values() if slot.state == "ready" and not slot.leased]
-        place = list(self._queue).index(who)
+        place = sorted(self._queue, key=lambda name: self._queue[name].yields).index(who)
         if place >= len(free):
             return None
         # Rather the one that it has had before, where its overhead can be told.

@@ -75,7 +75,7 @@ def run_finals(
     on_end: Callable[[FinalRun, TestOutcome], None] | None = None,
     folder: str | None = None,
 ) -> list[TestOutcome] | None:
-    """Runs final runs, as many at once as there are executors.
+    """Runs final runs, as many at once as there are executors that no trial waits for.
 
     Args:
         study: Name of the study, a part of run ids.
@@ -151,7 +151,7 @@ def _run_one(
 ) -> TestOutcome | None:
     if stop.is_set():
         return None
-    lease = executors.lease()
+    lease = executors.lease(yields=True)
     began_s = time.time()
     try:
         lease.start(command)

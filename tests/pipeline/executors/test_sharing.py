@@ -81,6 +81,37 @@ def test_who_waits_longest_is_next(monkeypatch):
     assert executors.try_lease("a") is not None
 
 
+def test_trials_pass_final_runs_that_have_waited_longer():
+    executors = pool(1)
+    lease = executors.try_lease("running")
+    assert executors.try_lease("final 1", yields=True) is None
+    assert executors.try_lease("final 2", yields=True) is None
+    assert executors.try_lease("trial") is None
+    lease.release()
+    assert executors.try_lease("final 1", yields=True) is None
+    executors.try_lease("trial").release()
+    # Among themselves they keep their order.
+    assert executors.try_lease("final 2", yields=True) is None
+    assert executors.try_lease("final 1", yields=True) is not None
+
+
+def test_a_final_run_that_waits_in_a_thread_is_passed_too():
+    executors = pool(1)
+    lease = executors.try_lease("running")
+    found = []
+    waiting = threading.Thread(target=lambda: found.append(executors.lease(yields=True)))
+    waiting.start()
+    assert executors.try_lease("trial") is None
+    lease.release()
+    trial = executors.try_lease("trial")
+    assert trial is not None
+    time.sleep(0.05)
+    assert not found
+    trial.release()
+    waiting.join(5)
+    assert len(found) == 1
+
+
 def test_a_waiting_caller_gets_what_comes():
     executors = pool(1, n_ready=0)
     found = []
