@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -212,6 +213,7 @@ class _Runner:
         self._job = job
         self._interrupt = interrupt
         self._console = console
+        self._began_at = time.monotonic()
 
     def run(self) -> int:
         """Runs them; returns the exit code."""
@@ -240,29 +242,23 @@ class _Runner:
         """Runs rows with the same data; returns the exit code."""
         context = self._job.context(shots).model_dump(mode="json")
         pool = ExecutorPool(SESSION, context, self._job.config.resources, n_executors)
-        code = EXIT_OK
         try:
             pool.start()
             self._tell(f"starting {n_executors} executors")
             pool.wait_ready()
-            with self._interrupt.graceful(pool.interrupt):
-                for row in rows:
-                    try:
-                        if not self._run_row(row, pool, log):
-                            if pool.failure is not None:
-                                self._tell(f"failed    {pool.failure}; go on with --resume")
-                                return EXIT_FAILED
-                            return EXIT_INTERRUPTED
-                    except FinalRunFailedError as error:
-                        self._tell(f"failed    {error}")
-                        code = EXIT_FAILED
-            return code
+            # A row keeps an executor busy until its end; one row more waits for any that is free.
+            n_at_once = n_executors + 1
+            with self._interrupt.graceful(pool.interrupt), ThreadPoolExecutor(n_at_once) as threads:
+                codes = list(threads.map(lambda row: self._run_row(row, pool, log), rows))
+            if pool.failure is not None:
+                self._tell(f"failed    {pool.failure}; go on with --resume")
+                return EXIT_FAILED
+            return EXIT_INTERRUPTED if EXIT_INTERRUPTED in codes else max(codes)
         finally:
             pool.close()
 
-    def _run_row(self, row: Row, pool: ExecutorPool, log: _Log) -> bool:
-        """Runs a row and keeps its results; returns whether it came to its end."""
-        started_at = time.monotonic()
+    def _run_row(self, row: Row, pool: ExecutorPool, log: _Log) -> int:
+        """Runs a row and keeps its results; returns the exit code."""
 
         def keep(final: FinalRun, outcome: TestOutcome) -> None:
             # Logged before it counts as done: on resume its run is found again, and completed.
@@ -271,12 +267,15 @@ class _Runner:
             storage.write_bytes(file, json.dumps(_result(row, final, outcome), indent=2).encode())
 
         runs, stop = self._job.todo(row), self._interrupt.stop
-        if run_finals(row.label, runs, pool.executors, stop, _ignore_epoch, keep) is None:
-            return False
-        wall_s = time.monotonic() - started_at
+        try:
+            if run_finals(row.label, runs, pool.executors, stop, _ignore_epoch, keep) is None:
+                return EXIT_INTERRUPTED
+        except FinalRunFailedError as error:
+            self._tell(f"failed    {error}")
+            return EXIT_FAILED
         h = mean(scores["h"] for scores in _by_seed(self._job, row))
-        self._tell(f"{row.label}: H {100 * h:.1f}, {wall_s:.0f} s")
-        return True
+        self._tell(f"{row.label}: H {100 * h:.1f}, after {time.monotonic() - self._began_at:.0f} s")
+        return EXIT_OK
 
     def _tell(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)

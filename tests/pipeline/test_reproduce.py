@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,9 @@ from rich.console import Console
 from adu.data import DataConfig
 from adu.errors import UserError
 from adu.manifest import load_manifest
+from pipeline import reproduce
+from pipeline.jobs.finals import FinalRunFailedError
+from pipeline.jobs.interrupt import Interrupt
 from pipeline.reproduce import Job, ReproduceConfig, _enough_images, _table, main
 from pipeline.results.tables import ABLATION, MAIN, TABLES, table_rows
 from tests.pipeline import commands
@@ -112,7 +116,8 @@ def test_a_whole_table_is_run_logged_and_kept(flags, tmp_path, capfd):
 
 def measured(folder, data_set, **options):
     """The ablation of a data set of four domains, of which Baseline and ADU have been run."""
-    manifest = SimpleNamespace(name=data_set, synthetic=False, domains=("a", "b", "c", "d"))
+    domains = ("a", "b", "c", "d")
+    manifest = SimpleNamespace(name=data_set, synthetic=False, domains=domains, url="")
     rows = tuple(table_rows("ablation", data_set, 4, 12))
     config = ReproduceConfig(table="ablation", seeds=(0, 1))
     job = Job(config, manifest, rows, folder, **options)
@@ -131,6 +136,41 @@ def printed(job, width):
     lines = console.export_text().splitlines()
     assert all(len(line) <= width and "…" not in line for line in lines)
     return [line.split() for line in lines if line.strip()]
+
+
+class StubPool:
+    """Stands for an `ExecutorPool`: what runs is replaced as well."""
+
+    failure = None
+    executors = None
+
+    def __init__(self, *_):
+        self.interrupt = lambda: None
+
+    start = wait_ready = close = lambda self: None
+
+
+def test_rows_run_side_by_side_and_one_that_fails_stops_no_other(tmp_path, monkeypatch):
+    # Three seeds on two executors would leave one idle at the end of every row.
+    job = measured(tmp_path, "pacs")
+    rows = [job.rows[0], job.rows[1], job.rows[-1]]
+    all_there = threading.Barrier(len(rows))
+
+    def run_finals(label, *_):
+        all_there.wait(30)
+        if label == rows[1].label:
+            raise FinalRunFailedError("final run InstaPG: no good")
+        return []
+
+    monkeypatch.setattr(reproduce, "ExecutorPool", StubPool)
+    monkeypatch.setattr(reproduce, "run_finals", run_finals)
+    console = Console(file=io.StringIO())
+    runner = reproduce._Runner(job, Interrupt(), console)
+    assert runner._run_rows(rows, None, 2, SimpleNamespace()) == 1
+    told = console.file.getvalue()
+    assert "failed    final run InstaPG: no good\n" in told
+    assert "Baseline: H 50.5, after 0 s" in told
+    assert "All: H 71.5, after 0 s" in told
 
 
 def test_published_figures_stand_beside_the_measured_ones_or_below(tmp_path):
