@@ -78,11 +78,6 @@ class Lease:
             self._slot.mailbox.send("withdraw", self._command.run_id)
         self._executors.free(self._slot.index, who)
 
-    def leave(self, run_id: str, who: str) -> None:
-        """Gives the executor back after a run that somebody else has posted."""
-        self._command = Command(run_id, {})
-        self.release(who)
-
     def _move(self, command: Command) -> None:
         self._executors.free(self.index, "")
         other = self._executors.lease()

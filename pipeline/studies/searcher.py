@@ -35,7 +35,7 @@ from adu.config import StrictModel
 from adu.errors import UserError
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
-from pipeline.executors.mailbox import MAX_RESTARTS, Event
+from pipeline.executors.mailbox import MAX_RESTARTS, Command, Event
 from pipeline.executors.session import epoch_report
 from pipeline.executors.sharing import Lease, Share
 from pipeline.studies.records import TrialRecord
@@ -225,12 +225,9 @@ class StudySearch(Searcher):
         study.commit()
         live = self._live[trial_id] = _LiveTrial(trial, params, lease)
         self._listener.trial_started(trial.number, params)
-        return trial_config(
-            live.run_id(study.name),
-            configure(study.base, params).model_dump(mode="json", by_alias=True),
-            lease.index,
-            self._savepoint(trial.number),
-        )
+        # From here, so that it trains while Tune finds it a client, or starts one.
+        lease.start(self._command(live))
+        return trial_config(live.run_id(study.name), lease.index)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Keeps an epoch after which the trial goes on."""
@@ -249,7 +246,7 @@ class StudySearch(Searcher):
     def suspend_running(self) -> None:
         """Has the trials that did not come to an end wait for the search to be resumed."""
         for live in self._live.values():
-            live.lease.leave(live.run_id(self._study.name), self._study.name)
+            live.lease.release(self._study.name)
             self._listener.trial_suspended(live.trial.number)
         self._live.clear()
         self._mend()
@@ -286,7 +283,7 @@ class StudySearch(Searcher):
         live = self._live[trial_id]
         if result:
             self._keep(trial_id, result)
-        live.lease.leave(live.run_id(self._study.name), self._study.name)
+        live.lease.release(self._study.name)
         event: Event | None = (result or {}).get("event")
         if event is not None and event.kind == "interrupted" and self._executors.interrupted:
             return
@@ -316,6 +313,13 @@ class StudySearch(Searcher):
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self._optuna.get_trials(deepcopy=False, states=states or None)
+
+    def _command(self, live: _LiveTrial) -> Command:
+        return Command(
+            live.run_id(self._study.name),
+            configure(self._study.base, live.params).model_dump(mode="json", by_alias=True),
+            savepoint=self._savepoint(live.trial.number),
+        )
 
     def _savepoint(self, number: int) -> str:
         return storage.join(self._study.savepoints, str(number))
@@ -380,7 +384,6 @@ class StudySearch(Searcher):
 
     def _keep(self, trial_id: str, result: Mapping[str, Any]) -> None:
         live = self._live[trial_id]
-        live.assigned_at = result["assigned_at"]
         event: Event = result["event"]
         if event.epoch is None:
             return
@@ -406,7 +409,7 @@ class StudySearch(Searcher):
         now = time.time()
         # What an executor does between two trials of a study is overhead of the later one.
         lease = live.lease
-        began = lease.free_since if lease.previous == self._study.name else live.assigned_at
+        began = lease.free_since if lease.previous == self._study.name else lease.taken_at
         report = live.report
         state: Literal["complete", "stopped", "failed"] = "stopped"
         if failure is not None:
@@ -442,7 +445,6 @@ class _LiveTrial:
     trial: optuna.Trial
     params: dict[str, Any]
     lease: Lease
-    assigned_at: float = 0.0
     loop_s: float = 0.0
     report: EpochReport | None = None
     known: set[int] = field(default_factory=set)

@@ -33,6 +33,7 @@ SPACE = {
 class Listener:
     def __init__(self):
         self.restored = []
+        self.params = {}
         self.epochs = []
         self.ended = []
         self.suspended = []
@@ -41,7 +42,7 @@ class Listener:
         self.restored.append((trial.number, dict(scores)))
 
     def trial_started(self, number, params):
-        pass
+        self.params[number] = params
 
     def epoch_ended(self, number, report, replayed):
         self.epochs.append((number, report.epoch, replayed))
@@ -65,20 +66,23 @@ def make_study(folder, name="sketch", first=(), space=SPACE, **config):
     return Study(name, base, space, config, storage, name, str(folder / "savepoints"), first)
 
 
-class NoMailbox:
-    """Stands for an executor, which nothing is sent to here."""
+class StubMailbox:
+    """Stands for an executor: keeps what it is sent."""
 
     def __init__(self, index):
         self.index = index
+        self.sent = []
 
-    def send(self, *_):
-        pass
+    def ask(self, method, *arguments):
+        self.sent.append((method, *arguments))
+
+    send = ask
 
 
 def executors(n):
     pool = Executors()
     for index in range(n):
-        pool.add(NoMailbox(index))
+        pool.add(StubMailbox(index))
         pool.turn(index, "ready")
     return pool
 
@@ -87,11 +91,10 @@ def search(study, pool=None):
     return StudySearch(study, Listener(), Share(pool or executors(8), study.name))
 
 
-def params(config):
-    """The searched options of what a trial's client is told."""
-    return {"method.gamma": config["run"]["method"]["gamma"]} | {
-        "method.n_ctx": config["run"]["method"]["n_ctx"]
-    }
+def propose(search, trial_id):
+    """Begins a trial; its options."""
+    config = search.suggest(trial_id)
+    return search._listener.params[int(config["run_id"].split("/")[1])]
 
 
 def result(epoch, h, error=None):
@@ -99,16 +102,16 @@ def result(epoch, h, error=None):
     val = Scores(h, h, h, {"photo": h, "sketch": 1 - h}, {"photo": 3, "sketch": 3})
     report = EpochReport(epoch, EPOCHS, 0.1, {"total": 1.0}, val, 0.5, 0.25, 10.0)
     event = Event("failed", error=error) if error else Event("epoch", epoch=asdict(report))
-    return {"epoch": epoch, "h": h, "assigned_at": 0.0, "event": event}
+    return {"epoch": epoch, "h": h, "event": event}
 
 
 def run_trial(search, trial_id, values):
     """Runs a trial that gives a value in each epoch; the last is the one it ends with."""
-    config = search.suggest(trial_id)
+    params = propose(search, trial_id)
     for epoch, h in enumerate(values[:-1], start=1):
         search.on_trial_result(trial_id, result(epoch, h))
     search.on_trial_complete(trial_id, result(len(values), values[-1]))
-    return params(config)
+    return params
 
 
 def stored(study):
@@ -163,7 +166,7 @@ def test_a_study_that_is_opened_again_has_its_records_and_no_zombies(study):
     first = search(study)
     run_trial(first, "a", [0.1, 0.2, 0.3, 0.4])
     run_trial(first, "b", [0.1, 0.2])
-    running = params(first.suggest("killed"))
+    running = propose(first, "killed")
     first.on_trial_result("killed", result(1, 0.9))
 
     again = search(study)
@@ -176,7 +179,7 @@ def test_a_study_that_is_opened_again_has_its_records_and_no_zombies(study):
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING]
 
     # What was running goes on under its number, with its parameters and what it had reported.
-    assert params(again.suggest("x")) == running
+    assert propose(again, "x") == running
     report = result(2, 0.8)
     report["event"] = replace(report["event"], before=(result(1, 0.9)["event"].epoch,))
     again.on_trial_result("x", report)
@@ -264,7 +267,7 @@ def test_proposals_are_the_same_for_the_same_seed_and_differ_between_studies(tmp
     def proposals(folder, **changes):
         (tmp_path / folder).mkdir()
         it = search(make_study(tmp_path / folder, **changes))
-        return [params(it.suggest(str(i))) for i in range(4)]
+        return [propose(it, str(i)) for i in range(4)]
 
     same = proposals("a")
     assert proposals("b") == same
@@ -351,19 +354,39 @@ def test_trials_before_a_resumption_are_compared_with_those_after_it(tmp_path, s
 def test_a_trials_wall_time_begins_when_its_study_left_the_executor(study, monkeypatch):
     pool = executors(1)
     it = search(study, pool)
-    for trial_id, assigned_at, ended_at in (("a", 98.0, 100.0), ("b", 101.0, 103.0)):
+
+    def at(time_s):
+        monkeypatch.setattr("pipeline.studies.searcher.time.time", lambda: time_s)
+
+    for trial_id, began_at, ended_at in (("a", 98.0, 100.0), ("b", 101.0, 103.0)):
+        at(began_at)
         it.suggest(trial_id)
-        with monkeypatch.context() as patch:
-            patch.setattr("pipeline.studies.searcher.time.time", lambda at=ended_at: at)
-            patch.setattr("pipeline.executors.sharing.time.time", lambda at=ended_at: at)
-            it.on_trial_complete(trial_id, result(1, 0.5) | {"assigned_at": assigned_at})
+        at(ended_at)
+        it.on_trial_complete(trial_id, result(1, 0.5))
     # Somebody else's run in between is no overhead of the next trial.
     pool.lease().release()
+    at(105.0)
     it.suggest("c")
-    monkeypatch.setattr("pipeline.studies.searcher.time.time", lambda: 109.0)
-    it.on_trial_complete("c", result(1, 0.5) | {"assigned_at": 105.0})
+    at(109.0)
+    it.on_trial_complete("c", result(1, 0.5))
     assert [record.wall_s for record in it.records] == [2.0, 3.0, 4.0]
     assert [record.loop_s for record in it.records] == [0.75] * 3
+
+
+def test_an_executor_has_its_run_before_tune_has_a_client_for_it(study):
+    mailbox = StubMailbox(0)
+    pool = Executors()
+    pool.add(mailbox)
+    pool.turn(0, "ready")
+    it = search(study, pool)
+    assert it.suggest("a") == {"run_id": "sketch/0", "executor": 0}
+    ((method, command),) = mailbox.sent
+    assert (method, command.run_id, command.kind) == ("post", "sketch/0", "train")
+    assert command.savepoint == f"{study.savepoints}/0"
+    assert command.run["method"]["gamma"] == 30
+    assert command.run["train"]["epochs"] == EPOCHS
+    it.suspend_running()
+    assert mailbox.sent[1:] == [("withdraw", "sketch/0")]
 
 
 def test_nothing_is_proposed_before_there_is_an_executor_for_it(study):
@@ -372,7 +395,7 @@ def test_nothing_is_proposed_before_there_is_an_executor_for_it(study):
     configs = [it.suggest(str(number)) for number in range(3)]
     assert [config and config["executor"] for config in configs] == [0, 1, None]
     assert len(stored(study)) == 2
-    pool.add(NoMailbox(2))
+    pool.add(StubMailbox(2))
     pool.turn(2, "ready")
     assert it.suggest("3")["executor"] == 2
     it.on_trial_complete("1", result(EPOCHS, 0.5))
@@ -382,16 +405,16 @@ def test_nothing_is_proposed_before_there_is_an_executor_for_it(study):
 def test_a_trial_that_has_lost_its_executor_goes_on_with_another(study):
     pool = executors(1)
     it = search(study, pool)
-    lost = params(it.suggest("a"))
+    lost = propose(it, "a")
     it.on_trial_result("a", result(1, 0.3))
     pool.turn(0, "starting")
     it.on_trial_complete("a", result(1, 0.3) | {"event": Event("lost")})
     assert it._listener.suspended == [0]
     assert it.suggest("b") is None
-    pool.add(NoMailbox(1))
+    pool.add(StubMailbox(1))
     pool.turn(1, "ready")
-    config = it.suggest("c")
-    assert (params(config), config["executor"], config["run_id"]) == (lost, 1, "sketch/0")
+    assert it.suggest("c") == {"executor": 1, "run_id": "sketch/0"}
+    assert it._listener.params == {0: lost}
     it.on_trial_complete("c", result(EPOCHS, 0.5))
     (trial,) = stored(study)
     assert (trial.state, trial.intermediate_values) == (TrialState.COMPLETE, {1: 0.3, EPOCHS: 0.5})
