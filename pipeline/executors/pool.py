@@ -43,6 +43,10 @@ from pipeline.executors.worker import WorkerSetup, one_line, serve
 # How often a pool looks at the nodes of its cluster.
 LOOK_S = 1.0
 
+# How long workers that have died may take to start again, before their run goes on elsewhere:
+# somebody else may have taken their place in the cluster.
+RETURN_S = 60.0
+
 STATES: dict[Phase, State] = {
     "starting": "starting",
     "ready": "ready",
@@ -269,7 +273,8 @@ class ExecutorPool:
         for reference in ready:
             executor = news[reference]
             workers: Workers = ray.get(reference)
-            before, executor.workers = executor.phase, workers
+            before = executor.phase
+            executor.take_note(workers)
             executor.news = executor.link.send("workers", workers.version)
             self.executors.turn(executor.link.index, STATES[workers.phase])
             if workers.phase != before and not self._closing.is_set():
@@ -281,10 +286,10 @@ class ExecutorPool:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         alive = {node["NodeID"] for node in nodes}
         for executor in self._crew.values():
-            workers = executor.workers
-            if workers and workers.phase == "ready" and not alive.issuperset(workers.nodes):
+            if executor.is_lost(alive):
+                assert executor.workers is not None
                 self.executors.turn(executor.link.index, "starting")
-                executor.link.send("lose", workers.group)
+                executor.link.send("lose", executor.workers.group)
         fit = _fitting(self._resources, [node["Resources"] for node in nodes])
         wanted = self._resources.executors or fit
         if self._resources.autoscale:
@@ -311,7 +316,7 @@ class ExecutorPool:
     def _described(self, executor: _Executor) -> str:
         what = {
             "ready": "is ready",
-            "starting": "lost its node and starts again where there is room",
+            "starting": "lost its workers and starts again where there is room",
             "broken": "cannot start",
         }.get(executor.phase, "has ended")
         at_work = f"{self.executors.n_ready} of {len(self.executors)}"
@@ -347,15 +352,17 @@ class ExecutorPool:
         index = len(self._crew)
         link = MailboxLink(self.mailboxes, index)
         thread = threading.Thread(
-            target=self._fit, args=(link,), daemon=True, name=f"{EXECUTOR_THREAD}-{index}"
+            target=self._fit, args=(index,), daemon=True, name=f"{EXECUTOR_THREAD}-{index}"
         )
         self._crew[index] = _Executor(link, thread, link.send("workers", 0))
         self.executors.add(link)
         thread.start()
 
-    def _fit(self, link: MailboxLink) -> None:
+    def _fit(self, index: int) -> None:
+        executor = self._crew[index]
+        link = executor.link
         try:
-            self._trainer(link).fit()
+            self._trainer(executor).fit()
         except SystemExit:
             # How Ray tells a waiting thread that this process has left the cluster.
             return
@@ -363,17 +370,18 @@ class ExecutorPool:
             failure = Event("failed", error=f"executor {link.index}: {one_line(error)}")
             link.send("break_down", failure)
 
-    def _trainer(self, link: MailboxLink) -> Any:
+    def _trainer(self, executor: _Executor) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
         from pipeline.executors.warm_trainer import WarmTrainer
 
-        resources = self._resources
+        resources, link = self._resources, executor.link
         per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
         if resources.gpus_per_worker:
             per_worker["GPU"] = resources.gpus_per_worker
         return WarmTrainer(
             serve,
+            on_failure=executor.note_failure,
             train_loop_config={
                 "setup": WorkerSetup(self._session, self._config, resources.cpus_per_worker, link)
             },
@@ -393,16 +401,47 @@ class ExecutorPool:
 
 @dataclass
 class _Executor:
-    """What a pool knows of one of its executors; `news` is a reference to what comes next."""
+    """What a pool knows of one of its executors.
+
+    Attributes:
+        link: Its mailbox.
+        thread: Where its trainer runs.
+        news: A reference to what comes next of its workers.
+        workers: What is known of them.
+        failed_at: When they failed, by the monotonic clock; None once there are others.
+    """
 
     link: MailboxLink
     thread: threading.Thread
     news: Any
     workers: Workers | None = None
+    failed_at: float | None = None
 
     @property
     def phase(self) -> str:
         return self.workers.phase if self.workers else "starting"
+
+    def take_note(self, workers: Workers) -> None:
+        """There is news of its workers."""
+        if self.workers is None or workers.group != self.workers.group:
+            self.failed_at = None
+        self.workers = workers
+
+    def note_failure(self) -> None:
+        """Its workers have failed, and others are about to be asked for."""
+        if self.failed_at is None:
+            self.failed_at = time.monotonic()
+
+    def is_lost(self, alive: set[str]) -> bool:
+        """Whether nobody knows when it works again.
+
+        Args:
+            alive: The cluster's nodes that are.
+        """
+        if self.workers is None or self.workers.phase != "ready":
+            return False
+        is_late = self.failed_at is not None and time.monotonic() - self.failed_at > RETURN_S
+        return is_late or not alive.issuperset(self.workers.nodes)
 
 
 def _brief(amounts: dict[str, float]) -> str:

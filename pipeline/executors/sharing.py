@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.executors.mailbox import Command, Event, MailboxLink
+from pipeline.executors.mailbox import MAX_RESTARTS, Command, Event, MailboxLink
 
 # Whoever has not asked for so long does not want an executor any more.
 PATIENCE_S = 5.0
@@ -35,6 +35,7 @@ class Lease:
         self._executors = executors
         self._slot = slot
         self._command: Command | None = None
+        self._n_lost = 0
         self._released = slot is None
         self.taken_at = time.time()
         # When the executor was left by the one before, and who that was.
@@ -55,13 +56,17 @@ class Lease:
     def advance(self) -> Event:
         """Lets the run go on and waits for what happens next.
 
-        A run whose executor's node is lost goes on with another executor.
+        A run whose executor is lost goes on with another one, unless it is lost again and again.
         """
         assert self._command is not None
         while self._slot is not None:
             event: Event = self._slot.mailbox.ask("advance", self._command.run_id)
             if event.kind != "lost":
+                self._n_lost = 0
                 return event
+            self._n_lost += 1
+            if self._n_lost > MAX_RESTARTS:
+                return Event("failed", error=f"its executor was lost {self._n_lost} times")
             self._move(event.command or self._command)
         return Event("interrupted")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import ray
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
@@ -40,16 +41,22 @@ class WarmTrainer(DataParallelTrainer):
     - nobody hands out Ray datasets.
 
     And only the workers import torch, which a ``TorchTrainer`` does for the name of a class.
+
+    Args:
+        train_loop: What the workers do.
+        on_failure: Called in the thread of `fit` when workers have died, or cannot be started,
+            before others are asked for.
     """
 
-    def __init__(self, train_loop: Any, **kwargs: Any) -> None:
+    def __init__(self, train_loop: Any, on_failure: Callable[[], None], **kwargs: Any) -> None:
         super().__init__(train_loop, backend_config=WarmTorchConfig(), **kwargs)
+        self._on_failure = on_failure
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         superfluous = (PlacementGroupCleanerCallback, DatasetsCallback)
         kept = [each for each in callbacks if not isinstance(each, superfluous)]
-        return [*kept, _NoDatasets()]
+        return [*kept, _NoDatasets(), _Failures(self._on_failure)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
         policy = _FixedSize(arguments.pop("scaling_policy").scaling_config)
@@ -185,3 +192,13 @@ class _NoDatasets(WorkerGroupCallback):
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[None]]:
         return {"dataset_shard_provider": [None] * len(workers)}
+
+
+class _Failures(ControllerCallback):
+    """Tells that workers have failed."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        self._tell()

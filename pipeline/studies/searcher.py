@@ -294,7 +294,7 @@ class StudySearch(Searcher):
         if event is None:
             failure = "the trial's client process died"
         elif cut_off:
-            failure = f"its executor was lost with its node {MAX_RESTARTS + 1} times"
+            failure = f"its executor was lost {MAX_RESTARTS + 1} times"
         elif event.kind == "failed":
             failure = event.error
         record = self._record(live, failure)

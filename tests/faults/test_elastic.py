@@ -6,11 +6,13 @@ import threading
 import time
 from collections import Counter
 
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
 from adu.trainer import RunConfig, TrainConfig
+from pipeline.executors import pool as pool_module
 from pipeline.executors.cluster import SETTINGS
 from pipeline.executors.pool import ExecutorPool, ResourcesConfig, count_executors
 from pipeline.executors.sharing import Share
@@ -165,8 +167,51 @@ def test_a_study_uses_the_nodes_that_there_are(cluster, tmp_path):
     assert sorted(trial.number for trial in run.trials) == list(range(14))
     assert set(watcher.epochs) == {(n, e) for n in range(14) for e in range(1, EPOCHS + 1)}
     assert set(watcher.epochs.values()) == {1}, "an epoch was trained for nothing"
-    assert any("lost its node" in line for line in news)
+    assert any("lost its workers" in line for line in news)
     cluster.remove_node(new)
+
+
+@ray.remote(num_cpus=1)
+class Neighbour:
+    """Somebody else's work on the same cluster."""
+
+    def ping(self):
+        pass
+
+
+def test_a_trial_whose_executors_place_is_taken_goes_on(cluster, tmp_path, monkeypatch):
+    """A worker dies, not its node, and what it stood on goes to whoever has waited for it."""
+    monkeypatch.setattr(pool_module, "RETURN_S", 3.0)
+    node = cluster.add_node(num_cpus=2)
+    pool = start_pool(executors=2, start_timeout_s=60)
+    news = []
+    pool.listen(news.append, lambda: None)
+    while pool.executors.n_ready < 2:
+        time.sleep(0.1)
+    study = StudyThread(pool, tmp_path, "taken", trials=6)
+    watcher = study.watcher
+    watcher.wait_for(lambda: len(watcher.running) == 2)
+    neighbour = Neighbour.remote()
+    victim = min(watcher.running)
+    watcher.wait_for(lambda: watcher.epochs[victim, 1])
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    workers = [each for each in raylet.children() if each.name().startswith("ray::RayTrain")]
+    assert len(workers) == 2
+    workers[0].kill()
+    ray.get(neighbour.ping.remote(), timeout=PATIENCE_S)
+    run = study.wait()
+    assert [trial.state for trial in run.trials] == ["complete"] * 6
+    assert len(watcher.suspended) == 1
+    assert set(watcher.epochs.values()) == {1}, "an epoch was trained for nothing"
+    assert any("lost its workers" in line for line in news)
+    # With its place back, the executor is there again.
+    ray.kill(neighbour)
+    deadline = time.monotonic() + PATIENCE_S
+    while pool.executors.n_ready < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    close(pool)
+    cluster.remove_node(node)
 
 
 def test_a_search_without_executors_waits_for_some_and_then_gives_up(cluster, tmp_path):

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from pipeline.executors import sharing
-from pipeline.executors.mailbox import Command, Event
+from pipeline.executors.mailbox import MAX_RESTARTS, Command, Event
 from pipeline.executors.sharing import Executors, Turns
 
 
@@ -154,6 +154,23 @@ def test_a_run_whose_executor_is_lost_goes_on_with_another():
     assert other.asked[0] == ("post", moved)
     lease.release()
     assert executors.try_lease("b").index == 1
+
+
+def test_a_run_that_loses_every_executor_fails_in_the_end():
+    # It may be what kills them.
+    executors = Executors()
+    epoch = Event("epoch", epoch={"epoch": 1})
+    lost = [Event("lost", command=Command("a", {})) for _ in range(2 * MAX_RESTARTS + 1)]
+    executors.add(Recorder(0, [*lost[:MAX_RESTARTS], epoch, *lost[MAX_RESTARTS:]]))
+    executors.turn(0, "ready")
+    lease = executors.lease()
+    lease.start(Command("a", {}))
+    # One that makes progress has its chances anew.
+    assert lease.advance() == epoch
+    event = lease.advance()
+    assert (event.kind, event.error) == ("failed", "its executor was lost 4 times")
+    lease.release()
+    assert executors.try_lease("b") is not None
 
 
 @pytest.mark.parametrize(

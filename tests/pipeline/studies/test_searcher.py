@@ -428,7 +428,7 @@ def test_a_trial_that_loses_every_executor_fails_in_the_end(study):
     (record,) = it.records
     assert (record.state, record.error) == (
         "failed",
-        "its executor was lost with its node 4 times",
+        "its executor was lost 4 times",
     )
 
 
