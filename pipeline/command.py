@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
@@ -104,10 +105,12 @@ def load_config(
     parsed = vars(parser.parse_args(argv))
     file, _ = parsed.pop("config"), parsed.pop("debug")
     given = {name: value for name, value in parsed.items() if value is not None}
-    flags = source(parsed_args=given)()
+    kinds = _kinds(config_class)
+    flags = source(parsed_args=_name_kinds(given, kinds))()
     values = read_yaml(Path(file)) if file else {}
     try:
-        return parse_config(config_class, merge(values, flags), file or "command line")
+        merged = merge(_keep_kinds(values, flags, kinds), flags)
+        return parse_config(config_class, merged, file or "command line")
     except UserError as error:
         # The file may be right and a flag wrong: name the source that fails by itself.
         if file and flags:
@@ -118,18 +121,72 @@ def load_config(
 
 def _tidy_help(parser: argparse.ArgumentParser, config_class: type[StrictModel]) -> None:
     """Says what is typed rather than its type, and all kinds of a method, not the first alone."""
-    kinds = {
-        f"{field}.name": (names, info.default.name)
-        for field, info in config_class.model_fields.items()
-        if len(names := _kind_names(info.annotation)) > 1
-    }
+    kinds = {f"{kind.field}.name": kind for kind in _kinds(config_class)}
     for action in parser._actions:
         if isinstance(action.metavar, str):
             action.metavar = METAVARS.get(action.metavar, action.metavar)
         if action.dest in kinds:
-            names, default = kinds[action.dest]
-            action.metavar = "{" + ",".join(names) + "}"
-            action.help = f"which; options of another are refused (default: {default})"
+            kind = kinds[action.dest]
+            action.metavar = "{" + ",".join(kind.names) + "}"
+            action.help = f"which; options of another are refused (default: {kind.default})"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A field that holds one of several configurations, told apart by their ``name``.
+
+    Attributes:
+        field: Its name.
+        names: What there is.
+        default: Which it is if nothing is said.
+    """
+
+    field: str
+    names: Sequence[str]
+    default: str
+
+
+def _kinds(config_class: type[StrictModel]) -> list[_Kind]:
+    return [
+        _Kind(field, names, info.default.name)
+        for field, info in config_class.model_fields.items()
+        if len(names := _kind_names(info.annotation)) > 1
+    ]
+
+
+def _name_kinds(given: Mapping[str, Any], kinds: Sequence[_Kind]) -> dict[str, Any]:
+    """Flags with ``--method NAME`` written as ``--method.name NAME``.
+
+    pydantic-settings would take the name for the whole, and leave out all other flags of the field.
+
+    Raises:
+        UserError: If both are given and differ.
+    """
+    flags = dict(given)
+    for kind in kinds:
+        whole, key = flags.get(kind.field), f"{kind.field}.name"
+        if not isinstance(whole, str) or whole.lstrip().startswith("{"):
+            continue
+        name = flags.setdefault(key, flags.pop(kind.field))
+        if name != whole:
+            raise UserError(f"command line: {kind.field} = {whole!r}: but {key} = {name!r}")
+    return flags
+
+
+def _keep_kinds(
+    values: Mapping[str, Any], flags: Mapping[str, Any], kinds: Sequence[_Kind]
+) -> dict[str, Any]:
+    """A file's values that flags go over: another method takes none of the file's options."""
+    kept = dict(values)
+    for kind in kinds:
+        if isinstance(kept.get(kind.field), str):
+            kept[kind.field] = {"name": kept[kind.field]}
+        below, above = kept.get(kind.field), flags.get(kind.field)
+        if isinstance(below, Mapping) and isinstance(above, Mapping):
+            name = below.get("name", kind.default)
+            if above.get("name", name) != name:
+                del kept[kind.field]
+    return kept
 
 
 def _kind_names(annotation: Any) -> list[str]:

@@ -244,7 +244,7 @@ class _Runner:
         pool = ExecutorPool(SESSION, context, self._job.config.resources, n_executors)
         try:
             pool.start()
-            self._tell(f"starting {n_executors} executors")
+            self._tell(f"starting {n_executors} executor{'s' * (n_executors != 1)}")
             pool.wait_ready()
             # A row keeps an executor busy until its end; one row more waits for any that is free.
             n_at_once = n_executors + 1

@@ -115,7 +115,8 @@ def _run(
     pool = ExecutorPool(SESSION, context, resources, 1)
     try:
         pool.start()
-        console.print(f"starting {resources.workers_per_trial} workers", highlight=False)
+        n = resources.workers_per_trial
+        console.print(f"starting {n} worker{'s' * (n != 1)}", highlight=False)
         pool.wait_ready()
         check_runs(pool.executors, [runs[0].run.model_dump(mode="json", by_alias=True)])
         log = _Log(config, manifest, folder, console)

@@ -111,7 +111,7 @@ class Conductor:
         progress = self._progress(n_executors)
         try:
             with progress:
-                progress.message(f"starting {n_executors} executors")
+                progress.message(f"starting {n_executors} executor{'s' * (n_executors != 1)}")
                 pool.start()
                 self._timing.executor_start_s = pool.wait_ready()
                 probes = [run.model_dump(mode="json", by_alias=True) for run in self._plan.probes()]
