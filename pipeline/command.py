@@ -7,6 +7,7 @@ this order, later ones winning: the model's defaults, the file given with ``--co
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
 import os
 import sys
@@ -86,10 +87,10 @@ def load_config(
     """Reads the YAML file and the flags into a validated configuration.
 
     Raises:
-        UserError: For an unreadable file or a wrong value.
-        SystemExit: With code 2 for an unknown flag, 0 after ``--help``.
+        UserError: For an unknown flag, an unreadable file or a wrong value.
+        SystemExit: With code 0 after ``--help``.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=inspect.getdoc(config_class),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -102,7 +103,10 @@ def load_config(
         cli_parse_args=False,
     )
     _tidy_help(parser, config_class)
-    parsed = vars(parser.parse_args(argv))
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise UserError(f"command line: {_unknown(unknown[0], parser)}")
+    parsed = vars(known)
     file, _ = parsed.pop("config"), parsed.pop("debug")
     given = {name: value for name, value in parsed.items() if value is not None}
     kinds = _kinds(config_class)
@@ -117,6 +121,23 @@ def load_config(
             parse_config(config_class, values, file)
             raise UserError(str(error).replace(file, "command line", 1)) from error
         raise
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, without the usage, which fills a screen."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message}")
+
+
+def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
+    if not argument.startswith("-"):
+        return f"'{argument}' belongs to no flag (--help lists them)"
+    flag = argument.split("=")[0]
+    flags = {option for action in parser._actions for option in action.option_strings}
+    near = difflib.get_close_matches(flag, sorted(flags), n=2)
+    hint = f"near it: {', '.join(near)}; " if near else ""
+    return f"unknown flag '{flag}' ({hint}--help lists all)"
 
 
 def _tidy_help(parser: argparse.ArgumentParser, config_class: type[StrictModel]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from adu.errors import UserError
-from pipeline.command import load_config
+from pipeline.command import load_config, run_command
 from pipeline.train import SHORTCUTS, TrainCommandConfig
 
 
@@ -61,3 +61,25 @@ def test_a_method_that_cannot_be_is_one_line(flags, says, tmp_path):
     with pytest.raises(UserError) as error:
         method(flags, tmp_path)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--train.epoch 3", "unknown flag '--train.epoch' (near it: --train.epochs, "),
+        ("--method.gama=3", "unknown flag '--method.gama' (near it: --method.gamma, "),
+        ("--zzz", "unknown flag '--zzz' (--help lists all)"),
+        ("--train.hflip perhaps", "'perhaps' belongs to no flag (--help lists them)"),
+        ("--train.epochs", "argument --train.epochs/--epochs: expected one argument"),
+    ],
+)
+def test_a_flag_that_is_not_there_is_one_line(flags, says, capsys):
+    arguments = ["--forget", "sketch", *flags.split()]
+    assert run_command(TrainCommandConfig, no_body, SHORTCUTS, arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: command line: {says}")
+    assert err.count("\n") == 1
+
+
+def no_body(_):
+    raise AssertionError("it began all the same")
