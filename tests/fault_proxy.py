@@ -1,7 +1,8 @@
 """A proxy on loopback in front of an S3 server: counts requests, and breaks some of them.
 
 It hands on the Host header as it comes, which clients sign. Which requests break depends on the
-seed, the method, the path and how often it was asked for, so not on the order of threads.
+seed, the method, the object's key and how often it was asked for: not on the order of threads, nor
+on the name of the bucket, which differs from run to run.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class FaultProxy(ThreadingHTTPServer):
         """How the next such request breaks, if it does."""
         with self._lock:
             self._asked[method, path] += 1
-            name = f"{self._seed}/{method}/{path}/{self._asked[method, path]}"
+            _, _, key = path.removeprefix("/").partition("/")
+            name = f"{self._seed}/{method}/{key}/{self._asked[method, path]}"
             drawn = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
             if drawn >= self.rate:
                 return None
