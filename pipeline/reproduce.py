@@ -250,10 +250,12 @@ class _Runner:
             n_at_once = n_executors + 1
             with self._interrupt.graceful(pool.interrupt), ThreadPoolExecutor(n_at_once) as threads:
                 codes = list(threads.map(lambda row: self._run_row(row, pool, log), rows))
-            if pool.failure is not None:
-                self._tell(f"failed    {pool.failure}; go on with --resume")
-                return EXIT_FAILED
-            return EXIT_INTERRUPTED if EXIT_INTERRUPTED in codes else max(codes)
+            if EXIT_INTERRUPTED not in codes:
+                return max(codes)
+            if pool.failure is None:
+                return EXIT_INTERRUPTED
+            self._tell(f"failed    {pool.failure}; go on with --resume")
+            return EXIT_FAILED
         finally:
             pool.close()
 

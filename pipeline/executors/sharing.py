@@ -56,7 +56,8 @@ class Lease:
     def advance(self) -> Event:
         """Lets the run go on and waits for what happens next.
 
-        A run whose executor is lost goes on with another one, unless it is lost again and again.
+        A run whose executor is lost goes on with another one, unless that happens again and again
+        without an epoch in between: the run may be what kills them.
         """
         assert self._command is not None
         while self._slot is not None:

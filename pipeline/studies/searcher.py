@@ -397,6 +397,8 @@ class StudySearch(Searcher):
         live.report = report
         if not replayed:
             live.loop_s += report.train_s + report.val_s
+            # It does not kill its executors: see `Lease.advance`.
+            self._moves.pop(live.trial.number, None)
         if report.epoch not in live.known:
             # Optuna takes intermediate values of one objective only.
             if self._study.config.objective == "h":

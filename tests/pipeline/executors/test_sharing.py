@@ -101,6 +101,8 @@ def test_a_final_run_that_waits_in_a_thread_is_passed_too():
     found = []
     waiting = threading.Thread(target=lambda: found.append(executors.lease(yields=True)))
     waiting.start()
+    while not executors._queue:
+        time.sleep(0.001)
     assert executors.try_lease("trial") is None
     lease.release()
     trial = executors.try_lease("trial")

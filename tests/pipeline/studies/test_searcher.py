@@ -432,6 +432,17 @@ def test_a_trial_that_loses_every_executor_fails_in_the_end(study):
     )
 
 
+def test_a_trial_that_makes_progress_may_lose_any_number_of_executors(study):
+    it = search(study)
+    for number in range(2 * MAX_RESTARTS):
+        assert it.suggest(str(number))["run_id"] == "sketch/0"
+        if number == MAX_RESTARTS:
+            it.on_trial_result(str(number), result(1, 0.3))
+        it.on_trial_complete(str(number), {"epoch": 0, "event": Event("lost")})
+    assert not it.records
+    assert it.suggest("last")["run_id"] == "sketch/0"
+
+
 def test_a_study_is_not_over_while_a_trial_may_lose_its_executor(tmp_path):
     it = search(make_study(tmp_path, trials=2))
     it.suggest("a")
