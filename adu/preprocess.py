@@ -106,9 +106,9 @@ def _central_square(image: Image.Image, transform: ImageTransform) -> np.ndarray
     square = (left, top, left + size, top + size)
     if max(width, height) <= MOST_SQUARES * size:
         return np.asarray(image.resize((width, height), method).crop(square))
-    before = (image.width / width, image.height / height) * 2
-    box = tuple(place * factor for place, factor in zip(square, before, strict=True))
-    return np.asarray(image.resize((size, size), method, box=box))
+    across, down = image.width / width, image.height / height
+    part = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return np.asarray(image.resize((size, size), method, box=part))
 
 
 def _padded(image: Image.Image, transform: ImageTransform) -> Image.Image:

@@ -159,7 +159,7 @@ def test_postscript_is_no_image_and_starts_no_program(monkeypatch):
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("format_", ["AVIF", "DDS", "JPEG", "PNG", "TIFF", "WEBP", "GIF", "QOI"])
 def test_broken_bytes_of_any_format_are_an_error_that_names_the_image(format_):
-    """Pillow's decoders raise whatever they come across: IndexError, NotImplementedError and so on."""
+    """Pillow's decoders raise whatever they come across: IndexError, NotImplementedError, ..."""
     whole = bytearray(encoded(Image.effect_noise((64, 64), 90).convert("RGB"), format=format_))
     rng = np.random.default_rng(0)
     n_refused = 0
