@@ -103,7 +103,7 @@ def load_clip(name: str, scratch: Path) -> Backbone:
             weights_only=True,
         )
     _check_finite(name, clip)
-    transform = _transform(name, open_clip.get_model_preprocess_cfg(clip))
+    transform = _transform(name, clip)
     tower = open_tower(clip.visual, name)
     with _explaining(f"backbone '{name}': its tokenizer cannot be loaded"), _quiet():
         tokenizer = open_clip.get_tokenizer(model)
@@ -154,7 +154,7 @@ def forward_flops(name: str) -> int:
     clip = _without_memory(name)
     # The counter cannot look through `no_grad` into every timm model.
     clip.requires_grad_(False)
-    size = _transform(name, open_clip.get_model_preprocess_cfg(clip)).image_size
+    size = _transform(name, clip).image_size
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         clip.encode_image(torch.empty(1, 3, size, size))
     return counter.get_total_flops()
@@ -169,8 +169,7 @@ def image_side(name: str) -> int:
     Raises:
         UserError: If there is no such model, or it cannot be used here.
     """
-    clip = _without_memory(name)
-    return _transform(name, open_clip.get_model_preprocess_cfg(clip)).image_size
+    return _transform(name, _without_memory(name)).image_size
 
 
 def _without_memory(name: str) -> Any:
@@ -392,17 +391,27 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-def _transform(name: str, preprocess: Mapping[str, Any]) -> ImageTransform:
-    """How images are prepared, out of open_clip's own description.
+def _transform(name: str, clip: Any) -> ImageTransform:
+    """How images are prepared for a model, out of open_clip's own description.
 
     Raises:
         UserError: If that asks for what is not done here.
     """
+    preprocess = open_clip.get_model_preprocess_cfg(clip)
     what = f"backbone '{name}': preprocess_cfg"
     size = preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise UserError(f"{what}: size = {height} x {width} (allowed: squares)")
+    # timm's towers have a size of their own, and know nothing of the folder's.
+    taken = getattr(
+        getattr(getattr(clip.visual, "trunk", None), "patch_embed", None), "img_size", None
+    )
+    if taken is not None and tuple(taken) != (height, width):
+        raise UserError(
+            f"backbone '{name}': image_size = {height}: its image tower takes "
+            f"{taken[0]} x {taken[1]}"
+        )
     # open_clip takes 'random', which is for training, as bicubic.
     asked = preprocess["interpolation"]
     interpolation: Any = "bicubic" if asked == "random" else asked
