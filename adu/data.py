@@ -107,7 +107,7 @@ def select_images(manifest: Manifest, config: DataConfig) -> Manifest:
     """The part of a manifest that a configuration asks for.
 
     Raises:
-        UserError: If it leaves an unknown domain out, or no class.
+        UserError: If it leaves an unknown domain out, or no class, or a domain cannot be tested.
     """
     known = manifest.domains
     for domain in config.unseen_domains:
@@ -125,7 +125,9 @@ def select_images(manifest: Manifest, config: DataConfig) -> Manifest:
     if not classes:
         raise UserError(f"context.data.classes = '{config.classes}': leaves no class")
     seen = tuple(domain for domain in known if domain not in config.unseen_domains)
-    return manifest.select(classes, seen)
+    selected = manifest.select(classes, seen)
+    selected.check_test_images()
+    return selected
 
 
 def train_batch(

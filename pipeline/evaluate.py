@@ -117,6 +117,7 @@ def _load(config: EvaluateConfig, whole: Manifest) -> Context:
     manifest = whole.select(card.classes, card.domains)
     # Classes or domains that it lacks are told by the checkpoint, where nothing is left at once.
     manifest = manifest if manifest.classes and manifest.domains else whole
+    manifest.check_test_images()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return open_context(context, manifest, device)
 
