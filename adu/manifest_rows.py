@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class RowFile:
         if self.content is not None:
             source: Any = io.BytesIO(self.content)
         elif storage.is_local(self.url):
-            source = self.url.removeprefix("file://")
+            source = Path(self.url.removeprefix("file://")).expanduser()
         else:
             source = storage.RangeFile(self.url, self.n_bytes)
         have = self.metadata.schema.to_arrow_schema().names

@@ -371,3 +371,11 @@ def test_a_domain_without_test_images_is_told_before_anything_is_trained(tmp_pat
     # Nobody tests on a domain that is left out.
     left_out = DataConfig(manifest=str(tmp_path), unseen_domains=("photo",))
     assert select_images(manifest, left_out).domains == ("sketch",)
+
+
+@pytest.mark.parametrize("whole_file_bytes", [0, 2**30])
+def test_a_path_below_the_home_folder_is_read(tmp_path, monkeypatch, whole_file_bytes):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(manifest_rows, "WHOLE_FILE_BYTES", whole_file_bytes)
+    written = write(tmp_path / "pets", rows())
+    assert load_manifest("~/pets").table.equals(written.table)
