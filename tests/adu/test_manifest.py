@@ -329,6 +329,12 @@ def test_a_cell_that_is_empty_is_named(tmp_path, name):
         _ = manifest.cell_counts("train"), manifest.table
 
 
+def test_a_shard_without_a_row_in_it_is_named(tmp_path):
+    rewritten(tmp_path, with_column("shard", lambda t: pa.array(["images/0"] * len(t))))
+    with pytest.raises(UserError, match="column shard_row is empty in row 0, from 0, which has"):
+        load_manifest(str(tmp_path)).columns(["shard", "shard_row"])
+
+
 def test_an_empty_cell_is_counted_over_row_groups(split_in_files):
     file = sorted(Path(split_in_files.url).glob("rows/*"))[1]
     table = pq.read_table(file)
