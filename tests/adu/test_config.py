@@ -96,3 +96,8 @@ def test_a_long_value_is_shown_in_part():
         parse_config(DataConfig, {"shots": {"n": "x" * 1000}}, "file.yaml")
     assert str(raised.value).startswith("file.yaml: shots = {'n': 'xxx")
     assert len(str(raised.value)) < 200
+
+
+def test_a_caption_without_the_class_is_told_before_a_model_is_loaded():
+    with pytest.raises(UserError, match="line: template = 'a photo': must contain {class}"):
+        parse_config(BackboneConfig, {"template": "a photo"}, "command line")
