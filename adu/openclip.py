@@ -21,6 +21,7 @@ import open_clip
 import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
+from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
@@ -36,6 +37,8 @@ from adu.tower import EvaTower, TimmTower, Tower, ViTTower
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+# How open_clip is asked for a folder.
+LOCAL_FOLDER = "local-dir:"
 # What Hugging Face tokenizers are made of; which of these there are depends on their kind.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -100,8 +103,12 @@ def load_clip(name: str, scratch: Path) -> Backbone:
             require_pretrained=True,
             weights_only=True,
         )
-    _check_finite(name, clip)
     transform = _transform(name, clip)
+    _check_finite(name, clip)
+    if source.folder is not None:
+        weights = str(Path(model.removeprefix(LOCAL_FOLDER)) / WEIGHTS_FILE)
+    if weights is not None:
+        _check_grid(name, clip, weights)
     tower = open_tower(clip.visual, name)
     with _explaining(f"backbone '{name}': its tokenizer cannot be loaded"), _quiet():
         tokenizer = open_clip.get_tokenizer(model)
@@ -343,13 +350,13 @@ def _fetch_model(source: Source, scratch: Path, weights: bool = True) -> str:
         return source.architecture
     assert source.folder is not None
     if "://" not in source.folder:
-        return f"local-dir:{Path(source.folder).resolve()}"
+        return f"{LOCAL_FOLDER}{Path(source.folder).resolve()}"
     files = [CONFIG_FILE, WEIGHTS_FILE] if weights else [CONFIG_FILE]
     if weights and _uses_hugging_face(_text_config(source)):
         files += [f for f in TOKENIZER_FILES if storage.exists(storage.join(source.folder, f))]
     for file in files:
         (scratch / file).write_bytes(storage.read_bytes(storage.join(source.folder, file)))
-    return f"local-dir:{scratch}"
+    return f"{LOCAL_FOLDER}{scratch}"
 
 
 def _fetch_file(url: str, scratch: Path) -> Path:
@@ -370,6 +377,39 @@ def _explaining(what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{what}: {reason}") from error
+
+
+def _check_grid(name: str, clip: nn.Module, file: str) -> None:
+    """Checks that positional embeddings are those of the file.
+
+    open_clip resizes them to the model's, and says so to nobody: that is another model, which
+    without training is a worse one.
+    """
+    stored = _stored_shapes(file)
+    for key, values in clip.state_dict().items():
+        is_grid = key.endswith("positional_embedding")
+        if is_grid and stored.get(key, values.shape) != values.shape:
+            found, wanted = (" x ".join(map(str, s)) for s in (stored[key], values.shape))
+            raise UserError(
+                f"backbone '{name}': its weight {key} is {found}, the architecture's {wanted}: "
+                "they are of a model for another image size or caption length"
+            )
+
+
+def _stored_shapes(file: str) -> dict[str, torch.Size]:
+    """The shapes of a file's weights; none of them is read. Big Vision's files have other names."""
+    if file.endswith((".npz", ".npy")):
+        return {}
+    if file.endswith(".safetensors"):
+        with safe_open(file, "pt") as weights:
+            return {key: torch.Size(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
+    saved = torch.load(file, map_location="meta", weights_only=True)
+    weights = saved.get("state_dict", saved)
+    return {
+        key.removeprefix("module."): value.shape
+        for key, value in weights.items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def _check_finite(name: str, clip: nn.Module) -> None:

@@ -213,6 +213,32 @@ def test_a_folder_that_holds_no_whole_model_is_one_line(tmp_path, damage, messag
     assert len(str(raised.value)) < 400
 
 
+@pytest.mark.parametrize("key", ["visual.positional_embedding", "positional_embedding"])
+@pytest.mark.parametrize("kind", ["folder", "safetensors", "pt", "pt of a training run"])
+def test_positional_embeddings_of_another_size_are_refused(architecture, tmp_path, key, kind):
+    """open_clip would resize them without a word."""
+    vision, text = MODEL["vision_cfg"], MODEL["text_cfg"]
+    larger = {"vision_cfg": vision | {"image_size": 48}, "text_cfg": text}
+    if key == "positional_embedding":
+        larger = {"vision_cfg": vision, "text_cfg": text | {"context_length": 20}}
+    folder = tiny_backbone(tmp_path / "model", **larger)
+    weights = load_file(folder / WEIGHTS_FILE)
+    name = str(folder)
+    if kind == "folder":
+        configured(model_cfg=MODEL)(folder)
+    elif kind == "safetensors":
+        name = f"{architecture}:{folder / WEIGHTS_FILE}"
+    else:
+        prefix = "module." if kind == "pt of a training run" else ""
+        saved = {f"{prefix}{key}": value for key, value in weights.items()}
+        torch.save({"state_dict": saved} if prefix else saved, tmp_path / "weights.pt")
+        name = f"{architecture}:{tmp_path / 'weights.pt'}"
+    with pytest.raises(
+        UserError, match=f"its weight {key} is (37|20) x .*, the architecture's (17|16)"
+    ):
+        load_clip(name, tmp_path)
+
+
 def test_a_truncated_pt_file_is_one_line(architecture, tmp_path):
     known = load_clip(str(tiny_backbone(tmp_path / "model")), tmp_path).clip.state_dict()
     torch.save(known, tmp_path / "weights.pt")
