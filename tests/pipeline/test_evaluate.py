@@ -93,6 +93,27 @@ def test_checkpoints_that_are_not_seeds_of_one_run_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+def damaged(folder, tmp_path, capsys, *more):
+    """What it says of a checkpoint that cannot be used, in one line."""
+    assert main([*arguments(folder, tmp_path)[2:], *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_truncated_checkpoint_is_one_line(folder, tmp_path, capsys):
+    whole = (folder / "checkpoint.safetensors").read_bytes()
+    (tmp_path / "part").write_bytes(whole[:-9])
+    line = damaged(folder, tmp_path, capsys, "--checkpoint", str(tmp_path / "part"))
+    assert line.startswith(f"error: checkpoint {tmp_path / 'part'}: is broken: ")
+
+
+def test_another_backbone_than_it_was_trained_on_is_one_line(folder, tmp_path, capsys):
+    other = tiny_backbone(tmp_path / "other", seed=1)
+    checkpoint = str(folder / "checkpoint.safetensors")
+    line = damaged(folder, tmp_path, capsys, "--checkpoint", checkpoint, "--backbone", str(other))
+    assert f"was trained on backbone '{folder / 'model'}'; '{other}' has other weights" in line
+
+
 def test_a_template_without_a_class_is_refused(folder, tmp_path, capsys):
     code = main([*arguments(folder, tmp_path), "--templates", '["a sketch"]'])
     assert code == 2
