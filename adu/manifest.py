@@ -58,6 +58,7 @@ class Manifest:
         synthetic: Whether they were made up by a program.
         rows: The rows, loaded by column.
         selected: Which of the rows belong to it, in ascending order; None for all.
+        allow_uri: Where its images may lie beside its own places (`adu.uris`): prefixes of URIs.
     """
 
     url: str
@@ -69,6 +70,7 @@ class Manifest:
     synthetic: bool
     rows: RowTable
     selected: np.ndarray | None = None
+    allow_uri: tuple[str, ...] = ()
 
     @property
     def n_images(self) -> int:
@@ -273,7 +275,7 @@ def write_manifest(
     if rows.num_rows == 0:
         raise UserError(f"manifest {url}: there are no images to write")
     table = rows.select(SCHEMA.names).sort_by("image_id")
-    before = _files_of(url)
+    before = {storage.below(url, str(path)) for path in _files_of(url)}
     files = write_rows(url, table)
     shards = pc.unique(table["shard"]).drop_null().to_pylist()
     cells = table.group_by(["domain", "split"]).aggregate([([], "count_all")]).to_pylist()
@@ -293,8 +295,8 @@ def write_manifest(
         "shards": sorted(shards),
     }
     storage.write_bytes(storage.join(url, CARD_FILE), json.dumps(card, indent=2).encode())
-    for path in sorted(before - {*files, *shards}):
-        storage.remove(storage.join(url, path))
+    for old in sorted(before - {storage.join(url, path) for path in (*files, *shards)}):
+        storage.remove(old)
     return load_manifest(url)
 
 

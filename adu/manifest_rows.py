@@ -132,7 +132,7 @@ def open_rows(url: str, paths: Sequence[str]) -> RowTable:
     Raises:
         UserError: If one cannot be read or is none.
     """
-    return RowTable(tuple(_open_file(storage.join(url, path)) for path in paths))
+    return RowTable(tuple(_open_file(storage.below(url, path)) for path in paths))
 
 
 def write_rows(url: str, table: pa.Table) -> list[str]:

@@ -115,7 +115,7 @@ def read_shard_images(
     Raises:
         UserError: If the shard is missing, broken or has no such row.
     """
-    url = storage.join(manifest_url, shard)
+    url = storage.below(manifest_url, shard)
     wanted = np.asarray(rows, dtype=np.int64)
     try:
         with storage.RangeFile(url) as file:

@@ -106,6 +106,17 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *parts])
 
 
+def below(url: str, path: str) -> str:
+    """Appends a path that was read somewhere and must not lead out of the URL.
+
+    Raises:
+        UserError: If it would.
+    """
+    if {"", ".", ".."} & set(path.split("/")) or "\0" in path:
+        raise UserError(f"{url}: names the file '{path}', which does not lie in it")
+    return join(url, path)
+
+
 def exists(url: str) -> bool:
     """Whether a file or folder is there.
 
