@@ -9,7 +9,7 @@ from adu import storage
 from adu.data import DataConfig, select_images
 from adu.errors import UserError
 from adu.manifest import load_manifest, write_manifest
-from adu.reading import check_images, read_images
+from adu.reading import check_images, decoded, stored
 from adu.uris import homes, is_within
 from tests.tiny import tiny_manifest
 
@@ -24,6 +24,10 @@ def with_uri(manifest, folder, uri):
     rows = manifest.table.to_pylist()
     rows[7]["uri"] = uri
     return write_manifest(str(folder), rows, name="odd", source=manifest.source)
+
+
+def read(manifest, row):
+    return list(decoded(manifest, [row], 1, stored(64)))
 
 
 ELSEWHERE = [
@@ -48,7 +52,7 @@ def test_a_row_that_leads_elsewhere_is_one_line_before_anything_is_opened(
 ):
     odd = with_uri(manifest, tmp_path / "manifest", uri)
     monkeypatch.setattr(storage, "filesystem_for", lambda url: pytest.fail(f"opened {url}"))
-    for use in (check_images, lambda odd: read_images(odd, [7], 64, 1)):
+    for use in (check_images, lambda odd: read(odd, 7)):
         with pytest.raises(UserError, match="its image '.*' lies elsewhere") as error:
             use(odd)
         assert "\n" not in str(error.value)
@@ -67,7 +71,7 @@ def test_who_uses_a_manifest_may_allow_more(manifest, tmp_path):
     odd = with_uri(manifest, tmp_path / "manifest", str(elsewhere))
     allowed = select_images(odd, DataConfig(allow_uri=(str(elsewhere.parent),)))
     check_images(allowed)
-    assert len(read_images(allowed, [7], 64, 1)) == 1
+    assert len(read(allowed, 7)) == 1
     for other in (str(tmp_path / "else"), "s3://bucket"):
         with pytest.raises(UserError, match="lies elsewhere"):
             check_images(replace(odd, allow_uri=(other,)))
@@ -78,7 +82,7 @@ def test_a_relative_row_starts_from_the_manifest(manifest, tmp_path):
     (tmp_path / "manifest" / "pictures").mkdir()
     data = Path(manifest.table["uri"][7].as_py()).read_bytes()
     (tmp_path / "manifest" / "pictures" / "a:1.png").write_bytes(data)
-    assert len(read_images(odd, [7], 64, 1)) == 1
+    assert len(read(odd, 7)) == 1
 
 
 def test_what_a_packed_image_was_called_is_not_opened(manifest, tmp_path):
@@ -96,7 +100,7 @@ def test_what_a_packed_image_was_called_is_not_opened(manifest, tmp_path):
 def test_a_shard_lies_in_the_manifest(manifest, tmp_path, shard):
     rows = [row | {"shard": shard, "shard_row": 0} for row in manifest.table.to_pylist()]
     odd = write_manifest(str(tmp_path / "m"), rows, name="odd", source=manifest.source)
-    for use in (check_images, lambda odd: read_images(odd, [0], 64, 1)):
+    for use in (check_images, lambda odd: read(odd, 0)):
         with pytest.raises(UserError, match="which does not lie in it"):
             use(odd)
 
