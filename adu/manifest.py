@@ -255,6 +255,7 @@ def write_manifest(
     synthetic: bool = False,
     rejected: Sequence[Mapping[str, str]] = (),
     checks: Mapping[str, Any] | None = None,
+    entries: Mapping[str, int] | None = None,
 ) -> Manifest:
     """Writes a manifest, or replaces the one that is there.
 
@@ -266,6 +267,7 @@ def write_manifest(
         synthetic: Whether they were made up by a program.
         rejected: Images that were left out, with ``image_id`` and ``reason``.
         checks: What was noticed about the images, for the card.
+        entries: How many entries the source has and what became of them, for the card.
 
     Raises:
         UserError: If the folder cannot be written, or there are no rows.
@@ -290,6 +292,7 @@ def write_manifest(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "counts": {f"{c['domain']}/{c['split']}": c["count_all"] for c in cells},
         "checks": dict(checks or {}),
+        "entries": dict(entries or {}),
         "rejected": [dict(image) for image in rejected],
         "files": files,
         "shards": sorted(shards),

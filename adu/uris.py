@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -78,10 +78,15 @@ def check_located(manifest: Manifest) -> None:
     Raises:
         UserError: Naming the first that leads out of the manifest's own places.
     """
+    for uri in elsewhere(manifest):
+        _located(manifest, uri)
+
+
+def elsewhere(manifest: Manifest) -> Iterator[str]:
+    """URIs of a manifest's loose images that are not plainly within its own places."""
     for _, group in manifest.rows.groups(["uri", "shard"]):
         loose = group.filter(pc.is_null(group["shard"]))["uri"]
-        for uri in _not_plainly_within(loose, _places(manifest)):
-            _located(manifest, uri)
+        yield from _not_plainly_within(loose, _places(manifest))
 
 
 def check_listed(uri: str, source: str, allowed: Sequence[str], row: str) -> None:

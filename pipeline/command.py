@@ -19,9 +19,11 @@ from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from rich.console import Console
 
 from adu.config import StrictModel, parse_config
 from adu.errors import UserError
+from pipeline.names import shown
 
 ConfigT = TypeVar("ConfigT", bound=StrictModel)
 
@@ -60,8 +62,13 @@ def run_command(
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def plain_console(*, stderr: bool = True) -> Console:
+    """A console that shows names as they are: without markup, emoji codes or highlighting."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def run_and_exit(main: Callable[[], int]) -> NoReturn:
