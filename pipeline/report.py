@@ -25,7 +25,7 @@ from adu.config import StrictModel
 from adu.errors import UserError
 from pipeline.command import EXIT_OK, plain_console, run_and_exit, run_command
 from pipeline.jobs.plan import TrackingConfig
-from pipeline.names import mlflow_name, parse_forget_name, shown
+from pipeline.names import mlflow_name, parse_forget_name
 from pipeline.results.output import absolute_output, fetch_journal, unique_name
 from pipeline.results.report_pictures import study_charts
 from pipeline.results.summary import judgement
@@ -111,7 +111,7 @@ def report(config: ReportConfig) -> int:
     file = config.file or storage.join(output, "report.html")
     storage.write_bytes(file, page.encode())
     runs.log_report(page)
-    plain_console(stderr=False).print(f"report    {shown(file)}", soft_wrap=True)
+    plain_console(stderr=False).print(f"report    {file}", soft_wrap=True)
     return EXIT_OK
 
 
