@@ -51,9 +51,9 @@ class Audit:
         domain_accuracy: How often a linear probe on the image features tells the domain; None
             where the manifest has no training images to fit it on.
         by_template: Scores with other captions.
-        novel: Scores among the classes that were not trained on; None if there are none, or if
-            the method knows no others.
-        unseen: Accuracy on every domain that was not trained on.
+        novel: Scores among the classes that were not trained on; None if there are no test images
+            of any on a side, or if the method knows no others.
+        unseen: Accuracy on every domain that was not trained on and has test images.
     """
 
     scores: Scores
@@ -111,7 +111,7 @@ def audit(
     unseen = {
         domain: _accuracy(model, everything.only(context.classes, [domain]), context.classes)
         for domain in whole.domains
-        if domain not in context.domains
+        if domain not in context.domains and domain in everything.domain_N
     }
     return Audit(
         _scores(logits_NC, known, context.classes, run.forget),
@@ -171,14 +171,15 @@ def _novel_scores(
 ) -> Scores | None:
     """Scores on the classes that were not trained on, told from one another."""
     classes = tuple(name for name in whole.classes if name not in context.classes)
-    if not classes or not model.any_classes:
+    images = everything.only(classes, context.domains)
+    n_forget = int(np.isin(images.domain_N, run.forget).sum())
+    if not model.any_classes or not 0 < n_forget < len(images.domain_N):
         return None
     template = context.config.backbone.template
     text_CE = context.backbone.text_features(classes, template)
     task = Task(classes, context.domains, run.forget, text_CE, template)
     same = build_method(run.method, context.backbone, task).to(context.device).eval()
     same.load_state_dict(model.state_dict())
-    images = everything.only(classes, context.domains)
     return _scores(same.class_logits(images.features_NE), images, classes, run.forget)
 
 

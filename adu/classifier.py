@@ -10,19 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import safetensors.torch
 import torch
 
 from adu import storage
-from adu.backbone import BackboneConfig
-from adu.checkpoint import read_card
-from adu.data import ImageSet, eval_batch
+from adu.checkpoint import read_card, rebuild
+from adu.data import ImageSet, batches_of, eval_batch
+from adu.evaluate import EVAL_BATCH_SIZE
 from adu.images import decode_image
-from adu.methods import Task, build_method
+from adu.methods import Task
 from adu.openclip import load_backbone
-from adu.trainer import RunConfig
-
-BATCH_SIZE = 64
+from adu.preprocess import view
 
 
 class Classifier:
@@ -37,7 +34,8 @@ class Classifier:
         classes: Names of the classes, in the order of the scores.
 
     Raises:
-        UserError: If the checkpoint or its backbone cannot be read.
+        UserError: If the checkpoint or its backbone cannot be read, or is another than the one
+            that the checkpoint was trained on.
     """
 
     def __init__(
@@ -45,34 +43,31 @@ class Classifier:
     ) -> None:
         data = storage.read_bytes(checkpoint)
         card = read_card(data, checkpoint)
-        config = BackboneConfig.model_validate(card["backbone"])
+        config = card.backbone
         if backbone is not None:
             config = config.model_copy(update={"name": backbone})
         self._device = torch.device(device)
         clip = load_backbone(config, self._device)
-        run = RunConfig.model_validate(card["run"])
-        self.classes = tuple(card["classes"])
+        self.classes = card.classes
         text_CE = clip.text_features(self.classes, config.template)
-        task = Task(self.classes, tuple(card["domains"]), run.forget, text_CE, config.template)
-        self._model = build_method(run.method, clip, task)
-        self._model.load_state_dict(safetensors.torch.load(data), strict=True)
-        self._model.to(self._device).eval()
+        task = Task(self.classes, card.domains, card.run.forget, text_CE, config.template)
+        self._model = rebuild(data, checkpoint, card, clip, task).eval()
         self._transform = clip.transform
 
     @torch.no_grad()
     def scores(self, files: Sequence[bytes]) -> np.ndarray:
-        """Class scores_BC, as probabilities, of image files in any format that Pillow reads.
+        """Class scores_BC, as probabilities, of image files in any of `adu.images.FORMATS`.
 
         Raises:
             UserError: Naming the image, if it cannot be decoded.
         """
-        pixels = [np.asarray(decode_image(data, str(i))) for i, data in enumerate(files)]
+        # A view each: the images whole might not fit into memory.
+        views = [view(decode_image(data, str(i)), self._transform) for i, data in enumerate(files)]
         names, nothing = [str(i) for i in range(len(files))], [0] * len(files)
-        images = ImageSet(pixels, names, nothing, nothing)
+        images = ImageSet(views, names, nothing, nothing)
         shares = [np.zeros((0, len(self.classes)), np.float32)]
-        for start in range(0, len(files), BATCH_SIZE):
-            rows = range(start, min(start + BATCH_SIZE, len(files)))
-            images_BCHW = eval_batch(images, rows, self._transform).to(self._device)
+        for batch in batches_of(images, EVAL_BATCH_SIZE):
+            images_BCHW = eval_batch(images, batch, self._transform, self._device)
             logits_BC = self._model(images_BCHW).logits_BC
             shares.append(logits_BC.float().softmax(dim=-1).cpu().numpy())
         return np.concatenate(shares)

@@ -75,9 +75,9 @@ class Context:
 
     @cached_property
     def train(self) -> ImageSet:
-        """The few-shot training images."""
-        rows = self._split.train_rows
-        return self._hold("stored", rows, stored(self._stored_size), self._stored_bytes(rows))
+        """The few-shot training images, large ones reduced unless ``data.reduce_large`` is off."""
+        rows, most = self._split.train_rows, self._stored_size
+        return self._hold(f"stored {most}", rows, stored(most), self._stored_bytes(rows))
 
     @cached_property
     def val(self) -> ImageSet:
@@ -151,12 +151,15 @@ class Context:
         return self.manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
 
     def read(self, rows: np.ndarray) -> ImageSet:
-        """Reads and decodes images of the manifest into memory."""
-        threads = self.config.data.read_threads
-        return read_images(self.manifest, rows, self._stored_size, threads)
+        """Reads images of the manifest, as evaluation sees them, into memory."""
+        finish = viewed(self.backbone.transform)
+        return read_images(self.manifest, rows, finish, self.config.data.read_threads)
 
     @property
-    def _stored_size(self) -> int:
+    def _stored_size(self) -> int | None:
+        """The short side that training images have at most."""
+        if not self.config.data.reduce_large:
+            return None
         return STORED_SIZE_FACTOR * self.backbone.transform.image_size
 
     def _hold_views(self, rows: np.ndarray) -> ImageSet:
@@ -189,7 +192,8 @@ class Context:
         return view_bytes(len(rows), self.backbone.transform.image_size)
 
     def _stored_bytes(self, rows: np.ndarray) -> int:
-        return stored_bytes(self.manifest, rows, self.backbone.transform.image_size)
+        size, reduce = self.backbone.transform.image_size, self.config.data.reduce_large
+        return stored_bytes(self.manifest, rows, size, reduce)
 
 
 def view_bytes(n_images: int, image_size: int) -> int:
@@ -197,19 +201,24 @@ def view_bytes(n_images: int, image_size: int) -> int:
     return n_images * 3 * image_size**2
 
 
-def stored_bytes(manifest: Manifest, rows: np.ndarray, image_size: int) -> int:
-    """Memory of decoded training images, reduced where they are large.
+def stored_bytes(
+    manifest: Manifest, rows: np.ndarray, image_size: int, reduce_large: bool = True
+) -> int:
+    """Memory of decoded training images.
 
     Args:
         manifest: Lists them.
         rows: Their row numbers.
         image_size: Of the model, in pixels.
+        reduce_large: Whether large ones are reduced.
     """
     sizes = manifest.columns(["width", "height"], rows)
-    width_N, height_N = (sizes[name].to_numpy() for name in ("width", "height"))
-    stored_size = STORED_SIZE_FACTOR * image_size
-    factor_N = np.minimum(1, stored_size / np.minimum(width_N, height_N))
-    return int((3 * width_N * height_N * factor_N**2).sum())
+    width_N, height_N = (sizes[name].to_numpy().astype(np.float64) for name in ("width", "height"))
+    n_pixels_N = width_N * height_N
+    if reduce_large:
+        stored_size = STORED_SIZE_FACTOR * image_size
+        n_pixels_N *= np.minimum(1, stored_size / np.minimum(width_N, height_N)) ** 2
+    return int(3 * n_pixels_N.sum())
 
 
 def load_context(

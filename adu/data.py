@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -20,7 +21,8 @@ from adu.config import StrictModel
 from adu.errors import UserError
 from adu.manifest import Manifest
 from adu.pixels import Pixels, pixels_in_memory
-from adu.resample import resize, resize_batch
+from adu.preprocess import ImageTransform, normalised, view
+from adu.resample import resize_batch
 
 CPU = torch.device("cpu")
 
@@ -43,30 +45,14 @@ class DataConfig(StrictModel):
     val_shots: int = Field(4, ge=1, description="validation images of each domain and class")
     split_seed: int = Field(0, ge=0, description="which few-shot split is drawn")
     read_threads: int = Field(16, ge=1, description="images fetched at a time")
+    reduce_large: bool = Field(
+        True,
+        description="keep large training images at twice the model's size; evaluation reads them "
+        "as they are, whatever stands here",
+    )
     cache_gib: float = Field(
         4, ge=0, description="GiB of a machine's memory for decoded test images; more are streamed"
     )
-
-
-@dataclass(frozen=True)
-class ImageTransform:
-    """How a model wants its images.
-
-    Attributes:
-        image_size: Height and width in pixels.
-        mean: Of each channel, subtracted after scaling to [0, 1].
-        std: Of each channel.
-        interpolation: ``bicubic`` or ``bilinear``.
-        crop_scale: Share of the area that a training crop covers, at least and at most.
-        hflip: Whether half of the training images are mirrored.
-    """
-
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    hflip: bool = True
 
 
 class ImageSet:
@@ -125,7 +111,7 @@ def select_images(manifest: Manifest, config: DataConfig) -> Manifest:
     """The part of a manifest that a configuration asks for.
 
     Raises:
-        UserError: If it leaves an unknown domain out, or no class.
+        UserError: If it leaves an unknown domain out, or no class, or a domain cannot be tested.
     """
     known = manifest.domains
     for domain in config.unseen_domains:
@@ -143,7 +129,9 @@ def select_images(manifest: Manifest, config: DataConfig) -> Manifest:
     if not classes:
         raise UserError(f"context.data.classes = '{config.classes}': leaves no class")
     seen = tuple(domain for domain in known if domain not in config.unseen_domains)
-    return replace(manifest.select(classes, seen), allow_uri=config.allow_uri)
+    selected = manifest.select(classes, seen)
+    selected.check_test_images()
+    return replace(selected, allow_uri=config.allow_uri)
 
 
 def train_batch(
@@ -173,7 +161,7 @@ def train_batch(
         parts.append(image_CHW[:, top : top + height, left : left + width])
         mirrored.append(transform.hflip and rng.random() < 0.5)
     size, interpolation = transform.image_size, transform.interpolation
-    return _normalised(resize_batch(parts, mirrored, size, interpolation, device), transform)
+    return normalised(resize_batch(parts, mirrored, size, interpolation, device), transform)
 
 
 def eval_batch(
@@ -182,7 +170,7 @@ def eval_batch(
     transform: ImageTransform,
     device: torch.device = CPU,
 ) -> Tensor:
-    """Prepares images without chance: short side resized, centre cropped, normalised.
+    """Prepares images without chance, as open_clip's own transform does it to the bit.
 
     Returns:
         images_BCHW on the device, float32.
@@ -190,14 +178,8 @@ def eval_batch(
     size = transform.image_size
     batch_BCHW = torch.empty((len(indices), 3, size, size), dtype=torch.uint8)
     for row_CHW, i in zip(batch_BCHW, indices, strict=True):
-        row_CHW.copy_(_central_view(images.image(i), transform))
-    return _normalised(batch_BCHW.to(device), transform)
-
-
-def central_view(image_HWC: np.ndarray, transform: ImageTransform) -> np.ndarray:
-    """What evaluation sees of an image of bytes, at the model's size; of a view, all of it."""
-    image_CHW = torch.from_numpy(np.array(image_HWC)).permute(2, 0, 1)
-    return _central_view(image_CHW, transform).permute(1, 2, 0).numpy()
+        row_CHW.copy_(_view(images.image(i), transform))
+    return normalised(batch_BCHW.to(device), transform)
 
 
 def balanced_batches(domain_N: Tensor, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
@@ -243,15 +225,13 @@ def _generator(seed: int, epoch: int, name: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
-def _central_view(image_CHW: Tensor, transform: ImageTransform) -> Tensor:
-    """The central square of an image whose short side is resized to the model's size."""
+def _view(image_CHW: Tensor, transform: ImageTransform) -> Tensor:
+    """What evaluation sees of an image of bytes; of a view, all of it."""
     size = transform.image_size
-    _, height, width = image_CHW.shape
-    short = min(height, width)
-    height, width = size * height // short, size * width // short
-    resized_CHW = resize(image_CHW, (height, width), transform.interpolation)
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return resized_CHW[:, top : top + size, left : left + size]
+    if image_CHW.shape[1:] == (size, size):
+        return image_CHW
+    image = Image.fromarray(image_CHW.permute(1, 2, 0).contiguous().numpy())
+    return torch.from_numpy(view(image, transform).copy()).permute(2, 0, 1)
 
 
 def _random_crop(
@@ -270,9 +250,3 @@ def _random_crop(
     h = min(height, round(width / ratio))
     w = min(width, round(height * ratio))
     return (height - h) // 2, (width - w) // 2, h, w
-
-
-def _normalised(batch_BCHW: Tensor, transform: ImageTransform) -> Tensor:
-    mean_C11 = torch.tensor(transform.mean, device=batch_BCHW.device)[:, None, None]
-    std_C11 = torch.tensor(transform.std, device=batch_BCHW.device)[:, None, None]
-    return batch_BCHW.float().div_(255).sub_(mean_C11).div_(std_C11)

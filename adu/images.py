@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import warnings
 from typing import Literal
 
@@ -23,12 +22,20 @@ Problem = Literal["zero_byte", "not_an_image", "truncated", "decompression_bomb"
 # limit.
 MAX_PIXELS = 89_478_485
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Of broken metadata, mostly, and without the image's name. What cannot be used is an error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# Pillow would hand what looks like PostScript to Ghostscript, a program, and try two dozen formats
+# of no image set besides. JPEG is MPO's, too: what cameras write.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000"),
+    *("PPM", "TGA", "PCX", "DDS", "ICO", "QOI", "SGI"),
+)
 
 UPRIGHT = 1
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 # One channel with more than 8 bits: Pillow would clip it to 255 instead of scaling it.
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
 
 
 class ImageError(UserError):
@@ -65,8 +72,8 @@ def open_image(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ImageError(f"image {name}: is empty", "zero_byte")
     try:
-        image = Image.open(io.BytesIO(data))
-    except DECODE_ERRORS as error:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:
         raise _explained(name, error) from error
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(
@@ -94,7 +101,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
             ground = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(ground, image)
         return image if image.mode == "RGB" else image.convert("RGB")
-    except DECODE_ERRORS as error:
+    except Exception as error:
         raise _explained(name, error) from error
 
 
@@ -102,7 +109,7 @@ def orientation(image: Image.Image) -> int:
     """The orientation that an image's EXIF data asks for; `UPRIGHT` where it has none."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    except (*DECODE_ERRORS, KeyError, TypeError):
+    except Exception:
         return UPRIGHT  # broken EXIF data says nothing, and the pixels may be fine
     return value if value in range(1, 9) else UPRIGHT
 
@@ -118,12 +125,15 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _explained(name: str, error: Exception) -> ImageError:
-    reason = " ".join(str(error).split())[:120]
+    """What is wrong with an image. Pillow's decoders raise whatever broken bytes lead them to."""
+    if isinstance(error, MemoryError):
+        raise error  # says nothing of the image
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
     lower = reason.lower()
     problem: Problem = "unreadable"
     if isinstance(error, UnidentifiedImageError):
         # Its text holds an address in memory, which tells nobody anything.
-        problem, reason = "not_an_image", "not an image, or of a format that Pillow does not know"
+        problem, reason = "not_an_image", "not an image, or of a format that is not read here"
     elif isinstance(error, Image.DecompressionBombError) or "too large" in lower:
         problem = "decompression_bomb"
     elif any(word in lower for word in ("truncated", "unexpected end", "end of file", "eof")):

@@ -157,6 +157,23 @@ class Manifest:
         """Row numbers of the test split."""
         return np.flatnonzero(self._numbers_of_all("split", SPLITS) == SPLITS.index("test"))
 
+    def check_test_images(self) -> None:
+        """Checks that every domain can be tested.
+
+        Raises:
+            UserError: Naming a domain without test images: nobody wants to learn of it after
+                days of training.
+        """
+        tested = dict.fromkeys(self.domains, 0)
+        for (domain, _), n in self.cell_counts("test").items():
+            tested[domain] += n
+        for domain, n in tested.items():
+            if n == 0:
+                raise UserError(
+                    f"manifest {self.url}: domain {domain} has no test images (split 'test'), so "
+                    "that no model could be tested on it"
+                )
+
     def class_numbers(self, rows: Sequence[int] | np.ndarray) -> list[int]:
         """The numbers of the rows' classes."""
         return self._numbers_of_all("class", self.classes)[np.asarray(rows, np.int64)].tolist()
@@ -171,7 +188,14 @@ class Manifest:
 
     def _numbers_of_all(self, column: str, names: tuple[str, ...]) -> np.ndarray:
         numbers = self.rows.numbers(column, names)
-        return numbers if self.selected is None else numbers[self.selected]
+        numbers = numbers if self.selected is None else numbers[self.selected]
+        if len(numbers) and numbers.min() < 0:
+            row = self.columns(["image_id", column], [int(numbers.argmin())]).to_pylist()[0]
+            raise UserError(
+                f"manifest {self.url}: image {row['image_id']} has the {column} '{row[column]}' "
+                f"(known: {', '.join(names)})"
+            )
+        return numbers
 
     def _cells(self) -> np.ndarray:
         """For each row the number of its cell: domain by domain, class by class."""
@@ -234,7 +258,7 @@ def load_manifest(url: str) -> Manifest:
                 f"manifest {url}: schema version {version} is newer than {SCHEMA_VERSION}, "
                 "the newest that this version reads"
             )
-        names = (card["name"], tuple(card["classes"]), tuple(card["domains"]))
+        names = (card["name"], _names(card, "classes"), _names(card, "domains"))
         described = (card["digest"], card["source"], card["synthetic"])
         files = [str(path) for path in card["files"]] if version > 1 else VERSION_1_FILES
     except (ValueError, KeyError, TypeError) as error:
@@ -313,6 +337,20 @@ def content_digest(rows: Sequence[Mapping[str, Any]] | pa.Table) -> str:
     for line in sorted(json.dumps(values) for values in zip(*columns, strict=True)):
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
+
+
+def _names(card: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    """The classes or domains of a card.
+
+    Raises:
+        ValueError: If they are none.
+    """
+    names = card[field]
+    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(f"{field} = {names!r}, allowed: a list of names")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{field} = {names!r}, allowed: each name once")
+    return tuple(names)
 
 
 def _files_of(url: str) -> set[str]:

@@ -35,7 +35,8 @@ SCHEMA = pa.schema(
         ("shard_row", pa.int32()),
     ]
 )
-# Version 1 of the schema lacks the last three; they are read as null.
+# Version 1 of the schema lacks the last three; they are read as null. The others are never null.
+REQUIRED = tuple(SCHEMA.names[: SCHEMA.names.index("flags")])
 
 # Few values for many rows: Parquet stores them as numbers into a dictionary.
 NAME_COLUMNS = ("domain", "class", "split", "shard")
@@ -112,6 +113,7 @@ class RowTable:
             parts = [np.empty(0, np.int32)]
             for file in self.files:
                 table = _reading(file, lambda parquet: parquet.read(columns=[column]))
+                _check_no_nulls(file.url, table, 0)
                 parts += [_numbers_of(chunk, names) for chunk in table.column(0).chunks]
             self._numbers[key] = np.concatenate(parts)
         return self._numbers[key]
@@ -120,9 +122,11 @@ class RowTable:
         first = 0
         for file in self.files:
             with file.open() as parquet:
+                start = first
                 for group in range(file.metadata.num_row_groups):
                     n_rows = file.metadata.row_group(group).num_rows
-                    yield first, n_rows, lambda p=parquet, f=file, g=group: _read(p, f, g, names)
+                    of_group = (parquet, file, group, names, first - start)
+                    yield first, n_rows, lambda arguments=of_group: _read(*arguments)
                     first += n_rows
 
 
@@ -171,26 +175,59 @@ def _open_file(url: str) -> RowFile:
         metadata = pq.read_metadata(source)
     except pa.ArrowException as error:
         raise _broken(url, error) from error
-    missing = {"image_id", "uri", "domain", "class", "split", "sha256"}
-    missing -= set(metadata.schema.to_arrow_schema().names)
-    if missing:
-        raise UserError(f"manifest file {url}: lacks the column {sorted(missing)[0]}")
+    _check_columns(url, metadata.schema.to_arrow_schema())
     return RowFile(url, n_bytes, content, metadata)
 
 
-def _read(parquet: pq.ParquetFile, file: RowFile, group: int, names: Sequence[str]) -> pa.Table:
+def _check_columns(url: str, schema: pa.Schema) -> None:
+    for column in SCHEMA:
+        if column.name not in schema.names:
+            if column.name in REQUIRED:
+                raise UserError(f"manifest file {url}: lacks the column {column.name}")
+            continue
+        found = schema.field(column.name).type
+        if not _reads_as(found, column.type):
+            raise UserError(
+                f"manifest file {url}: column {column.name} holds {found} (allowed: {column.type})"
+            )
+
+
+def _reads_as(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of a type can be taken as another's."""
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if pa.types.is_string(wanted):
+        return pa.types.is_string(found) or pa.types.is_large_string(found)
+    if pa.types.is_integer(wanted):
+        return pa.types.is_integer(found)
+    is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
+    return pa.types.is_null(found) or (is_list and _reads_as(found.value_type, wanted.value_type))
+
+
+def _check_no_nulls(url: str, table: pa.Table, first: int) -> None:
+    """Checks that nothing is missing in rows of a file, of which ``first`` is the first."""
+    for name in table.column_names:
+        if name in REQUIRED and table[name].null_count:
+            row = first + table[name].is_null().index(True).as_py()
+            raise UserError(f"manifest file {url}: column {name} is empty in row {row}, from 0")
+
+
+def _read(
+    parquet: pq.ParquetFile, file: RowFile, group: int, names: Sequence[str], first: int
+) -> pa.Table:
     have = [name for name in names if name in parquet.schema_arrow.names]
+    n_rows = file.metadata.row_group(group).num_rows
     try:
         table = parquet.read_row_group(group, columns=have)
+        columns = [
+            table[name].cast(SCHEMA.field(name).type)
+            if name in have
+            else pa.nulls(n_rows, SCHEMA.field(name).type)
+            for name in names
+        ]
     except (pa.ArrowException, OSError) as error:
         raise _broken(file.url, error) from error
-    n_rows = file.metadata.row_group(group).num_rows
-    columns = [
-        table[name].cast(SCHEMA.field(name).type)
-        if name in have
-        else pa.nulls(n_rows, SCHEMA.field(name).type)
-        for name in names
-    ]
+    _check_no_nulls(file.url, table, first)
     return pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in names]))
 
 

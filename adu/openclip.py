@@ -7,11 +7,13 @@ no model.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-import pickle
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import open_clip
 import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
+from safetensors.torch import save_file
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
@@ -26,20 +29,48 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adu import storage
 from adu.backbone import Backbone, BackboneConfig
-from adu.data import ImageTransform
 from adu.demo import WEIGHTS_DIR
 from adu.errors import UserError
+from adu.preprocess import ImageTransform
 from adu.tower import EvaTower, TimmTower, Tower, ViTTower
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+# What Hugging Face tokenizers are made of; which of these there are depends on their kind.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("spiece.model", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "config.json"),
+)
+
+# What a tag says of how images are prepared.
+PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from.
+
+    Attributes:
+        folder: Path or URL of an open_clip model folder; None for an architecture.
+        architecture: open_clip's name for it; None for a folder.
+        tag: Weights that open_clip knows by name.
+        file: Path or URL of other weights.
+        preprocess: How images are prepared for those.
+    """
+
+    folder: str | None = None
+    architecture: str | None = None
+    tag: str | None = None
+    file: str | None = None
+    preprocess: Mapping[str, Any] | None = None
 
 
 def load_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
     """Loads the model that ``config.name`` names, frozen, in fp32.
 
     Raises:
-        UserError: If the name, folder, file or URL holds no model that can be used.
+        UserError: If the name, folder, file or URL holds no model that can be used: weights that
+            are missing, broken, of another shape or not finite are never made up for.
     """
     if "{class}" not in config.template:
         raise UserError(f"backbone.template = '{config.template}': must contain {{class}}")
@@ -59,10 +90,57 @@ def load_clip(name: str, scratch: Path) -> Backbone:
     Raises:
         UserError: If the name, folder, file or URL holds no model that can be used.
     """
-    architecture, weights = _locate(name, scratch)
-    clip, transform = _create(name, architecture, weights)
+    source = find_source(name)
+    _check_transformers(name, source)
+    model = _fetch_model(source, scratch)
+    weights = None if source.file is None else str(_fetch_file(source.file, scratch))
+    with _explaining(f"backbone '{name}': cannot be loaded"), _quiet():
+        clip = open_clip.create_model(
+            model,
+            pretrained=weights or source.tag,
+            force_preprocess_cfg=dict(source.preprocess or {}),
+            require_pretrained=True,
+            weights_only=True,
+        )
+    _check_finite(name, clip)
+    transform = _transform(name, clip)
     tower = open_tower(clip.visual, name)
-    return Backbone(name, clip, tower, open_clip.get_tokenizer(architecture), transform)
+    with _explaining(f"backbone '{name}': its tokenizer cannot be loaded"), _quiet():
+        tokenizer = open_clip.get_tokenizer(model)
+    return Backbone(name, clip, tower, tokenizer, transform)
+
+
+def save_folder(name: str, folder: Path) -> None:
+    """Writes a model as a folder that `load_clip` reads, with all that belongs to it.
+
+    Args:
+        name: As in `adu.backbone.BackboneConfig`.
+        folder: An empty folder.
+
+    Raises:
+        UserError: If there is no such model.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        backbone = load_clip(name, Path(scratch))
+        model = _fetch_model(find_source(name), Path(scratch), weights=False)
+        model_config = open_clip.get_model_config(model)
+    config = {
+        "model_cfg": model_config,
+        "preprocess_cfg": open_clip.get_model_preprocess_cfg(backbone.clip),
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2))
+    save_file(backbone.clip.state_dict(), folder / WEIGHTS_FILE)
+    if hasattr(backbone.tokenizer, "save_pretrained"):
+        backbone.tokenizer.save_pretrained(folder)
+
+
+def needs_transformers(name: str) -> bool:
+    """Whether a model's text comes from Hugging Face's transformers; reads no weights.
+
+    Args:
+        name: As in `adu.backbone.BackboneConfig`.
+    """
+    return _uses_hugging_face(_text_config(find_source(name)))
 
 
 def forward_flops(name: str) -> int:
@@ -74,32 +152,37 @@ def forward_flops(name: str) -> int:
         name: As in `adu.backbone.BackboneConfig`.
     """
     clip = _without_memory(name)
-    height, width = _input_size(clip)
     # The counter cannot look through `no_grad` into every timm model.
     clip.requires_grad_(False)
+    size = _transform(name, clip).image_size
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        clip.encode_image(torch.empty(1, 3, height, width))
+        clip.encode_image(torch.empty(1, 3, size, size))
     return counter.get_total_flops()
 
 
 def image_side(name: str) -> int:
-    """Shorter side in pixels of the images that a model takes; reads no weights.
+    """Height and width in pixels of the images that a model takes; reads no weights.
 
     Args:
         name: As in `adu.backbone.BackboneConfig`.
+
+    Raises:
+        UserError: If there is no such model, or it cannot be used here.
     """
-    return min(_input_size(_without_memory(name)))
+    return _transform(name, _without_memory(name)).image_size
 
 
 def _without_memory(name: str) -> Any:
-    with tempfile.TemporaryDirectory() as scratch, torch.device("meta"), _quiet():
-        architecture, _ = _locate(name, Path(scratch))
-        return open_clip.create_model(architecture, load_weights=False, device="meta")
-
-
-def _input_size(clip: Any) -> tuple[int, int]:
-    size = open_clip.get_model_preprocess_cfg(clip)["size"]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    source = find_source(name)
+    _check_transformers(name, source)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = _fetch_model(source, Path(scratch), weights=False)
+        with _explaining(f"backbone '{name}': cannot be built"), _quiet(), torch.device("meta"):
+            clip = open_clip.create_model(
+                model, load_weights=False, pretrained_text=False, device="meta"
+            )
+    open_tower(clip.visual, name)
+    return clip
 
 
 def open_tower(visual: nn.Module, name: str) -> Tower:
@@ -135,53 +218,91 @@ def _takes_prompts(architecture: str) -> bool:
     return timm_name.startswith(("vit_", "eva"))
 
 
-def _locate(name: str, scratch: Path) -> tuple[str, str | None]:
-    """Finds what open_clip is to be asked for: an architecture and, with one, its weights."""
+def find_source(name: str) -> Source:
+    """Finds what a name stands for: a folder, or an architecture with its weights.
+
+    Args:
+        name: As in `adu.backbone.BackboneConfig`.
+
+    Raises:
+        UserError: If it stands for nothing, or for a folder without weights.
+    """
     if name == "demo":
-        return f"local-dir:{WEIGHTS_DIR}", None
+        return Source(folder=str(WEIGHTS_DIR))
     architecture, _, weights = name.partition(":")
     if architecture in open_clip.list_models() and weights:
-        return find_architecture(architecture, weights, scratch)
+        return find_weights(architecture, _expanded(weights))
     if architecture in open_clip.list_models():
         raise UserError(
             f"backbone '{name}': name its weights too, as {name}:WEIGHTS ({_tags(name)})"
         )
-    if storage.exists(storage.join(name, CONFIG_FILE)):
-        return f"local-dir:{_fetch_folder(name, scratch)}", None
-    raise UserError(
-        f"backbone '{name}': is neither 'demo', nor ARCH:WEIGHTS with an open_clip architecture, "
-        f"nor a folder or URL with {CONFIG_FILE} and {WEIGHTS_FILE}"
-    )
+    folder = _expanded(name)
+    if not storage.exists(storage.join(folder, CONFIG_FILE)):
+        raise UserError(
+            f"backbone '{name}': is neither 'demo', nor ARCH:WEIGHTS with an open_clip "
+            f"architecture, nor a folder or URL with {CONFIG_FILE} and {WEIGHTS_FILE}"
+        )
+    if not storage.exists(storage.join(folder, WEIGHTS_FILE)):
+        raise UserError(
+            f"backbone '{name}': has {CONFIG_FILE} but no {WEIGHTS_FILE} "
+            "(other weights are named as ARCH:FILE)"
+        )
+    return Source(folder=folder)
 
 
-def find_architecture(architecture: str, weights: str, scratch: Path) -> tuple[str, str]:
+def find_weights(architecture: str, weights: str) -> Source:
     """The architecture with the activation that weights were trained with, and the weights.
+
+    Nothing in a file of weights says how images are to be prepared for it, or with which
+    activation it was trained. A tag in its name does; without one it is what all the
+    architecture's tags agree on, and the activation the architecture's own.
 
     Args:
         architecture: Its name without regard to the activation.
         weights: A tag, a file or a URL.
-        scratch: Folder for a file that is fetched from elsewhere.
 
     Raises:
-        UserError: If there are no such weights.
+        UserError: If there are no such weights, or nothing says how images are prepared.
     """
-    tag = re.sub(r"[^a-z0-9]", "_", weights.lower())
     known = open_clip.list_pretrained_tags_by_model(architecture)
-    # OpenAI's weights, and some others, were trained with QuickGELU; open_clip keeps that as an
-    # architecture of its own and only warns when the plain one is asked for.
-    quick = f"{architecture}-quickgelu"
-    quick = quick if quick in open_clip.list_models() else architecture
+    tag = _plain(weights)
     if tag in known:
-        needs_quick = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
-        return (quick if needs_quick else architecture), tag
-    if storage.exists(weights):
-        # Nothing in a file says so but its name.
-        is_openai = "openai" in weights.rsplit("/", 1)[-1].lower()
-        return (quick if is_openai else architecture), str(_fetch_file(weights, scratch))
-    raise UserError(
-        f"backbone '{architecture}:{weights}': no such weights "
-        f"(a file, a URL, or {_tags(architecture)})"
+        return Source(architecture=_with_activation(architecture, tag), tag=tag)
+    if not storage.exists(weights):
+        raise UserError(
+            f"backbone '{architecture}:{weights}': no such weights "
+            f"(a file, a URL, or {_tags(architecture)})"
+        )
+    file_name = _plain(weights.rsplit("/", 1)[-1])
+    named = max((tag for tag in known if tag in file_name), key=len, default=None)
+    ways = [_preprocess_of(architecture, tag) for tag in ([named] if named else known)]
+    if any(way != ways[0] for way in ways):
+        raise UserError(
+            f"backbone '{architecture}:{weights}': the weights of {architecture} differ in how "
+            f"images are prepared: put the tag into the file's name ({_tags(architecture)}), or "
+            f"give a folder whose {CONFIG_FILE} has a preprocess_cfg"
+        )
+    return Source(
+        architecture=_with_activation(architecture, named) if named else architecture,
+        file=weights,
+        preprocess=ways[0] if ways else None,
     )
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "_", text.lower())
+
+
+def _preprocess_of(architecture: str, tag: str) -> dict[str, Any]:
+    known = open_clip.get_pretrained_cfg(architecture, tag)
+    return {key: known[key] for key in PREPROCESS_KEYS if key in known}
+
+
+def _with_activation(architecture: str, tag: str) -> str:
+    """The architecture as it was trained: open_clip keeps QuickGELU as one of its own."""
+    quick = f"{architecture}-quickgelu"
+    needs_quick = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
+    return quick if needs_quick and quick in open_clip.list_models() else architecture
 
 
 def _tags(architecture: str) -> str:
@@ -189,12 +310,48 @@ def _tags(architecture: str) -> str:
     return f"tags of {architecture}: {', '.join(tags)}" if tags else f"{architecture} has no tags"
 
 
-def _fetch_folder(url: str, scratch: Path) -> Path:
-    if "://" not in url:
-        return Path(url).resolve()
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        (scratch / file).write_bytes(storage.read_bytes(storage.join(url, file)))
-    return scratch
+def _expanded(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def _text_config(source: Source) -> Mapping[str, Any]:
+    """How a model's text side is built."""
+    if source.folder is None:
+        return open_clip.get_model_config(source.architecture)["text_cfg"]
+    url = storage.join(source.folder, CONFIG_FILE)
+    with _explaining(f"backbone '{source.folder}': {CONFIG_FILE} is broken"):
+        return json.loads(storage.read_bytes(url))["model_cfg"]["text_cfg"]
+
+
+def _uses_hugging_face(text_config: Mapping[str, Any]) -> bool:
+    return bool(text_config.get("hf_tokenizer_name") or text_config.get("hf_model_name"))
+
+
+def _check_transformers(name: str, source: Source) -> None:
+    if _uses_hugging_face(_text_config(source)) and not _has_transformers():
+        raise UserError(
+            f"backbone '{name}': its tokenizer needs the package transformers, which is not "
+            "installed (pip install 'adu-search[hub]')"
+        )
+
+
+def _has_transformers() -> bool:
+    return find_spec("transformers") is not None
+
+
+def _fetch_model(source: Source, scratch: Path, weights: bool = True) -> str:
+    """What open_clip is asked for; a folder elsewhere is fetched before."""
+    if source.architecture is not None:
+        return source.architecture
+    assert source.folder is not None
+    if "://" not in source.folder:
+        return f"local-dir:{Path(source.folder).resolve()}"
+    files = [CONFIG_FILE, WEIGHTS_FILE] if weights else [CONFIG_FILE]
+    if weights and _uses_hugging_face(_text_config(source)):
+        files += [f for f in TOKENIZER_FILES if storage.exists(storage.join(source.folder, f))]
+    for file in files:
+        (scratch / file).write_bytes(storage.read_bytes(storage.join(source.folder, file)))
+    return f"local-dir:{scratch}"
 
 
 def _fetch_file(url: str, scratch: Path) -> Path:
@@ -205,14 +362,22 @@ def _fetch_file(url: str, scratch: Path) -> Path:
     return target
 
 
-def _create(name: str, architecture: str, weights: str | None) -> tuple[Any, ImageTransform]:
+@contextlib.contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Makes one line of whatever open_clip, timm and transformers raise over a user's files."""
     try:
-        with _quiet():
-            clip = open_clip.create_model(architecture, pretrained=weights, weights_only=True)
-    except (RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"backbone '{name}': cannot be loaded: {reason}") from error
-    return clip, _transform(open_clip.get_model_preprocess_cfg(clip))
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{what}: {reason}") from error
+
+
+def _check_finite(name: str, clip: nn.Module) -> None:
+    for key, weight in clip.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"backbone '{name}': its weight {key} holds NaN or infinity")
 
 
 @contextlib.contextmanager
@@ -226,11 +391,48 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-def _transform(preprocess: dict[str, Any]) -> ImageTransform:
+def _transform(name: str, clip: Any) -> ImageTransform:
+    """How images are prepared for a model, out of open_clip's own description.
+
+    Raises:
+        UserError: If that asks for what is not done here.
+    """
+    preprocess = open_clip.get_model_preprocess_cfg(clip)
+    what = f"backbone '{name}': preprocess_cfg"
     size = preprocess["size"]
-    return ImageTransform(
-        image_size=size if isinstance(size, int) else size[0],
-        mean=tuple(preprocess["mean"]),
-        std=tuple(preprocess["std"]),
-        interpolation=preprocess["interpolation"],
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise UserError(f"{what}: size = {height} x {width} (allowed: squares)")
+    # timm's towers have a size of their own, and know nothing of the folder's.
+    taken = getattr(
+        getattr(getattr(clip.visual, "trunk", None), "patch_embed", None), "img_size", None
     )
+    if taken is not None and tuple(taken) != (height, width):
+        raise UserError(
+            f"backbone '{name}': image_size = {height}: its image tower takes "
+            f"{taken[0]} x {taken[1]}"
+        )
+    # open_clip takes 'random', which is for training, as bicubic.
+    asked = preprocess["interpolation"]
+    interpolation: Any = "bicubic" if asked == "random" else asked
+    for key, value, allowed in (
+        ("interpolation", interpolation, ("bicubic", "bilinear")),
+        ("resize_mode", preprocess["resize_mode"], ("shortest", "longest", "squash")),
+    ):
+        if value not in allowed:
+            raise UserError(f"{what}: {key} = {value!r} (allowed: {', '.join(allowed)})")
+    return ImageTransform(
+        image_size=height,
+        mean=_of_channels(preprocess["mean"], f"{what}: mean"),
+        std=_of_channels(preprocess["std"], f"{what}: std"),
+        interpolation=interpolation,
+        resize_mode=preprocess["resize_mode"],
+        fill=preprocess["fill_color"],
+    )
+
+
+def _of_channels(value: Any, what: str) -> tuple[float, ...]:
+    values = tuple(value) if isinstance(value, list | tuple) else (value,) * 3
+    if len(values) != 3 or not all(isinstance(v, int | float) for v in values):
+        raise UserError(f"{what} = {value!r} (allowed: a number, or one for each of 3 channels)")
+    return values

@@ -18,12 +18,13 @@ import numpy as np
 from PIL import Image
 
 from adu import storage
-from adu.data import ImageSet, ImageTransform, central_view
+from adu.data import ImageSet
 from adu.errors import UserError
 from adu.images import cores, decode_image
 from adu.manifest import Manifest
 from adu.pixels import Pixels, pixels_in_memory
 from adu.prefetch import ahead
+from adu.preprocess import ImageTransform, view
 from adu.shards import read_shard_images
 from adu.uris import check_located, located
 
@@ -31,8 +32,8 @@ from adu.uris import check_located, located
 # the test split is first touched.
 READ_LOG_VARIABLE = "ADU_READ_LOG"
 
-# Larger images are first reduced to this multiple of the model's size: random crops down to 8 % of
-# the area still find more pixels than a resize of the whole would leave.
+# Larger training images are reduced to this multiple of the model's size: random crops down to 8 %
+# of the area still find more pixels than a resize of the whole would leave.
 STORED_SIZE_FACTOR = 2
 
 # Images that are looked at before a search starts.
@@ -68,20 +69,19 @@ class _Job:
 
 
 def read_images(
-    manifest: Manifest, rows: Sequence[int] | np.ndarray, max_short_side: int, threads: int
+    manifest: Manifest, rows: Sequence[int] | np.ndarray, finish: Finish, threads: int
 ) -> ImageSet:
     """Fetches and decodes images into memory.
 
     Args:
         manifest: The manifest that lists them.
         rows: Their row numbers.
-        max_short_side: Larger images are reduced to this short side, to save memory.
+        finish: What is kept of a decoded image.
         threads: Images fetched at a time.
 
     Raises:
         UserError: Naming an image that cannot be read or is not the one that was ingested.
     """
-    finish = stored(max_short_side)
     pixels = pixels_in_memory(decoded(manifest, rows, threads, finish), len(rows))
     return image_set(manifest, rows, pixels)
 
@@ -100,7 +100,7 @@ def stream_views(
     block_size: int,
     threads: int,
 ) -> Iterator[ImageSet]:
-    """Reads the central views of images block by block, holding two blocks at a time.
+    """Reads what evaluation sees of images block by block, holding two blocks at a time.
 
     Nothing is read before the first block is asked for.
 
@@ -140,15 +140,14 @@ def check_images(manifest: Manifest, n: int = N_CHECKED) -> None:
         list(pool.map(storage.check_readable, sorted(urls)))
 
 
-def stored(max_short_side: int) -> Finish:
+def stored(max_short_side: int | None) -> Finish:
     """Keeps an image as it is, or reduced to a short side."""
     return lambda image: np.asarray(_reduced(image, max_short_side))
 
 
 def viewed(transform: ImageTransform) -> Finish:
-    """Keeps the part of an image that evaluation sees, at the model's size."""
-    reduced = stored(STORED_SIZE_FACTOR * transform.image_size)
-    return lambda image: central_view(reduced(image), transform)
+    """Keeps what evaluation sees of an image, at the model's size."""
+    return lambda image: view(image, transform)
 
 
 def decoded(
@@ -291,9 +290,9 @@ def _log_read(uri: str) -> None:
             file.write(f"{time.time()} {uri}\n")
 
 
-def _reduced(image: Image.Image, max_short_side: int) -> Image.Image:
+def _reduced(image: Image.Image, max_short_side: int | None) -> Image.Image:
     short = min(image.size)
-    if short <= max_short_side:
+    if max_short_side is None or short <= max_short_side:
         return image
     factor = max_short_side / short
     size = (round(image.width * factor), round(image.height * factor))

@@ -45,10 +45,14 @@ class PromptedText:
         captions = [f"{name.replace('_', ' ')}." for name in classes]
         tokens_CT = backbone.tokenizer(captions).to(device)
         self.n_ctx = n_ctx
+        # What a caption without words is made of: a start token or none, an end token, padding.
+        # SigLIP's has no start, and pads with its end token.
+        empty_T = backbone.tokenizer([""]).to(device)[0]
+        self._padding = empty_T[-1]
         # Context goes behind the start token, where there is one.
-        start = getattr(backbone.tokenizer, "sot_token_id", None)
-        self._at = int(bool((tokens_CT[:, 0] == start).all()))
-        self._check_room(backbone, tokens_CT, captions)
+        self._at = int(bool((tokens_CT[:, 0] == empty_T[0]).all()))
+        self._n_end = int((empty_T != self._padding).sum()) - self._at
+        self._check_room(tokens_CT, captions)
         self._tokens_CT = self._with_room(tokens_CT)
 
     @property
@@ -70,9 +74,7 @@ class PromptedText:
         """Embeddings, (number of tokens, V), of the words of a text."""
         device = self._tokens_CT.device
         tokens_T = backbone.tokenizer([text]).to(device)[0]
-        padding = backbone.tokenizer([""]).to(device)[0][-1]
-        n_end = 1 if self._at else 0  # an end token goes with a start token
-        n_words = int((tokens_T != padding).sum()) - self._at - n_end
+        n_words = int((tokens_T != self._padding).sum()) - self._at - self._n_end
         return self._tower.token_embedding(tokens_T[self._at : self._at + n_words]).detach()
 
     def features(self, context_KV: Tensor, deeper: ContextSource | None = None) -> Tensor:
@@ -124,9 +126,9 @@ class PromptedText:
         parts = [tokens_CT[:, : self._at], word_C1.expand(-1, self.n_ctx)]
         return torch.cat([*parts, tokens_CT[:, self._at : n_kept]], dim=1)
 
-    def _check_room(self, backbone: Backbone, tokens_CT: Tensor, captions: list[str]) -> None:
-        padding = backbone.tokenizer([""]).to(tokens_CT.device)[0][-1]
-        used_C = (tokens_CT != padding).sum(dim=1)
+    def _check_room(self, tokens_CT: Tensor, captions: list[str]) -> None:
+        # Where the end token is also the padding, one of them stays.
+        used_C = (tokens_CT != self._padding).sum(dim=1) + (0 if self._n_end else 1)
         longest = int(used_C.argmax())
         room = tokens_CT.shape[1] - int(used_C[longest])
         if self.n_ctx > room:

@@ -23,7 +23,6 @@ from rich.table import Table
 
 from adu import storage
 from adu.audit import Audit, audit
-from adu.backbone import BackboneConfig
 from adu.checkpoint import load_checkpoint, read_card
 from adu.config import StrictModel
 from adu.context import Context, ContextConfig, open_context
@@ -113,15 +112,15 @@ def _load(config: EvaluateConfig, whole: Manifest) -> Context:
     """Loads the model, and of the manifest the classes and domains that it was trained on."""
     first = config.checkpoint[0]
     card = read_card(storage.read_bytes(first), first)
-    trained_on = BackboneConfig.model_validate(card["backbone"])
-    name = config.backbone or trained_on.name
+    name = config.backbone or card.backbone.name
     context = ContextConfig(
-        backbone=trained_on.model_copy(update={"name": name}),
+        backbone=card.backbone.model_copy(update={"name": name}),
         data=DataConfig(manifest=config.manifest),
     )
-    manifest = whole.select(card["classes"], card["domains"])
+    manifest = whole.select(card.classes, card.domains)
     # Classes or domains that it lacks are told by the checkpoint, where nothing is left at once.
     manifest = manifest if manifest.classes and manifest.domains else whole
+    manifest.check_test_images()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return open_context(context, manifest, device)
 

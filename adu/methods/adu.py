@@ -113,3 +113,8 @@ class Adu(Baseline):
             - self.config.lambda_ * terms["mmd"]
         )
         return terms
+
+    def deployed(self) -> dict[str, nn.Parameter]:
+        """All that is learned but the domain head."""
+        learned = self.trainable()
+        return {name: p for name, p in learned.items() if not name.startswith("domain_head.")}

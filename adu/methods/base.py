@@ -78,7 +78,8 @@ class StepSize:
 class Method(nn.Module, ABC):
     """A CLIP with something learnable in it.
 
-    Only parameters with ``requires_grad`` are trained, saved and loaded; the backbone has none.
+    Only parameters with ``requires_grad`` are trained, and of these `deployed` ones saved and
+    loaded; the backbone has none.
 
     Attributes:
         full_batch_steps: Set where training runs on the untouched model's features of all
@@ -158,3 +159,7 @@ class Method(nn.Module, ABC):
     def trainable(self) -> dict[str, nn.Parameter]:
         """What is learned, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def deployed(self) -> dict[str, nn.Parameter]:
+        """What of it is needed to classify, by name: what a checkpoint holds."""
+        return self.trainable()

@@ -44,8 +44,9 @@ def log_model(
 ) -> str:
     """Logs a model with a run, and registers it under a name with the alias ``best``.
 
-    It is whole: it holds a copy of `adu`, and of the backbone where that is a folder here. A run
-    has one model: logged again, it is found.
+    It is whole: it holds a copy of `adu`, and of the backbone unless that comes with `adu` or is
+    one of open_clip's tags, which are fetched where the model is served. A run has one model:
+    logged again, it is found.
 
     Args:
         uri: MLflow's server or database.
@@ -71,9 +72,8 @@ def log_model(
     with tempfile.TemporaryDirectory() as folder, _quiet():
         file = Path(folder) / "checkpoint.safetensors"
         file.write_bytes(checkpoint)
-        artifacts = {"checkpoint": str(file)}
-        if Path(backbone).is_dir():
-            artifacts["backbone"] = backbone
+        held, requirements = _parts(backbone, Path(folder))
+        artifacts = {"checkpoint": str(file), **held}
         mlflow.set_tracking_uri(uri)
         with mlflow.start_run(run_id=run_id):
             logged = mlflow.pyfunc.log_model(
@@ -82,13 +82,38 @@ def log_model(
                 artifacts=artifacts,
                 code_paths=[str(Path(adu.__file__).parent)],
                 signature=ModelSignature(inputs=image, outputs=scores),
-                pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+                pip_requirements=[f"{p}=={version(p)}" for p in requirements],
                 registered_model_name=name,
                 await_registration_for=60,
             )
     number = str(logged.registered_model_version)
     _describe(client, name, number, backbone, tags)
     return _point(client, name, number)
+
+
+def _parts(backbone: str, scratch: Path) -> tuple[dict[str, str], Sequence[str]]:
+    """What goes along so that a backbone is there where the model is served.
+
+    Returns:
+        The folder that it is in, unless it is to be had there, and the packages needed.
+    """
+    if backbone == "demo":
+        return {}, REQUIREMENTS
+    # Takes seconds, which the demo is not worth.
+    from adu.openclip import find_source, needs_transformers, save_folder
+
+    requirements: Sequence[str] = REQUIREMENTS
+    if needs_transformers(backbone):
+        requirements = (*REQUIREMENTS, "transformers")
+    source = find_source(backbone)
+    if source.tag is not None:
+        return {}, requirements
+    if source.folder is not None and "://" not in source.folder:
+        return {"backbone": source.folder}, requirements
+    folder = scratch / "backbone"
+    folder.mkdir()
+    save_folder(backbone, folder)
+    return {"backbone": str(folder)}, requirements
 
 
 def _describe(

@@ -143,3 +143,33 @@ def test_broken_images_are_named_with_the_kind_of_problem(data, problem, message
     with pytest.raises(UserError, match=message) as raised:
         decode_image(data, "a/b/c.png")
     assert raised.value.problem == problem
+
+
+def test_postscript_is_no_image_and_starts_no_program(monkeypatch):
+    def started(*_, **__):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.check_call", started)
+    monkeypatch.setattr("subprocess.Popen", started)
+    eps = encoded(Image.new("RGB", (8, 8), "red"), format="EPS")
+    with pytest.raises(UserError, match="image x: cannot be decoded .not an image, or of a format"):
+        decode_image(eps, "x")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("format_", ["AVIF", "DDS", "JPEG", "PNG", "TIFF", "WEBP", "GIF", "QOI"])
+def test_broken_bytes_of_any_format_are_an_error_that_names_the_image(format_):
+    """Pillow's decoders raise whatever they come across: IndexError, NotImplementedError, ..."""
+    whole = bytearray(encoded(Image.effect_noise((64, 64), 90).convert("RGB"), format=format_))
+    rng = np.random.default_rng(0)
+    n_refused = 0
+    for _ in range(200):
+        broken = whole.copy()
+        for place in rng.integers(0, min(len(broken), 200), 6):
+            broken[place] = rng.integers(256)
+        try:
+            assert decode_image(bytes(broken[: rng.integers(20, len(broken))]), "a/b").mode == "RGB"
+        except UserError as error:
+            n_refused += 1
+            assert str(error).startswith("image a/b: ")
+    assert n_refused > 20

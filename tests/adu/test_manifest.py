@@ -3,13 +3,16 @@
 import hashlib
 import json
 import random
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from adu import manifest as manifest_module
 from adu import manifest_rows, storage
+from adu.data import DataConfig, select_images
 from adu.errors import UserError
 from adu.manifest import CARD_FILE, content_digest, load_manifest, write_manifest
 
@@ -105,7 +108,9 @@ def test_too_few_images_are_told_with_the_cell(tmp_path):
         (None, "has no card.json .write one with"),
         (b"not json", "is not one"),
         (b"{}", "is not one"),
+        (b"[]", "is not one"),
         (json.dumps({"schema_version": 99}).encode(), "schema version 99 is newer than 2"),
+        (json.dumps({"schema_version": "2"}).encode(), "is not one"),
     ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path, card, message):
@@ -255,3 +260,114 @@ def test_a_manifest_of_version_1_is_still_read(tmp_path):
         "shard": [None, None],
         "flags": [None, None],
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": None}, r"is not one .classes = None, allowed: a list of names"),
+        ({"classes": [0, 1]}, r"is not one .classes = \[0, 1\], allowed: a list of names"),
+        ({"classes": "cat"}, r"is not one .classes = 'cat', allowed: a list of names"),
+        ({"domains": ["photo", ""]}, r"is not one .domains = .*, allowed: a list of names"),
+        ({"domains": ["photo", "photo"]}, r"is not one .domains = .*, allowed: each name once"),
+        ({"files": None}, "is not one"),
+        ({"files": 3}, "is not one"),
+    ],
+)
+def test_a_card_that_cannot_be_is_one_line(tmp_path, change, message):
+    write(tmp_path, rows())
+    card = json.loads((tmp_path / CARD_FILE).read_text())
+    (tmp_path / CARD_FILE).write_text(json.dumps(card | change))
+    with pytest.raises(UserError, match=message):
+        load_manifest(str(tmp_path))
+
+
+def rewritten(tmp_path, change):
+    """A manifest with other rows than were written, as another program may write them."""
+    write(tmp_path, rows())
+    file = next((tmp_path / "rows").iterdir())
+    pq.write_table(change(pq.read_table(file)), file)
+
+
+def with_column(name, values):
+    return lambda table: table.set_column(table.column_names.index(name), name, values(table))
+
+
+@pytest.mark.parametrize("name", ["image_id", "uri", "class", "bytes", "width", "height", "sha256"])
+def test_a_missing_column_is_named_when_the_manifest_is_opened(tmp_path, name):
+    rewritten(tmp_path, lambda table: table.drop_columns([name]))
+    with pytest.raises(UserError, match=f"parquet: lacks the column {name}$"):
+        load_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("class", lambda t: pa.array(range(len(t))), "column class holds int64 .allowed: string"),
+        ("domain", lambda t: pa.array([b"x"] * len(t)), "column domain holds binary .allowed: str"),
+        (
+            "sha256",
+            lambda t: pa.array([["x"]] * len(t)),
+            "column sha256 holds list<.*> .allow",
+        ),
+        ("bytes", lambda t: pa.array(["9"] * len(t)), "column bytes holds string .allowed: int64"),
+        ("width", lambda t: pa.array([1.5] * len(t)), "column width holds double .allowed: int32"),
+    ],
+)
+def test_columns_of_another_kind_are_named_when_it_is_opened(tmp_path, name, values, message):
+    rewritten(tmp_path, with_column(name, values))
+    with pytest.raises(UserError, match=f"parquet: {message}"):
+        load_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["image_id", "uri", "class", "domain", "split", "bytes", "width"])
+def test_a_cell_that_is_empty_is_named(tmp_path, name):
+    values = lambda t: pa.array([*t[name].to_pylist()[:5], None, *t[name].to_pylist()[6:]])  # noqa: E731
+    rewritten(tmp_path, with_column(name, values))
+    manifest = load_manifest(str(tmp_path))
+    with pytest.raises(UserError, match=f"parquet: column {name} is empty in row 5, from 0"):
+        _ = manifest.cell_counts("train"), manifest.table
+
+
+def test_an_empty_cell_is_counted_over_row_groups(split_in_files):
+    file = sorted(Path(split_in_files.url).glob("rows/*"))[1]
+    table = pq.read_table(file)
+    uris = [*table["uri"].to_pylist()[:-1], None]
+    pq.write_table(table.set_column(1, "uri", pa.array(uris)), file, row_group_size=3)
+    with pytest.raises(UserError, match="column uri is empty in row 9, from 0"):
+        load_manifest(split_in_files.url).columns(["uri"])
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("class", "cat, dog"), ("domain", "photo, sketch"), ("split", "train, te")],
+)
+def test_a_name_that_the_card_does_not_have_is_told_with_its_image(tmp_path, name, known):
+    values = lambda t: pa.array([*t[name].to_pylist()[:-1], "odd"])  # noqa: E731
+    rewritten(tmp_path, with_column(name, values))
+    manifest = load_manifest(str(tmp_path))
+    with pytest.raises(
+        UserError, match=f"image sketch/dog/5.png has the {name} 'odd' .known: {known}"
+    ):
+        manifest.few_shot_split(1, 1, 0)
+
+
+def test_strings_and_numbers_of_other_widths_are_read_alike(tmp_path):
+    plain = write(tmp_path / "plain", rows())
+    rewritten(tmp_path, with_column("class", lambda t: t["class"].cast(pa.large_string())))
+    file = next((tmp_path / "rows").iterdir())
+    table = with_column("bytes", lambda t: t["bytes"].cast(pa.uint8()))(pq.read_table(file))
+    pq.write_table(table, file)
+    other = load_manifest(str(tmp_path))
+    assert other.table.equals(plain.table)
+    assert other.class_numbers([0, 9]) == plain.class_numbers([0, 9])
+
+
+def test_a_domain_without_test_images_is_told_before_anything_is_trained(tmp_path):
+    its_rows = [{**r, "split": "train"} if r["domain"] == "photo" else r for r in rows()]
+    manifest = write(tmp_path, its_rows)
+    with pytest.raises(UserError, match="domain photo has no test images"):
+        select_images(manifest, DataConfig(manifest=str(tmp_path)))
+    # Nobody tests on a domain that is left out.
+    left_out = DataConfig(manifest=str(tmp_path), unseen_domains=("photo",))
+    assert select_images(manifest, left_out).domains == ("sketch",)

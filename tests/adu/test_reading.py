@@ -10,14 +10,16 @@ import torch
 from PIL import Image
 
 from adu import reading
-from adu.data import ImageTransform, eval_batch
+from adu.data import eval_batch
 from adu.errors import UserError
 from adu.manifest import load_manifest, write_manifest
-from adu.reading import READ_LOG_VARIABLE, STORED_SIZE_FACTOR, read_images, stream_views
+from adu.preprocess import ImageTransform
+from adu.reading import READ_LOG_VARIABLE, read_images, stored, stream_views
 from adu.shards import write_shard
 from tests.tiny import tiny_manifest
 
 TRANSFORM = ImageTransform(32, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+WHOLE = stored(None)
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +28,13 @@ def manifest(tmp_path_factory):
 
 
 def test_images_do_not_depend_on_the_number_of_threads(manifest):
-    one, many = (read_images(manifest, range(20), 64, threads) for threads in (1, 8))
+    one, many = (read_images(manifest, range(20), WHOLE, threads) for threads in (1, 8))
     assert one.image_ids == many.image_ids
     assert all(torch.equal(one.image(i), many.image(i)) for i in range(20))
 
 
 def test_large_images_are_kept_small(manifest):
-    images = read_images(manifest, [0], 18, 1)
+    images = read_images(manifest, [0], stored(18), 1)
     assert min(images.image(0).shape[1:]) == 18
 
 
@@ -41,7 +43,7 @@ def test_an_image_that_changed_since_ingest_is_named(tmp_path):
     uri = manifest.table["uri"][0].as_py()
     Image.new("RGB", (9, 9)).save(uri)
     with pytest.raises(UserError, match=f"{os.path.basename(uri)}: has changed"):  # noqa: PTH119
-        read_images(manifest, [0], 64, 1)
+        read_images(manifest, [0], WHOLE, 1)
 
 
 def test_streaming_reads_only_what_is_asked_for(manifest, tmp_path, monkeypatch):
@@ -65,7 +67,7 @@ def test_streaming_gives_every_image_once_with_its_labels(manifest):
 
 def test_views_are_what_evaluation_makes_of_the_images(manifest):
     rows = manifest.test_rows()
-    whole = read_images(manifest, rows, STORED_SIZE_FACTOR * TRANSFORM.image_size, 2)
+    whole = read_images(manifest, rows, WHOLE, 2)
     (views,) = stream_views(manifest, rows, TRANSFORM, len(rows), 2)
     everything = range(len(rows))
     assert torch.equal(
@@ -89,7 +91,7 @@ def packed(tmp_path_factory, manifest):
 
 def test_packed_images_are_the_same(manifest, packed):
     rows = [40, 3, 17, 3, 60]
-    loose, found = (read_images(each, rows, 64, 2) for each in (manifest, packed))
+    loose, found = (read_images(each, rows, WHOLE, 2) for each in (manifest, packed))
     assert loose.image_ids == found.image_ids
     assert all(torch.equal(loose.image(i), found.image(i)) for i in range(len(rows)))
 
@@ -100,12 +102,12 @@ def test_a_shard_of_other_images_is_told(packed, tmp_path):
     write_manifest(str(tmp_path), rows, name="wrong", source="tests")
     wrong = replace(load_manifest(str(tmp_path)), url=packed.url)
     with pytest.raises(UserError, match="has changed since"):
-        read_images(wrong, [5], 64, 1)
+        read_images(wrong, [5], WHOLE, 1)
 
 
 def test_large_shards_are_fetched_in_pieces(packed, manifest, monkeypatch):
     monkeypatch.setattr(reading, "SHARD_PIECE_BYTES", 10_000)
     monkeypatch.setattr(reading, "AHEAD_BYTES", 1)
     rows = range(manifest.n_images)
-    loose, found = (read_images(each, rows, 64, 2) for each in (manifest, packed))
+    loose, found = (read_images(each, rows, WHOLE, 2) for each in (manifest, packed))
     assert all(torch.equal(loose.image(i), found.image(i)) for i in rows)

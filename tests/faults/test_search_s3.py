@@ -133,7 +133,7 @@ def test_checkpoint_and_pictures_are_in_the_bucket(bucket, stumbling):
     (best,) = (run for run in runs if run.data.tags["stage"] == "best")
     url = storage.join(best.info.artifact_uri, "checkpoint.safetensors")
     assert url.startswith(f"s3://{BUCKET}/mlflow/stumbling/")
-    assert read_card(storage.read_bytes(url), url)["run"]["forget"] == ["sketch"]
+    assert read_card(storage.read_bytes(url), url).run.forget == ("sketch",)
     (study,) = (run for run in runs if run.data.tags["stage"] == "study")
     assert client.list_artifacts(study.info.run_id, "pictures")
 

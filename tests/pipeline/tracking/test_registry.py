@@ -8,17 +8,20 @@ import subprocess
 import sys
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from mlflow import MlflowClient
 
+from adu import storage
 from adu.checkpoint import checkpoint_bytes
 from adu.classifier import Classifier
 from adu.methods import build_method
+from adu.openclip import WEIGHTS_FILE
 from adu.trainer import RunConfig
 from pipeline.tracking.registry import log_model
 from pipeline.tracking.tracker import model_name
-from tests.tiny import CLASSES, tiny_context
+from tests.tiny import CLASSES, MODEL, tiny_context
 
 SERVE = """
 import json, sys
@@ -69,6 +72,27 @@ def test_it_is_registered_and_serves_by_itself(trained, tmp_path):
     assert list(served["scores"]) == list(CLASSES)
     found = np.array([served["scores"][name] for name in CLASSES]).T
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["url", "file"])
+def test_a_backbone_from_elsewhere_goes_along(trained, tmp_path, where):
+    """Whoever serves the model may not reach the bucket or the file that it was trained from."""
+    if where == "url":
+        name = f"memory://registry/{tmp_path.name}"
+        for part in (trained / "model").iterdir():
+            storage.write_bytes(f"{name}/{part.name}", part.read_bytes())
+    else:
+        (tmp_path / "tiny-registry.json").write_text(json.dumps(MODEL))
+        open_clip.add_model_config(tmp_path / "tiny-registry.json")
+        name = f"tiny-registry:{trained / 'model' / WEIGHTS_FILE}"
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("tiny", (tmp_path / "artifacts").as_uri())
+    run_id = client.create_run(experiment).info.run_id
+    checkpoint = (trained / "checkpoint.safetensors").read_bytes()
+    log_model(uri, run_id, "tiny", checkpoint, CLASSES, name, {})
+    (folder,) = (tmp_path / "artifacts").glob("**/artifacts/backbone")
+    assert Classifier(str(trained / "checkpoint.safetensors"), str(folder)).classes == CLASSES
 
 
 def serve(folder, uri, model, images):
