@@ -260,8 +260,11 @@ def load_manifest(url: str) -> Manifest:
             )
         names = (card["name"], _names(card, "classes"), _names(card, "domains"))
         described = (card["digest"], card["source"], card["synthetic"])
-        files = [str(path) for path in card["files"]] if version > 1 else VERSION_1_FILES
-    except (ValueError, KeyError, TypeError) as error:
+        kinds = (str, str, str, bool)
+        if not all(map(isinstance, (card["name"], *described), kinds)):
+            raise ValueError("name, digest, source: must be text, synthetic true or false")
+        files = _names(card, "files") if version > 1 else VERSION_1_FILES
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"manifest {url}: is not one ({reason})") from error
     rows = open_rows(url, files)
@@ -340,7 +343,7 @@ def content_digest(rows: Sequence[Mapping[str, Any]] | pa.Table) -> str:
 
 
 def _names(card: Mapping[str, Any], field: str) -> tuple[str, ...]:
-    """The classes or domains of a card.
+    """The classes, domains or files of a card.
 
     Raises:
         ValueError: If they are none.

@@ -11,6 +11,7 @@ from adu.errors import UserError
 from adu.manifest import load_manifest, write_manifest
 from adu.reading import check_images, decoded, stored
 from adu.uris import homes, is_within
+from pipeline.ingest import IngestConfig, ingest
 from tests.tiny import tiny_manifest
 
 
@@ -153,3 +154,13 @@ def test_home_is_the_bucket_or_the_folder_and_the_source(url, source, places):
 )
 def test_what_lies_within_a_prefix(uri, prefix, within):
     assert is_within(uri, prefix) is within
+
+
+def test_a_shard_without_a_row_is_one_line(manifest, tmp_path):
+    packed = ingest(IngestConfig(source=manifest.source, out=str(tmp_path / "p"), pack=True))
+    rows = packed.table.to_pylist()
+    for row in rows:
+        row["shard_row"] = None
+    odd = write_manifest(str(tmp_path / "p"), rows, name="odd", source=manifest.source)
+    with pytest.raises(UserError, match="is broken or not the manifest's"):
+        list(decoded(odd, [0, 1], 1, stored(64)))

@@ -207,6 +207,17 @@ def test_rows(manifest, tmp_path):
         outcome(number, lambda: use(folder))
 
 
+def test_shards(manifest, tmp_path):
+    source = load_manifest(str(manifest)).source
+    folder = tmp_path / "packed"
+    ingest(IngestConfig(source=source, out=str(folder), pack=True))
+    (file,) = (folder / "images").iterdir()
+    data = file.read_bytes()
+    for number, rng in each(300):
+        file.write_bytes(spoilt(data, rng))
+        outcome(number, lambda: use(folder))
+
+
 def test_uris_stay_home():
     whole = ["/data/m/images/1.png", "s3://bucket/images/1.png", "file:///data/m/1.png"]
     for number, rng in each(500):
