@@ -15,9 +15,10 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TextIO, TypeVar, get_args
 
 import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
@@ -41,6 +42,9 @@ METAVARS = {
 
 # Fields of names: pydantic-settings would take commas, quotes and brackets in them for its own.
 NAME_FIELDS = ("forget", "unseen_domains", "allow_uri")
+
+# How characters are written that an encoding lacks.
+ESCAPES = "backslashreplace"
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -66,15 +70,61 @@ def run_command(
     try:
         return body(load_config(config_class, shortcuts, arguments))
     except UserError as error:
+        told = LastingStream(sys.stderr)
         if debug:
-            traceback.print_exc()
-        print(f"error: {shown(str(error))}", file=sys.stderr)
+            told.write(traceback.format_exc())
+        told.write(f"error: {shown(str(error))}\n")
+        told.flush()
         return EXIT_USER_ERROR
 
 
-def plain_console(*, stderr: bool = True) -> Console:
-    """A console that shows names as they are: without markup, emoji codes or highlighting."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+def plain_console(stream: TextIO | None) -> Console:
+    """A console that shows names as they are: without markup, emoji codes or highlighting.
+
+    Args:
+        stream: Where it writes; None (what Python has for a closed one) for nowhere.
+    """
+    return Console(file=LastingStream(stream), markup=False, emoji=False, highlight=False)  # type: ignore[arg-type]
+
+
+class LastingStream:
+    """A text stream that takes everything: work does not end because nobody can read of it.
+
+    What a terminal's encoding lacks is written as escapes; a full disk, a closed pipe and a
+    terminal that is gone are passed over.
+
+    Args:
+        stream: Where it goes; None for nowhere.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Writes what can be written."""
+        if self._stream is not None:
+            with suppress(OSError, ValueError):
+                self._stream.write(text.encode(self.encoding, ESCAPES).decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hands on what was written."""
+        if self._stream is not None:
+            with suppress(OSError, ValueError):
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether a person sees it."""
+        with suppress(ValueError):
+            return self._stream is not None and self._stream.isatty()
+        return False
+
+    def fileno(self) -> int:
+        """The stream's file descriptor."""
+        if self._stream is None:
+            raise OSError("no stream")
+        return self._stream.fileno()
 
 
 def run_and_exit(main: Callable[[], int]) -> NoReturn:

@@ -30,7 +30,7 @@ from adu.images import cores
 from adu.manifest import CARD_FILE, SCHEMA, Manifest, write_manifest
 from adu.shards import SHARD_FOLDER
 from adu.uris import elsewhere
-from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, plain_console, run_command
+from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_command
 from pipeline.ingestion.image_checks import FLAGS, CheckResult, check_results, same_images
 from pipeline.ingestion.image_reader import Journal, Packing, ReadSettings, read_all
 from pipeline.ingestion.layouts import (
@@ -41,7 +41,13 @@ from pipeline.ingestion.layouts import (
     common_classes,
     find_images,
 )
-from pipeline.ingestion.report import ReadProgress, images_table, show_checks, show_entries
+from pipeline.ingestion.report import (
+    ReadProgress,
+    decoders_apart,
+    images_table,
+    show_checks,
+    show_entries,
+)
 from pipeline.ingestion.sources import LeftOut
 from pipeline.names import shown
 
@@ -149,6 +155,7 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
         class_names=config.class_names,
         allow_uri=config.allow_uri,
     )
+    listed = _without_output(listed, config)
     images = assign_splits(
         common_classes(listed.images, config.classes), config.test_fraction, config.seed
     )
@@ -183,6 +190,15 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
     journal.remove()
     _remove_stray_shards(config.out, manifest)
     return manifest
+
+
+def _without_output(listed: Listed, config: IngestConfig) -> Listed:
+    """Leaves out what an ingest has written itself, where its output lies in its source."""
+    inside = _absolute(config.out).removeprefix(f"{_absolute(config.source).rstrip('/')}/")
+    others = [
+        each for each in listed.left_out if not f"{each.name}/".startswith(f"{inside.rstrip('/')}/")
+    ]
+    return Listed(listed.images, others)
 
 
 def _joined(
@@ -311,7 +327,11 @@ def _remove_stray_shards(out: str, manifest: Manifest) -> None:
 
 def run(config: IngestConfig) -> int:
     """The command's body: ingest and say what came of it."""
-    console = plain_console()
+    with decoders_apart() as console:
+        return _run(config, console)
+
+
+def _run(config: IngestConfig, console: Console) -> int:
     try:
         manifest = ingest(config, console)
     except KeyboardInterrupt:

@@ -111,7 +111,7 @@ def report(config: ReportConfig) -> int:
     file = config.file or storage.join(output, "report.html")
     storage.write_bytes(file, page.encode())
     runs.log_report(page)
-    plain_console(stderr=False).print(f"report    {file}", soft_wrap=True)
+    plain_console(sys.stdout).print(f"report    {file}", soft_wrap=True)
     return EXIT_OK
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -20,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adu.manifest import Manifest
+from pipeline.command import ESCAPES, plain_console
 from pipeline.ingestion.image_checks import CHECKS, CheckResult
 from pipeline.names import shown
 
@@ -27,6 +32,39 @@ PLAIN_EVERY_S = 30.0
 SPEED_WINDOW_S = 30.0
 MAX_LEFT_OUT = 20
 BORDERS_WIDTH = 4 * 3 + 1 + 4  # and "found" may be wider than its numbers
+
+
+@contextmanager
+def decoders_apart() -> Iterator[Console]:
+    """Gives a console, and keeps off the terminal what libraries below Pillow write to it.
+
+    libtiff writes what it dislikes to the standard error itself, without the image's name, which
+    the report has. What nobody else tells is told at the end.
+    """
+    try:
+        number = sys.stderr.fileno()
+    except (OSError, ValueError, AttributeError):
+        yield plain_console(sys.stderr)
+        return
+    sys.stderr.flush()
+    real = os.fdopen(os.dup(number), "w", encoding=sys.stderr.encoding, errors=ESCAPES)
+    with tempfile.TemporaryFile() as words:
+        os.dup2(words.fileno(), number)
+        console = plain_console(real)
+        try:
+            yield console
+        finally:
+            sys.stderr.flush()
+            os.dup2(real.fileno(), number)
+            words.seek(0)
+            lines = words.read().decode(errors=ESCAPES).splitlines()
+            if lines:
+                console.print(
+                    f"decoders wrote {len(lines):,} lines, such as: {shown(lines[0])}",
+                    soft_wrap=True,
+                )
+            with suppress(OSError):  # a full disk keeps what it did not take
+                real.close()
 
 
 class RateColumn(ProgressColumn):

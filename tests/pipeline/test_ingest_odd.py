@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -23,6 +25,7 @@ from pipeline.ingest import IngestConfig, ingest, main
 from pipeline.ingestion.image_checks import CHECKS
 from pipeline.ingestion.image_reader import Journal, ReadSettings, read_all
 from pipeline.ingestion.layouts import find_images
+from tests.pipeline import commands
 from tests.tiny import tiny_images
 
 
@@ -274,6 +277,50 @@ def test_what_the_decoder_warns_of_has_the_images_name_and_stays_off_the_termina
     assert "UserWarning" not in err and "site-packages" not in err
 
 
+def test_what_libtiff_writes_itself_stays_off_the_terminal(images, tmp_path):
+    good = encoded("TIFF", compression="tiff_lzw")
+    at = good.index(b"\x80\x00") if b"\x80\x00" in good[8:] else 20
+    for i in range(40):
+        data = bytearray(good)
+        data[at + 10 * i] ^= 0xFF
+        (images / "photo" / "cup" / f"lzw{i}.tif").write_bytes(bytes(data))
+    code, _, err = commands.run(
+        "ingest.py", ["--source", str(images), "--out", str(tmp_path / "m"), "--threads", "1"]
+    )
+    assert code == 0
+    assert sum("tempfile.tif" in line for line in err.splitlines()) == 1
+    assert "decoders wrote " in err
+    assert "left out: image photo/cup/lzw" in err
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", ">&- 2>&-"])
+def test_a_terminal_that_is_gone_keeps_no_manifest_from_being_written(images, tmp_path, where):
+    script = Path(commands.ROOT) / "pipeline" / "ingest.py"
+    for out, code in ((tmp_path / "m", 0), (tmp_path / "m", 2)):
+        command = f"{sys.executable} {script} --source {images} --out {out} {where}"
+        assert subprocess.run(["bash", "-c", command], timeout=120).returncode == code
+        assert load_manifest(str(out)).n_images == 36
+
+
+def test_a_terminal_without_the_characters_of_a_name_shows_escapes(images, tmp_path):
+    (images / "photo").rename(images / "\u5199\u771f")
+    code, _, err = commands.run(
+        "ingest.py",
+        ["--source", str(images), "--out", str(tmp_path / "m")],
+        PYTHONIOENCODING="ascii",
+        COLUMNS="120",
+    )
+    assert code == 0 and "\\u5199\\u771f" in err
+
+
+def test_an_output_below_its_source_is_no_part_of_it(images, tmp_path, capsys):
+    out = images / "manifest"
+    arguments = ("--shots", "1", "--val-shots", "1", "--pack", "--strict")
+    assert run(images, out, *arguments) == 0
+    assert run(images, out, *arguments, "--overwrite") == 0
+    assert check_sums(out)["left_out"] == 0
+
+
 def test_a_warning_outlives_a_kill(images, tmp_path):
     (images / "photo" / "cup" / "exif.jpg").write_bytes(with_broken_exif())
     config = IngestConfig(source=str(images), out=str(tmp_path / "m"))
@@ -355,7 +402,7 @@ def test_a_listing_may_name_domains_that_are_no_file_names(images, tmp_path):
 
 
 def test_a_console_shows_names_without_markup_or_emoji():
-    assert plain_console().render_str("[x] [/x] :car: 50%").plain == "[x] [/x] :car: 50%"
+    assert plain_console(None).render_str("[x] [/x] :car: 50%").plain == "[x] [/x] :car: 50%"
 
 
 def test_the_tables_show_the_names_as_they_are(images, tmp_path, capsys):
