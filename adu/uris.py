@@ -146,6 +146,6 @@ def _normal(uri: str) -> str | None:
 def _elsewhere(what: str, uri: str, own: Sequence[str]) -> UserError:
     places = " and ".join(own)
     return UserError(
-        f"{what}: its image '{uri}' lies elsewhere (allowed: {places}, and with --allow-uri PREFIX "
-        "what is below it)"
+        f"{what}: its image '{uri[:500]}' lies elsewhere (allowed: {places}, and with --allow-uri "
+        "PREFIX what is below that)"
     )
