@@ -500,8 +500,8 @@ def _local_bytes(path: str, start: int = 0, end: int | None = None) -> bytes:
 
 def _remove_folders(fs: fsspec.AbstractFileSystem, path: str) -> None:
     """Removes a folder that holds nothing but folders."""
-    below = (name for name, entry in fs.find(path, withdirs=True, detail=True).items() if entry)
-    for folder in [*sorted(below, reverse=True), path]:
+    inside: list[str] = fs.find(path, withdirs=True)
+    for folder in [*sorted(inside, reverse=True), path]:
         with suppress(OSError):
             fs.rmdir(folder)
 

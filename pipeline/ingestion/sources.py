@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ def list_source(url: str) -> Source:
     found = _local_files(url) if storage.is_local(url) else _stored_files(url)
     images = {}
     for path, n_bytes in found.files.items():
-        suffix = f".{path.rsplit('.', 1)[-1].lower()}"
+        suffix = posixpath.splitext(path)[1].lower()
         if suffix in IMAGE_SUFFIXES:
             images[path] = n_bytes
         elif suffix in OTHER_IMAGE_SUFFIXES:
