@@ -262,17 +262,20 @@ def sizes_below(url: str) -> dict[str, int | None]:
     """All files below a folder: their paths relative to it, and their sizes where known.
 
     Raises:
-        UserError: If the store cannot be asked.
+        UserError: If the store cannot be asked, or lists what does not lie there.
     """
     fs, path = filesystem_for(url)
     base = f"{path.rstrip('/')}/"
     found = persistently(url, lambda: fs.find(path, detail=True))
-    return {
-        name.removeprefix(base): entry.get("size")
-        for name, entry in found.items()
+    sizes = {}
+    for name, entry in found.items():
         # A bucket may hold an empty object in the place of a folder.
-        if name.startswith(base) and name != base and entry.get("type") != "directory"
-    }
+        if name.rstrip("/") == path.rstrip("/") or entry.get("type") == "directory":
+            continue
+        if not name.startswith(base):
+            raise UserError(f"{url}: its listing names '{name}', which does not lie in it")
+        sizes[name.removeprefix(base)] = entry.get("size")
+    return sizes
 
 
 def remove(url: str, *, recursive: bool = False) -> None:

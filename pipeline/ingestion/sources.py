@@ -79,6 +79,7 @@ def list_source(url: str) -> Source:
     """
     if not storage.exists(url):
         raise UserError(f"source {url}: no such folder")
+    uri_of = uri_maker(url)
     found = _local_files(url) if storage.is_local(url) else _stored_files(url)
     images = {}
     for path, n_bytes in found.files.items():
@@ -90,12 +91,18 @@ def list_source(url: str) -> Source:
             found.left_out.append(LeftOut("unknown_format", path, reason))
         else:
             found.left_out.append(LeftOut("other_file", path))
-    return Source(url, images, sorted(found.left_out, key=lambda each: each.name), uri_maker(url))
+    return Source(url, images, sorted(found.left_out, key=lambda each: each.name), uri_of)
 
 
 def uri_maker(url: str) -> Callable[[str], str]:
-    """Gives the function that turns a path below a source into a URI that stays valid elsewhere."""
+    """Gives the function that turns a path below a source into a URI that stays valid elsewhere.
+
+    Raises:
+        UserError: If the source's own path is no text, which a manifest could hold.
+    """
     fs, root = storage.filesystem_for(url)
+    if not _is_unicode(root):
+        raise UserError(f"source {url}: its path is not UTF-8")
     root = root.rstrip("/")
     base = root if storage.is_local(url) else fs.unstrip_protocol(root).rstrip("/")
     return lambda path: f"{base}/{path}"

@@ -123,6 +123,11 @@ def test_forget_sets_of_odd_names_stay_apart(name):
     assert sets == ((name,), ("a", name))
 
 
+def test_a_forget_set_may_be_given_in_several_flags():
+    arguments = ["--forget", "a", "--forget", "b,[c]"]
+    assert load_config(TrainCommandConfig, SHORTCUTS, arguments).forget == ("a", "b", "[c]")
+
+
 def test_commas_part_domains_unless_escaped():
     assert join_domains(["--forget", r"a,b\,c", r"--forget=d\+e,f\\,g", "--name", "a,b"]) == [
         *("--forget", r"a+b\,c", r"--forget=d\+e+f\\+g", "--name", "a,b")

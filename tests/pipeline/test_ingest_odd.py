@@ -25,6 +25,7 @@ from pipeline.ingest import IngestConfig, ingest, main
 from pipeline.ingestion.image_checks import CHECKS
 from pipeline.ingestion.image_reader import Journal, ReadSettings, read_all
 from pipeline.ingestion.layouts import find_images
+from tests.faults.test_fuzz_data import spoil_tree
 from tests.pipeline import commands
 from tests.tiny import tiny_images
 
@@ -155,6 +156,23 @@ def test_a_class_left_out_for_a_domain_that_lacks_it_is_told(images, tmp_path):
     assert len(found["not_an_image"]) == 4
     assert load_manifest(str(out)).classes == ("cup",)
     check_sums(out)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_a_source_holds_the_numbers_add_up(images, tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(12):
+        spoil_tree(images, rng)
+    out = tmp_path / "m"
+    assert run(images, out, "--classes", "intersection") == 0
+    check_sums(out)
+
+
+def test_a_source_whose_own_path_is_no_text_is_one_line(tmp_path, capsys):
+    source = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    shutil.copytree(tiny_images(tmp_path / "images", per_cell=2), source)
+    assert run(source, tmp_path / "m") == 2
+    assert "caf\\udce9: its path is not UTF-8" in capsys.readouterr().err
 
 
 def test_links_to_folders_and_files_are_followed(images, tmp_path):
