@@ -85,7 +85,14 @@ def arrow_filesystem_for(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 def is_local(url: str) -> bool:
     """Whether a URL is a path of this machine."""
-    return "://" not in url or url.startswith(LOCAL_SCHEMES)
+    scheme, separator, _ = url.partition("://")
+    # A path may hold "://" too, but then something with a slash stands before it.
+    return not separator or "/" in scheme or url.startswith(LOCAL_SCHEMES)
+
+
+def is_relative(url: str) -> bool:
+    """Whether a URL is a path that starts from some folder."""
+    return is_local(url) and not url.startswith(("/", *LOCAL_SCHEMES))
 
 
 def local_path(url: str) -> str:

@@ -107,7 +107,7 @@ def check_listed(uri: str, source: str, allowed: Sequence[str], row: str) -> Non
 
 
 def _located(manifest: Manifest, uri: str) -> str:
-    if not uri or not ("://" in uri or uri.startswith("/")):
+    if not uri or storage.is_relative(uri):
         if not uri or SCHEME.match(uri):
             raise _elsewhere(f"manifest {manifest.url}", uri, homes(manifest.url, manifest.source))
         uri = storage.join(manifest.url, uri)

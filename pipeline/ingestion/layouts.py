@@ -310,8 +310,7 @@ def _listing(source: str, allow_uri: Sequence[str]) -> list[Found]:
         path, split = row["path"].strip(), row.get("split", "").strip().lower()
         if split and split not in SPLIT_NAMES:
             raise UserError(f"{place}: split '{split}' is not train or test")
-        whole = "://" in path or path.startswith("/")
-        uri = path if whole else uri_of(path)
+        uri = uri_of(path) if storage.is_relative(path) else path
         check_listed(uri, source, allow_uri, place)
         images.append(Found(path, uri, row["domain"], row["class"], SPLIT_NAMES.get(split)))
     return images

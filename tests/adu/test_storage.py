@@ -255,6 +255,7 @@ def test_a_folder_of_an_odd_name_is_removed_alone(tmp_path, s3):
         ("//a//b", "/a/b"),
         ("/", "/"),
         ("/a/~b", "/a/~b"),
+        ("/a/b://c", "/a/b:/c"),
     ],
 )
 def test_local_paths(url, path):

@@ -79,11 +79,12 @@ def test_who_uses_a_manifest_may_allow_more(manifest, tmp_path):
 
 
 def test_a_relative_row_starts_from_the_manifest(manifest, tmp_path):
-    odd = with_uri(manifest, tmp_path / "manifest", "pictures/a:1.png")
-    (tmp_path / "manifest" / "pictures").mkdir()
-    data = Path(manifest.table["uri"][7].as_py()).read_bytes()
-    (tmp_path / "manifest" / "pictures" / "a:1.png").write_bytes(data)
-    assert len(read(odd, 7)) == 1
+    for i, uri in enumerate(("pictures/a:1.png", "pictures/b://1.png", "pictures/b::s3://x/1.png")):
+        folder = tmp_path / f"manifest{i}"
+        odd = with_uri(manifest, folder, uri)
+        (folder / uri).parent.mkdir(parents=True)
+        (folder / uri).write_bytes(Path(manifest.table["uri"][7].as_py()).read_bytes())
+        assert len(read(odd, 7)) == 1
 
 
 def test_what_a_packed_image_was_called_is_not_opened(manifest, tmp_path):
@@ -150,6 +151,8 @@ def test_home_is_the_bucket_or_the_folder_and_the_source(url, source, places):
         ("http://x.org/y", "https://", False),
         ("s3://b/a::b", "s3://b", True),
         ("simplecache::s3://b/x", "s3://b", False),
+        ("/a/b://c", "/a", True),
+        ("/a/b://../../../c", "/a", False),
     ],
 )
 def test_what_lies_within_a_prefix(uri, prefix, within):

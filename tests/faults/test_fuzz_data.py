@@ -1,7 +1,7 @@
 """Ten thousand spoilt inputs: each is refused in one line or read rightly, and none is a traceback.
 
-Every input comes from its number alone, so a failure that names one can be looked at again:
-``FUZZ_ONLY=1234 make test-faults ARGS="tests/faults/test_fuzz_data.py -k listing"``.
+Every input comes from its number alone. ``FUZZ_FROM=1234 make test-faults ARGS="-k fuzz"`` begins
+with another one: the one that a failure names, or one that nobody has tried yet.
 """
 
 import io
@@ -70,9 +70,9 @@ def recoded(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def each(n):
-    """Numbers and generators of so many inputs, or of the one that is asked for."""
-    only = os.environ.get("FUZZ_ONLY")
-    for number in range(n) if only is None else [int(only)]:
+    """Numbers and generators of so many inputs."""
+    first = int(os.environ.get("FUZZ_FROM", "0"))
+    for number in range(first, first + n):
         yield number, np.random.default_rng(number)
 
 
