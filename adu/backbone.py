@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from adu.config import StrictModel
@@ -39,6 +39,13 @@ class BackboneConfig(StrictModel):
     template: str = Field(
         DEFAULT_TEMPLATE, description="caption of a class, with {class} for its name"
     )
+
+    @field_validator("template")
+    @classmethod
+    def _names_the_class(cls, template: str) -> str:
+        if "{class}" not in template:
+            raise ValueError("must contain {class}")
+        return template
 
 
 @dataclass

@@ -13,6 +13,9 @@ import pydantic
 
 from adu.errors import UserError
 
+# Characters of a wrong value that a message shows.
+MAX_SHOWN = 80
+
 ModelT = TypeVar("ModelT", bound="StrictModel")
 
 
@@ -55,9 +58,15 @@ def describe_validation_error(
     else:
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        line = f"{field} = {first['input']!r}: {message}"
+        line = f"{field} = {_shown(first['input'])}: {message}"
     more = len(problems) - 1
     return f"{line} (and {more} more)" if more else line
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, which is to stay one line that can be read."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def known_fields(model: type[pydantic.BaseModel]) -> list[str]:

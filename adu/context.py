@@ -20,6 +20,7 @@ from torch import Tensor
 from adu.backbone import Backbone, BackboneConfig
 from adu.config import StrictModel
 from adu.data import DataConfig, ImageSet, eval_batch, select_images
+from adu.demo.manifest import demo_manifest
 from adu.errors import UserError
 from adu.image_cache import ImageCache
 from adu.manifest import FewShotSplit, Manifest, load_manifest
@@ -40,6 +41,8 @@ from adu.reading import (
 STREAM_BLOCK = 512
 
 FEATURE_BATCH_SIZE = 64
+
+DEMO = "demo"
 
 
 class ContextConfig(StrictModel):
@@ -234,8 +237,9 @@ def load_context(
     Raises:
         UserError: If the model or the manifest cannot be used.
     """
-    manifest = select_images(load_manifest(config.data.manifest), config.data)
-    return open_context(config, manifest, device, cache)
+    is_demo = config.data.manifest == DEMO
+    manifest = demo_manifest() if is_demo else load_manifest(config.data.manifest)
+    return open_context(config, select_images(manifest, config.data), device, cache)
 
 
 def open_context(

@@ -9,6 +9,7 @@ removed by the next one on the machine.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -70,8 +71,9 @@ class ImageCache:
                     return pixels
             for home in self._homes:
                 if n_bytes <= FREE_SHARE * shutil.disk_usage(home.folder).free:
-                    write(home.folder / name)
-                    return map_pixels(home.folder / name)
+                    pixels = _written(home.folder / name, write)
+                    if pixels is not None:
+                        return pixels
         return None
 
     def close(self) -> None:
@@ -79,6 +81,19 @@ class ImageCache:
         for home in self._homes:
             home.leave()
         self._homes = []
+
+
+def _written(file: Path, write: Callable[[Path], None]) -> Pixels | None:
+    """Writes images and maps them; None if there was less room than the disk said."""
+    try:
+        write(file)
+    except OSError as error:
+        # A container's limit, say, or a quota: the disk as a whole may have room.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        file.with_name(f"{file.name}.part").unlink(missing_ok=True)
+        return None
+    return map_pixels(file)
 
 
 class _JobFolder:

@@ -116,12 +116,14 @@ def orientation(image: Image.Image) -> int:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scales 16-bit grey to 8 bits. Integers and floats of 32 bits go by their largest value."""
-    levels = np.asarray(image).astype(np.float64)
+    # In single precision and in place: the largest images would take gigabytes otherwise.
+    levels = np.array(image, np.float32)
     if image.mode == "F" and levels.max() <= 1:
-        levels = levels * 255
+        levels *= 255
     elif image.mode.startswith("I;16") or levels.max() > 255:
-        levels = levels * (255 / 65535)
-    return Image.fromarray(np.rint(levels).clip(0, 255).astype(np.uint8))
+        levels *= 255 / 65535
+    np.rint(levels, out=levels)
+    return Image.fromarray(levels.clip(0, 255, out=levels).astype(np.uint8))
 
 
 def _explained(name: str, error: Exception) -> ImageError:

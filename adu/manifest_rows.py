@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adu import storage
@@ -63,7 +64,7 @@ class RowFile:
         if self.content is not None:
             source: Any = io.BytesIO(self.content)
         elif storage.is_local(self.url):
-            source = self.url.removeprefix("file://")
+            source = storage.local_path(self.url)
         else:
             source = storage.RangeFile(self.url, self.n_bytes)
         have = self.metadata.schema.to_arrow_schema().names
@@ -211,6 +212,14 @@ def _check_no_nulls(url: str, table: pa.Table, first: int) -> None:
         if name in REQUIRED and table[name].null_count:
             row = first + table[name].is_null().index(True).as_py()
             raise UserError(f"manifest file {url}: column {name} is empty in row {row}, from 0")
+    if {"shard", "shard_row"} <= set(table.column_names):
+        nowhere = pc.and_(table["shard"].is_valid(), table["shard_row"].is_null())
+        row = nowhere.index(True).as_py()
+        if row >= 0:
+            raise UserError(
+                f"manifest file {url}: column shard_row is empty in row {first + row}, from 0, "
+                "which has a shard"
+            )
 
 
 def _read(

@@ -72,8 +72,6 @@ def load_backbone(config: BackboneConfig, device: torch.device) -> Backbone:
         UserError: If the name, folder, file or URL holds no model that can be used: weights that
             are missing, broken, of another shape or not finite are never made up for.
     """
-    if "{class}" not in config.template:
-        raise UserError(f"backbone.template = '{config.template}': must contain {{class}}")
     with tempfile.TemporaryDirectory() as scratch:
         backbone = load_clip(config.name, Path(scratch))
     backbone.clip.eval().requires_grad_(False).to(device)

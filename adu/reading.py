@@ -224,8 +224,7 @@ def _jobs(table: dict[str, list[Any]]) -> list[_Job]:
         places = loose[start : start + FETCHED_TOGETHER]
         jobs.append(_Job(places, sum(sizes[place] for place in places)))
     for shard, members in shards.items():
-        # A row that is missing is told when the shard is read.
-        ordered = sorted(members, key=lambda place: table["shard_row"][place] or 0)
+        ordered = sorted(members, key=lambda place: table["shard_row"][place])
         piece: list[int] = []
         n_bytes = 0
         for place in ordered:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from pathlib import Path
 
-import adu.demo
 from adu import storage
 from adu.demo.dataset import write_images
+from adu.demo.manifest import IMAGES_PER_CELL, SEED, drawing_fingerprint
 from adu.manifest import CARD_FILE, Manifest, load_manifest
 from pipeline.ingest import IngestConfig, ingest
-
-IMAGES_PER_CELL = 40
-SEED = 0
 
 
 def prepare_demo(folder: str | Path) -> Manifest:
@@ -23,7 +19,7 @@ def prepare_demo(folder: str | Path) -> Manifest:
         UserError: If the folder cannot be written.
     """
     # Drawn by other code, they would be other images.
-    place = storage.join(str(folder), f"demo-{IMAGES_PER_CELL}-{SEED}-{_fingerprint()}")
+    place = storage.join(str(folder), f"demo-{IMAGES_PER_CELL}-{SEED}-{drawing_fingerprint()}")
     manifest, images = storage.join(place, "manifest"), storage.join(place, "images")
     # Its card is written last: a manifest that has one is whole.
     if storage.exists(storage.join(manifest, CARD_FILE)):
@@ -36,12 +32,3 @@ def prepare_demo(folder: str | Path) -> Manifest:
             write_images(Path(drawn), IMAGES_PER_CELL, SEED)
             storage.upload_folder(Path(drawn), images)
     return ingest(IngestConfig(source=images, out=manifest, name="demo", synthetic=True, seed=SEED))
-
-
-def _fingerprint() -> str:
-    """Short hash of the code that draws."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(adu.demo.__file__).parent.glob("*.py")):
-        if file.stem in ("dataset", "render", "shapes", "styles"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:8]

@@ -89,3 +89,15 @@ def test_every_number_has_a_bound(config):
     for name, field in config.model_fields.items():
         if field.annotation in (int, float, int | None, float | None):
             assert field.metadata, f"{config.__name__}.{name} takes any number"
+
+
+def test_a_long_value_is_shown_in_part():
+    with pytest.raises(UserError) as raised:
+        parse_config(DataConfig, {"shots": {"n": "x" * 1000}}, "file.yaml")
+    assert str(raised.value).startswith("file.yaml: shots = {'n': 'xxx")
+    assert len(str(raised.value)) < 200
+
+
+def test_a_caption_without_the_class_is_told_before_a_model_is_loaded():
+    with pytest.raises(UserError, match="line: template = 'a photo': must contain {class}"):
+        parse_config(BackboneConfig, {"template": "a photo"}, "command line")

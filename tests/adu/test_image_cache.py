@@ -1,5 +1,6 @@
 """Decoded images of a job: written once whoever asks, shared, and gone when the job is."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -68,6 +69,24 @@ def test_other_jobs_have_their_own(tmp_path):
     assert first.get("key", 100, fill) is not None
     with pytest.raises(AssertionError):
         second.get("key", 100, never)
+
+
+def test_a_disk_that_fills_up_is_no_room(tmp_path):
+    """A container's limit is below what its disk says is free; the next place may have room."""
+    places = [tmp_path / "small", tmp_path / "large"]
+    for place in places:
+        place.mkdir()
+
+    def fill_the_large_one(file):
+        if places[0] in file.parents:
+            file.with_name(f"{file.name}.part").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fill(file)
+
+    cache = ImageCache("job", places)
+    assert cache.get("key", 100, fill_the_large_one) is not None
+    assert not list(places[0].glob("**/*.part"))
+    assert ImageCache("other", places[:1]).get("key", 100, fill_the_large_one) is None
 
 
 def test_without_room_there_are_none(tmp_path, monkeypatch):

@@ -329,6 +329,12 @@ def test_a_cell_that_is_empty_is_named(tmp_path, name):
         _ = manifest.cell_counts("train"), manifest.table
 
 
+def test_a_shard_without_a_row_in_it_is_named(tmp_path):
+    rewritten(tmp_path, with_column("shard", lambda t: pa.array(["images/0"] * len(t))))
+    with pytest.raises(UserError, match="column shard_row is empty in row 0, from 0, which has"):
+        load_manifest(str(tmp_path)).columns(["shard", "shard_row"])
+
+
 def test_an_empty_cell_is_counted_over_row_groups(split_in_files):
     file = sorted(Path(split_in_files.url).glob("rows/*"))[1]
     table = pq.read_table(file)
@@ -371,3 +377,11 @@ def test_a_domain_without_test_images_is_told_before_anything_is_trained(tmp_pat
     # Nobody tests on a domain that is left out.
     left_out = DataConfig(manifest=str(tmp_path), unseen_domains=("photo",))
     assert select_images(manifest, left_out).domains == ("sketch",)
+
+
+@pytest.mark.parametrize("whole_file_bytes", [0, 2**30])
+def test_a_path_below_the_home_folder_is_read(tmp_path, monkeypatch, whole_file_bytes):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(manifest_rows, "WHOLE_FILE_BYTES", whole_file_bytes)
+    written = write(tmp_path / "pets", rows())
+    assert load_manifest("~/pets").table.equals(written.table)

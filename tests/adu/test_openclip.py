@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adu import storage
-from adu.backbone import BackboneConfig
 from adu.errors import UserError
 from adu.openclip import (
     CONFIG_FILE,
@@ -17,7 +16,6 @@ from adu.openclip import (
     find_source,
     find_weights,
     image_side,
-    load_backbone,
     load_clip,
     save_folder,
 )
@@ -289,5 +287,3 @@ def test_what_is_no_model_is_told_with_what_is_one(tmp_path):
     with pytest.raises(UserError, match="ViT-B-16:nothing': no such weights .a file, a URL, or"):
         find_source("ViT-B-16:nothing")
     assert find_source("demo").folder
-    with pytest.raises(UserError, match="must contain {class}"):
-        load_backbone(BackboneConfig(template="a photo"), torch.device("cpu"))

@@ -75,12 +75,12 @@ def test_real_photographs_are_prepared_as_open_clip_does_it(resize_mode):
 
 
 def test_what_is_read_for_evaluation_is_never_reduced_first(tmp_path):
-    """From the file to the model: a test image of 20 times the model's size, with thin lines."""
+    """From the file to the model: a test image of 5 times the model's size, with thin lines."""
     from pipeline.ingest import IngestConfig, ingest
 
     folder = tiny_images(tmp_path / "images")
     for file in folder.glob("*/*/*.png"):
-        lines(643, 517, seed=int(file.stem)).save(file)
+        lines(203, 157, seed=int(file.stem)).save(file)
     ingest(IngestConfig(source=str(folder), out=str(tmp_path / "manifest"), name="lines"))
     backbone = {"name": str(tiny_backbone(tmp_path / "model"))}
     data = DataConfig(manifest=str(tmp_path / "manifest"), shots=2, val_shots=1)
@@ -95,7 +95,7 @@ def test_what_is_read_for_evaluation_is_never_reduced_first(tmp_path):
     assert min(context.train.image(0).shape[1:]) == 2 * transform.image_size
     whole = data.model_copy(update={"reduce_large": False})
     context = load_context(ContextConfig(backbone=backbone, data=whole), torch.device("cpu"))
-    assert context.train.image(0).shape[1:] == (517, 643)
+    assert context.train.image(0).shape[1:] == (157, 203)
 
 
 @pytest.mark.parametrize("shape", [(60_000, 3), (3, 60_000)])

@@ -9,7 +9,7 @@ import torch
 from adu import reading, storage
 from adu.errors import UserError
 from adu.manifest import load_manifest
-from adu.reading import read_images
+from adu.reading import read_images, stored
 from pipeline.ingest import IngestConfig, ingest
 from tests.fault_proxy import KINDS, SHORTEN
 from tests.tiny import tiny_images
@@ -70,9 +70,9 @@ def test_a_body_that_only_the_hash_tells_from_a_whole_one_is_fetched_again(s3, s
     ingest(IngestConfig(source=f"{s3}/images", out=f"{s3}/manifest"))
     manifest = load_manifest(f"{s3}/manifest")
     rows = range(manifest.n_images)
-    whole = read_images(manifest, rows, 64, 4)
+    whole = read_images(manifest, rows, stored(64), 4)
     s3_proxy.rate, s3_proxy.kinds = 0.2, (SHORTEN,)
-    mended = read_images(manifest, rows, 64, 4)
+    mended = read_images(manifest, rows, stored(64), 4)
     assert s3_proxy.broken[SHORTEN] > 0
     assert all(torch.equal(whole.image(i), mended.image(i)) for i in rows)
 
@@ -86,7 +86,7 @@ def test_an_image_that_stays_wrong_is_named(s3, s3_proxy, tmp_path, monkeypatch)
     storage.write_bytes(uri, b"something else")
     before = s3_proxy.gets(uri.removeprefix("s3://"))
     with pytest.raises(UserError, match=f"image {uri}: has changed since"):
-        read_images(manifest, [3], 64, 1)
+        read_images(manifest, [3], stored(64), 1)
     after = s3_proxy.gets(uri.removeprefix("s3://"))
     assert Counter(after - before).total() == reading.MAX_FETCHES
 

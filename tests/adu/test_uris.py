@@ -8,10 +8,10 @@ import pytest
 from adu import storage
 from adu.data import DataConfig, select_images
 from adu.errors import UserError
+from adu.images import decode_image
 from adu.manifest import load_manifest, write_manifest
 from adu.reading import check_images, decoded, stored
 from adu.uris import homes, is_within
-from pipeline.ingest import IngestConfig, ingest
 from tests.tiny import tiny_manifest
 
 
@@ -159,11 +159,8 @@ def test_what_lies_within_a_prefix(uri, prefix, within):
     assert is_within(uri, prefix) is within
 
 
-def test_a_shard_without_a_row_is_one_line(manifest, tmp_path):
-    packed = ingest(IngestConfig(source=manifest.source, out=str(tmp_path / "p"), pack=True))
-    rows = packed.table.to_pylist()
-    for row in rows:
-        row["shard_row"] = None
-    odd = write_manifest(str(tmp_path / "p"), rows, name="odd", source=manifest.source)
-    with pytest.raises(UserError, match="is broken or not the manifest's"):
-        list(decoded(odd, [0, 1], 1, stored(64)))
+def test_a_path_in_place_of_an_images_bytes_is_not_opened(manifest):
+    # As somebody may send it to the served model.
+    path = manifest.table["uri"][0].as_py()
+    with pytest.raises(UserError, match="image 0: cannot be decoded"):
+        decode_image(path, "0")

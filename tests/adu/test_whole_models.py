@@ -4,6 +4,7 @@ The models are reduced, their weights random, and their tokenizers made here: no
 """
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import open_clip
@@ -13,7 +14,7 @@ from open_clip.transform import PreprocessCfg
 from safetensors.torch import save_file
 from timm.models import register_model
 from timm.models.eva import eva02_tiny_patch14_224, vit_pe_core_tiny_patch16_384
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, RobertaConfig
 
@@ -42,7 +43,8 @@ from pipeline.search import main as search
 from tests.adu.test_preprocess import lines
 from tests.tiny import CLASSES, tiny_manifest
 
-WORDS = ("cup", "fish", "star", "a", "photo", "of", "sketch")
+# Captions of the tests; "." is what CLIPA keeps of them.
+WORDS = (".", "cup", "fish", "star", "a", "photo", "of", "sketch")
 CPU = torch.device("cpu")
 
 
@@ -60,7 +62,8 @@ def reduced_eva02(**options):
     return eva02_tiny_patch14_224(**options | smaller)
 
 
-# timm's smallest.
+# open_clip's own, and timm's smallest.
+OWN_VIT = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
 TINY_VIT = {"image_size": 160, "timm_model_name": "test_vit"}
 # As open_clip's own configurations of these families have it, but for the sizes.
 SIGLIP_TEXT = {
@@ -91,6 +94,38 @@ KINDS = {
         "more": {"init_logit_bias": -10, "custom_text": True},
         "preprocess": SQUASH,
     },
+    "CLIPA": {
+        "vision": OWN_VIT | {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
+        "text": {
+            "context_length": 16,
+            "vocab_size": 32,
+            "hf_tokenizer_name": "bert-base-uncased",
+            "tokenizer_kwargs": {"strip_sep_token": True},
+            "width": 64,
+            "heads": 2,
+            "layers": 2,
+            "pool_type": "last",
+            "no_causal_mask": True,
+        },
+        "more": {},
+        "preprocess": {"resize_mode": "squash", "interpolation": "bilinear"},
+    },
+    "MetaCLIP 2": {
+        "vision": OWN_VIT,
+        "text": {
+            "context_length": 16,
+            "vocab_size": 32,
+            "hf_tokenizer_name": "google/mt5-base",
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+            "pool_type": "eos",
+            "eos_id": 1,
+            "width": 64,
+            "heads": 2,
+            "layers": 2,
+        },
+        "more": {},
+        "preprocess": {},
+    },
     "Perception Encoder": {
         "vision": {"image_size": 64, "timm_model_name": "reduced_pe", "timm_pool": "map"},
         "text": CLIP_TEXT,
@@ -106,19 +141,46 @@ KINDS = {
 }
 
 
+@dataclass(frozen=True)
+class Marks:
+    """What a family's tokenizer puts around words.
+
+    Attributes:
+        special: Its special tokens, by number.
+        around: Where they stand: $A is the words.
+        padding: What a caption is filled up with.
+        room: Tokens of 16 that are left by "cup" and, if they are kept, "."
+    """
+
+    special: tuple[str, ...]
+    around: str
+    padding: str
+    room: int = 14
+
+
+# SigLIP pads with its end token; SigLIP 2 and MetaCLIP 2 have padding of its own; none has a start.
+# CLIPA's are BERT's, with the end token taken away.
+MARKS = {
+    "SigLIP": Marks(("<unk>", "</s>"), "$A </s>", "</s>"),
+    "SigLIP 2": Marks(("<pad>", "</s>", "<bos>", "<unk>"), "$A </s>", "<pad>"),
+    "MetaCLIP 2": Marks(("<pad>", "</s>", "<unk>"), "$A </s>", "<pad>"),
+    "CLIPA": Marks(("[PAD]", "<unk>", "[CLS]", "[SEP]"), "[CLS] $A [SEP]", "[PAD]", room=12),
+    "RoBERTa": Marks(("<s>", "<pad>", "</s>", "<unk>"), "<s> $A </s>", "<pad>"),
+}
+
+
 def save_tokenizer(folder, kind):
-    """SigLIP's tokenizer pads with its end token; SigLIP 2's has padding of its own. No start."""
-    special = ["<unk>", "</s>"] if kind == "SigLIP" else ["<pad>", "<eos>", "<bos>", "<unk>"]
-    vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
+    marks = MARKS[kind]
+    vocabulary = {word: number for number, word in enumerate([*marks.special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Strip()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    end, padding = ("</s>", "</s>") if kind == "SigLIP" else ("<eos>", "<pad>")
     tokenizer.post_processor = TemplateProcessing(
-        single=f"$A {end}", special_tokens=[(end, vocabulary[end])]
+        single=marks.around,
+        special_tokens=[(m, vocabulary[m]) for m in marks.around.split() if m != "$A"],
     )
+    separator = {"sep_token": "[SEP]"} if "[SEP]" in marks.special else {}
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token=end, pad_token=padding
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token=marks.padding, **separator
     ).save_pretrained(folder)
 
 
@@ -186,10 +248,10 @@ def test_context_of_real_words_gives_their_captions_features(backbone):
     torch.testing.assert_close(context().detach(), expected_CE)
 
 
-def test_context_leaves_the_end_token_its_place(backbone):
-    # "cup" and an end token stay; CLIP's own tokenizer has a full stop and a start token, too.
-    is_clips = hasattr(backbone.tokenizer, "sot_token_id")
-    room = 12 if is_clips else 14
+def test_context_leaves_the_end_token_its_place(backbone, request):
+    # "fish" and an end token stay; CLIP's own tokenizer has a full stop and a start token, too.
+    kind = request.node.callspec.params["folder"]
+    room = MARKS[kind].room if kind in MARKS else 12
     TextContext(backbone, CLASSES, room)
     with pytest.raises(UserError, match=f"leaves room for {room} of 16"):
         TextContext(backbone, CLASSES, room + 1)

@@ -12,7 +12,7 @@ from adu.backbone import BackboneConfig
 from adu.checkpoint import checkpoint_bytes
 from adu.context import ContextConfig, load_context
 from adu.data import DataConfig
-from adu.manifest import CARD_FILE
+from adu.manifest import CARD_FILE, load_manifest, write_manifest
 from adu.methods import build_method
 from adu.trainer import RunConfig
 from pipeline.evaluate import main
@@ -93,6 +93,27 @@ def test_checkpoints_that_are_not_seeds_of_one_run_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+def damaged(folder, tmp_path, capsys, *more):
+    """What it says of a checkpoint that cannot be used, in one line."""
+    assert main([*arguments(folder, tmp_path)[2:], *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_truncated_checkpoint_is_one_line(folder, tmp_path, capsys):
+    whole = (folder / "checkpoint.safetensors").read_bytes()
+    (tmp_path / "part").write_bytes(whole[:-9])
+    line = damaged(folder, tmp_path, capsys, "--checkpoint", str(tmp_path / "part"))
+    assert line.startswith(f"error: checkpoint {tmp_path / 'part'}: is broken: ")
+
+
+def test_another_backbone_than_it_was_trained_on_is_one_line(folder, tmp_path, capsys):
+    other = tiny_backbone(tmp_path / "other", seed=1)
+    checkpoint = str(folder / "checkpoint.safetensors")
+    line = damaged(folder, tmp_path, capsys, "--checkpoint", checkpoint, "--backbone", str(other))
+    assert f"was trained on backbone '{folder / 'model'}'; '{other}' has other weights" in line
+
+
 def test_a_template_without_a_class_is_refused(folder, tmp_path, capsys):
     code = main([*arguments(folder, tmp_path), "--templates", '["a sketch"]'])
     assert code == 2
@@ -110,3 +131,17 @@ def test_a_manifest_of_other_classes_is_refused(folder, tmp_path, capsys):
     code = main([*arguments(folder, tmp_path), "--manifest", str(other)])
     assert code == 2
     assert "was trained for classes cup, fish; the manifest has fish" in capsys.readouterr().err
+
+
+def test_rows_that_lead_elsewhere_are_refused_unless_allowed(folder, tmp_path, capsys):
+    whole = load_manifest(str(folder / "manifest"))
+    elsewhere = shutil.copytree(whole.source, tmp_path / "elsewhere")
+    rows = [
+        row | {"uri": row["uri"].replace(whole.source, str(elsewhere))}
+        for row in whole.table.to_pylist()
+    ]
+    write_manifest(str(tmp_path / "odd"), rows, name="odd", source=whole.source)
+    flags = [*arguments(folder, tmp_path), "--manifest", str(tmp_path / "odd")]
+    assert main(flags) == 2
+    assert "lies elsewhere" in capsys.readouterr().err
+    assert main([*flags, "--allow-uri", str(elsewhere)]) == 0

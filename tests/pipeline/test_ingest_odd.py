@@ -22,7 +22,7 @@ from adu.manifest import CARD_FILE, load_manifest
 from adu.reading import check_images
 from pipeline.command import plain_console
 from pipeline.ingest import IngestConfig, ingest, main
-from pipeline.ingestion.image_checks import CHECKS
+from pipeline.ingestion.image_checks import CHECKS, inspect_image, perceptual_hash
 from pipeline.ingestion.image_reader import Journal, ReadSettings, read_all
 from pipeline.ingestion.layouts import find_images
 from tests.faults.test_fuzz_data import spoil_tree
@@ -368,6 +368,9 @@ def test_the_first_frame_of_several_is_used_and_told(images, tmp_path):
     manifest = ingest(IngestConfig(source=str(images), out=str(tmp_path / "m")))
     rows = {row["image_id"]: row for row in manifest.table.to_pylist()}
     assert "frames" in rows["photo/cup/moving.gif"]["flags"]
+    data = (images / "photo" / "cup" / "moving.gif").read_bytes()
+    first = Image.open(io.BytesIO(data)).convert("RGB")
+    assert inspect_image(data, "x").phash == perceptual_hash(first)
     assert check_sums(tmp_path / "m")["converted"] == 1
 
 

@@ -21,6 +21,7 @@ from adu.openclip import WEIGHTS_FILE
 from adu.trainer import RunConfig
 from pipeline.tracking.registry import log_model
 from pipeline.tracking.tracker import model_name
+from tests.adu.test_preprocess import lines
 from tests.tiny import CLASSES, MODEL, tiny_context
 
 SERVE = """
@@ -63,7 +64,9 @@ def test_it_is_registered_and_serves_by_itself(trained, tmp_path):
     assert (str(best.version), best.tags) == ("2", {"forget": "photo+sketch"})
     assert "has unlearned the domain photo and sketch" in best.description
 
-    images = sorted((trained / "images").glob("*/*/0.png"))[:4]
+    # One of them is large and has thin lines: what is served sees it as evaluation does.
+    lines(643, 217).save(tmp_path / "lines.png")
+    images = [tmp_path / "lines.png", *sorted((trained / "images").glob("*/*/0.png"))[:3]]
     served = serve(tmp_path, uri, f"models:/{name}@best", images)
     assert "code" in served["adu"], "the model came without its code"
     expected = Classifier(str(trained / "checkpoint.safetensors")).scores(

@@ -1,0 +1,84 @@
+"""The demo's manifest for whoever uses the library by itself: drawn on first use, then kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from adu import storage
+from adu.demo.dataset import write_images
+from adu.manifest import CARD_FILE, Manifest, load_manifest, write_manifest
+
+IMAGES_PER_CELL = 40
+SEED = 0
+TEST_SHARE = 0.5
+
+# The modules that draw.
+DRAWN_BY = ("dataset", "render", "shapes", "styles")
+
+
+def demo_manifest(folder: Path | None = None) -> Manifest:
+    """Gives the demo's manifest, which is written if it is not there yet.
+
+    It holds the same images in the same splits as the one that the commands write.
+
+    Args:
+        folder: Where it is; None for the user's own in the folder for temporary files.
+
+    Raises:
+        UserError: If the folder cannot be written.
+    """
+    folder = folder or Path(tempfile.gettempdir()) / f"adu-demo-{os.getuid()}"
+    # Drawn by other code, they would be other images.
+    place = folder / f"{IMAGES_PER_CELL}-{SEED}-{drawing_fingerprint()}"
+    url = str(place / "manifest")
+    # Its card is written last: a manifest that has one is whole.
+    if storage.exists(storage.join(url, CARD_FILE)):
+        return load_manifest(url)
+    storage.check_reachable(str(place), write=True)
+    images = place / "images"
+    write_images(images, IMAGES_PER_CELL, SEED)
+    rows = [
+        row for cell in sorted(images.glob("*/*")) for row in _rows(sorted(cell.iterdir()), images)
+    ]
+    return write_manifest(url, rows, name="demo", source=str(images), synthetic=True)
+
+
+def drawing_fingerprint() -> str:
+    """Short hash of the code that draws."""
+    digest = hashlib.sha256()
+    for name in DRAWN_BY:
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _rows(files: list[Path], images: Path) -> list[dict[str, Any]]:
+    """The rows of a domain's and class' images, as ingest makes them."""
+
+    def order(file: Path) -> bytes:
+        return hashlib.sha256(f"{SEED}/{file.relative_to(images).as_posix()}".encode()).digest()
+
+    test = set(sorted(files, key=order)[: round(len(files) * TEST_SHARE)])
+    return [_row(file, images, "test" if file in test else "train") for file in files]
+
+
+def _row(file: Path, images: Path, split: str) -> dict[str, Any]:
+    data = file.read_bytes()
+    with Image.open(file) as image:
+        width, height = image.size
+    return {
+        "image_id": file.relative_to(images).as_posix(),
+        "uri": str(file),
+        "domain": file.parent.parent.name,
+        "class": file.parent.name,
+        "split": split,
+        "width": width,
+        "height": height,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
