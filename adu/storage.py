@@ -101,7 +101,7 @@ def local_path(url: str) -> str:
     for scheme in LOCAL_SCHEMES:
         if url.startswith(scheme):
             path = Path(url.removeprefix(scheme))
-    with suppress(RuntimeError):  # "~name", and no such user: the name of a file
+    with suppress(RuntimeError, ValueError):  # "~name", and no such user: the name of a file
         path = path.expanduser()
     return f"/{str(path.absolute()).lstrip('/')}"
 

@@ -269,7 +269,10 @@ def test_relative_paths_are_absolute_from_here(tmp_path, monkeypatch):
     assert storage.local_path(".") == str(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     assert storage.local_path("~/model") == "/home/me/model"
-    assert storage.local_path("~nobody-of-this-name") == f"{tmp_path}/~nobody-of-this-name"
+    for name in ("~nobody-of-this-name", "~\0"):
+        assert storage.local_path(name) == f"{tmp_path}/{name}"
+        with pytest.raises(UserError):
+            storage.read_bytes(name)
 
 
 def test_join_keeps_a_scheme_whole():
