@@ -225,7 +225,7 @@ def test_uris_stay_home():
         for home in homes("/data/m", "/data/m/images"):
             if outcome(number, lambda uri=uri, home=home: is_within(uri, home)):
                 assert is_local(uri)
-                assert os.path.realpath(local_path(uri)).startswith("/data/m"), uri
+                assert os.path.normpath(local_path(uri)).startswith("/data/m"), uri
 
 
 def test_images():
