@@ -23,7 +23,7 @@ search: $(VENV)/.runtime  ## search on the built-in demo: forget each of its fou
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-faults: $(VENV)/.dev  ## kill searches, nodes, heads and stores (an hour)
+test-faults: $(VENV)/.dev  ## kill searches, nodes, heads and stores, spoil data (an hour)
 	$(BIN)/python -m pytest tests -m faults $(ARGS)
 
 bench-search: $(VENV)/.dev  ## trials a minute, against Ray's documented pattern and no Ray

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -37,6 +38,9 @@ class DataConfig(StrictModel):
         "all", description="base: the first half of the classes alone; novel: the others"
     )
     unseen_domains: tuple[str, ...] = Field((), description="domains that are left out")
+    allow_uri: tuple[str, ...] = Field(
+        (), description="where the images may lie beside the manifest's own places: URI prefixes"
+    )
     shots: int = Field(8, ge=1, description="training images of each domain and class")
     val_shots: int = Field(4, ge=1, description="validation images of each domain and class")
     split_seed: int = Field(0, ge=0, description="which few-shot split is drawn")
@@ -127,7 +131,7 @@ def select_images(manifest: Manifest, config: DataConfig) -> Manifest:
     seen = tuple(domain for domain in known if domain not in config.unseen_domains)
     selected = manifest.select(classes, seen)
     selected.check_test_images()
-    return selected
+    return replace(selected, allow_uri=config.allow_uri)
 
 
 def train_batch(

@@ -58,6 +58,7 @@ class Manifest:
         synthetic: Whether they were made up by a program.
         rows: The rows, loaded by column.
         selected: Which of the rows belong to it, in ascending order; None for all.
+        allow_uri: Where its images may lie beside its own places (`adu.uris`): prefixes of URIs.
     """
 
     url: str
@@ -69,6 +70,7 @@ class Manifest:
     synthetic: bool
     rows: RowTable
     selected: np.ndarray | None = None
+    allow_uri: tuple[str, ...] = ()
 
     @property
     def n_images(self) -> int:
@@ -258,8 +260,11 @@ def load_manifest(url: str) -> Manifest:
             )
         names = (card["name"], _names(card, "classes"), _names(card, "domains"))
         described = (card["digest"], card["source"], card["synthetic"])
-        files = [str(path) for path in card["files"]] if version > 1 else VERSION_1_FILES
-    except (ValueError, KeyError, TypeError) as error:
+        kinds = (str, str, str, bool)
+        if not all(map(isinstance, (card["name"], *described), kinds)):
+            raise ValueError("name, digest, source: must be text, synthetic true or false")
+        files = _names(card, "files") if version > 1 else VERSION_1_FILES
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"manifest {url}: is not one ({reason})") from error
     rows = open_rows(url, files)
@@ -277,6 +282,7 @@ def write_manifest(
     synthetic: bool = False,
     rejected: Sequence[Mapping[str, str]] = (),
     checks: Mapping[str, Any] | None = None,
+    entries: Mapping[str, int] | None = None,
 ) -> Manifest:
     """Writes a manifest, or replaces the one that is there.
 
@@ -288,6 +294,7 @@ def write_manifest(
         synthetic: Whether they were made up by a program.
         rejected: Images that were left out, with ``image_id`` and ``reason``.
         checks: What was noticed about the images, for the card.
+        entries: How many entries the source has and what became of them, for the card.
 
     Raises:
         UserError: If the folder cannot be written, or there are no rows.
@@ -297,7 +304,7 @@ def write_manifest(
     if rows.num_rows == 0:
         raise UserError(f"manifest {url}: there are no images to write")
     table = rows.select(SCHEMA.names).sort_by("image_id")
-    before = _files_of(url)
+    before = {storage.below(url, str(path)) for path in _files_of(url)}
     files = write_rows(url, table)
     shards = pc.unique(table["shard"]).drop_null().to_pylist()
     cells = table.group_by(["domain", "split"]).aggregate([([], "count_all")]).to_pylist()
@@ -312,13 +319,14 @@ def write_manifest(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "counts": {f"{c['domain']}/{c['split']}": c["count_all"] for c in cells},
         "checks": dict(checks or {}),
+        "entries": dict(entries or {}),
         "rejected": [dict(image) for image in rejected],
         "files": files,
         "shards": sorted(shards),
     }
     storage.write_bytes(storage.join(url, CARD_FILE), json.dumps(card, indent=2).encode())
-    for path in sorted(before - {*files, *shards}):
-        storage.remove(storage.join(url, path))
+    for old in sorted(before - {storage.join(url, path) for path in (*files, *shards)}):
+        storage.remove(old)
     return load_manifest(url)
 
 
@@ -335,7 +343,7 @@ def content_digest(rows: Sequence[Mapping[str, Any]] | pa.Table) -> str:
 
 
 def _names(card: Mapping[str, Any], field: str) -> tuple[str, ...]:
-    """The classes or domains of a card.
+    """The classes, domains or files of a card.
 
     Raises:
         ValueError: If they are none.

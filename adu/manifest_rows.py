@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class RowFile:
         if self.content is not None:
             source: Any = io.BytesIO(self.content)
         elif storage.is_local(self.url):
-            source = Path(self.url.removeprefix("file://")).expanduser()
+            source = storage.local_path(self.url)
         else:
             source = storage.RangeFile(self.url, self.n_bytes)
         have = self.metadata.schema.to_arrow_schema().names
@@ -138,7 +138,7 @@ def open_rows(url: str, paths: Sequence[str]) -> RowTable:
     Raises:
         UserError: If one cannot be read or is none.
     """
-    return RowTable(tuple(_open_file(storage.join(url, path)) for path in paths))
+    return RowTable(tuple(_open_file(storage.below(url, path)) for path in paths))
 
 
 def write_rows(url: str, table: pa.Table) -> list[str]:
@@ -172,12 +172,10 @@ def write_rows(url: str, table: pa.Table) -> list[str]:
 def _open_file(url: str) -> RowFile:
     n_bytes = storage.size_bytes(url)
     content = storage.read_bytes(url) if n_bytes <= WHOLE_FILE_BYTES else None
-    try:
+    with _told_as_broken(url):
         source: Any = storage.RangeFile(url, n_bytes) if content is None else io.BytesIO(content)
         metadata = pq.read_metadata(source)
-    except pa.ArrowException as error:
-        raise _broken(url, error) from error
-    _check_columns(url, metadata.schema.to_arrow_schema())
+        _check_columns(url, metadata.schema.to_arrow_schema())
     return RowFile(url, n_bytes, content, metadata)
 
 
@@ -187,6 +185,8 @@ def _check_columns(url: str, schema: pa.Schema) -> None:
             if column.name in REQUIRED:
                 raise UserError(f"manifest file {url}: lacks the column {column.name}")
             continue
+        if schema.names.count(column.name) > 1:
+            raise UserError(f"manifest file {url}: has the column {column.name} twice")
         found = schema.field(column.name).type
         if not _reads_as(found, column.type):
             raise UserError(
@@ -227,26 +227,24 @@ def _read(
 ) -> pa.Table:
     have = [name for name in names if name in parquet.schema_arrow.names]
     n_rows = file.metadata.row_group(group).num_rows
-    try:
+    with _told_as_broken(file.url):
         table = parquet.read_row_group(group, columns=have)
+        table.validate(full=True)  # of text: that it is UTF-8
         columns = [
             table[name].cast(SCHEMA.field(name).type)
             if name in have
             else pa.nulls(n_rows, SCHEMA.field(name).type)
             for name in names
         ]
-    except (pa.ArrowException, OSError) as error:
-        raise _broken(file.url, error) from error
     _check_no_nulls(file.url, table, first)
     return pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in names]))
 
 
 def _reading(file: RowFile, read: Any) -> pa.Table:
-    try:
-        with file.open() as parquet:
-            return read(parquet)
-    except (pa.ArrowException, OSError) as error:
-        raise _broken(file.url, error) from error
+    with _told_as_broken(file.url), file.open() as parquet:
+        table: pa.Table = read(parquet)
+        table.validate(full=True)
+        return table
 
 
 def _joined(tables: Sequence[pa.Table], names: Sequence[str]) -> pa.Table:
@@ -267,5 +265,13 @@ def _indices(rows: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
 
 
-def _broken(url: str, error: Exception) -> UserError:
-    return UserError(f"manifest file {url}: is broken ({' '.join(str(error).split())[:200]})")
+@contextmanager
+def _told_as_broken(url: str) -> Iterator[None]:
+    """Tells in one line whatever broken bytes lead pyarrow to."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"manifest file {url}: is broken ({reason})") from error

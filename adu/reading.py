@@ -26,6 +26,7 @@ from adu.pixels import Pixels, pixels_in_memory
 from adu.prefetch import ahead
 from adu.preprocess import ImageTransform, view
 from adu.shards import read_shard_images
+from adu.uris import check_located, located
 
 # A file to which every read of an image is appended as "<unix time> <uri>": lets a test see when
 # the test split is first touched.
@@ -129,9 +130,10 @@ def check_images(manifest: Manifest, n: int = N_CHECKED) -> None:
         UserError: Naming an image or shard that is not there or may not be read.
     """
     rows = np.unique(np.linspace(0, manifest.n_images - 1, n).astype(np.int64))
+    check_located(manifest)
     columns = manifest.columns(["uri", "shard"], rows).to_pydict()
     urls = {
-        uri if shard is None else storage.join(manifest.url, shard)
+        uri if shard is None else storage.below(manifest.url, shard)
         for uri, shard in zip(columns["uri"], columns["shard"], strict=True)
     }
     with ThreadPoolExecutor(n) as pool:
@@ -167,6 +169,7 @@ def decoded(
     """
     columns = ["uri", "sha256", "bytes", "shard", "shard_row"]
     table = manifest.columns(columns, rows).to_pydict()
+    table["uri"] = located(manifest, table["uri"], table["shard"])
 
     def fetch(job: _Job) -> list[bytes]:
         uris = [table["uri"][place] for place in job.places]

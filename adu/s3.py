@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,7 @@ def s3fs_options() -> dict[str, Any]:
         "client_kwargs": {"region_name": settings.region},
         "config_kwargs": {
             "connect_timeout": CONNECT_TIMEOUT_S,
-            "read_timeout": float(os.environ.get(READ_TIMEOUT_VARIABLE) or READ_TIMEOUT_S),
+            "read_timeout": _number_in(READ_TIMEOUT_VARIABLE, READ_TIMEOUT_S),
             "retries": {"total_max_attempts": _max_attempts(), "mode": "standard"},
             # As many connections as threads may read at a time.
             "max_pool_connections": 64,
@@ -115,19 +116,39 @@ def s3fs_options() -> dict[str, Any]:
 
 
 def _max_attempts() -> int:
-    return int(os.environ.get("AWS_MAX_ATTEMPTS") or MAX_ATTEMPTS)
+    return max(int(_number_in("AWS_MAX_ATTEMPTS", MAX_ATTEMPTS)), 1)
+
+
+def _number_in(variable: str, default: float) -> float:
+    """A positive number in the environment.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    text = os.environ.get(variable) or str(default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UserError(f"{variable} = '{text}': is not a number above 0")
+    return number
 
 
 def _profile_settings(profile: str | None) -> dict[str, str]:
     """``region`` and ``endpoint_url`` of a profile in the AWS configuration files."""
-    from botocore.exceptions import ProfileNotFound
+    from botocore.exceptions import BotoCoreError, ProfileNotFound
     from botocore.session import Session
 
     session = Session(profile=profile)
     try:
         values = dict(session.get_scoped_config())
+        # An endpoint for S3 alone stands in a section of its own.
+        services = session.full_config.get("services", {}).get(values.get("services"), {})
+        return values | dict(services.get("s3", {}))
     except ProfileNotFound as error:
         raise UserError(f"AWS_PROFILE '{profile}': no such profile") from error
-    # An endpoint for S3 alone stands in a section of its own.
-    services = session.full_config.get("services", {}).get(values.get("services"), {})
-    return values | dict(services.get("s3", {}))
+    except (BotoCoreError, ValueError, TypeError, AttributeError) as error:
+        # A section that is a line, bytes in no known encoding, a line without "=".
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"AWS configuration files: cannot be read ({reason})") from error

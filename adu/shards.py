@@ -115,13 +115,16 @@ def read_shard_images(
     Raises:
         UserError: If the shard is missing, broken or has no such row.
     """
-    url = storage.join(manifest_url, shard)
-    wanted = np.asarray(rows, dtype=np.int64)
+    url = storage.below(manifest_url, shard)
     try:
+        wanted = np.asarray(rows, dtype=np.int64)
         with storage.RangeFile(url) as file:
             parquet = pq.ParquetFile(file)
             return _read_rows(parquet, wanted)
-    except (pa.ArrowException, IndexError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        # Whatever broken bytes, or a row that is none, lead pyarrow and numpy to.
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"shard {url}: is broken or not the manifest's ({reason})") from error
 
@@ -138,5 +141,5 @@ def _read_rows(parquet: pq.ParquetFile, wanted: np.ndarray) -> list[bytes]:
         column = parquet.read_row_group(int(group), columns=["image"]).column(0)
         first = int(ends[group]) - sizes[group]
         for place in np.flatnonzero(group_of == group):
-            images[place] = column[int(wanted[place]) - first].as_py()
+            images[place] = column[int(wanted[place]) - first].as_py() or b""
     return images

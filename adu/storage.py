@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import io
 import random
+import re
+import stat
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 import pyarrow.fs
@@ -26,7 +29,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from adu.errors import UserError
 from adu.s3 import is_s3, s3fs_options
-from adu.storage_errors import explain, is_transient, is_wrong_key
+from adu.storage_errors import NotAFileError, explain, is_transient, is_wrong_key
 
 # How often a file is read or written from the start, at most.
 MAX_TRANSFERS = 6
@@ -34,20 +37,38 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 8.0
 # Files that are copied at a time.
 UPLOADS = 16
 
+LOCAL_SCHEMES = ("file://", "local://")
+# ``zip://inside::file:///outside``, which fsspec opens one through the other.
+CHAIN = re.compile(r"::[a-z0-9+]+://")
+
 T = TypeVar("T")
 
 
 def filesystem_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path inside it; plain paths are local.
 
+    A path is taken as it is written: no character of it is a pattern or a link to another URL.
+
     Raises:
-        UserError: If the URL's protocol is unknown or its package is not installed.
+        UserError: If the URL's protocol is unknown or its package is not installed, if it is made
+            of several URLs, or if a part of it between two slashes is empty, ``.`` or ``..``.
     """
+    if is_local(url):
+        return fsspec.filesystem("file"), local_path(url)
+    _check_parts(url)
     options = s3fs_options() if is_s3(url) else {}
     try:
-        fs, path = fsspec.core.url_to_fs(url, **options)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"{url}: {error}") from error
+        if "::" in url:
+            # In a path, two colons are part of a name. fsspec would take them for a chain of URLs.
+            scheme, _, rest = url.partition("://")
+            first, _, others = rest.partition("/")
+            fs, root = fsspec.core.url_to_fs(f"{scheme}://{first}", **options)
+            path = f"{root.rstrip('/')}/{others.rstrip('/')}"
+        else:
+            fs, path = fsspec.core.url_to_fs(url, **options)
+    except Exception as error:
+        # Whatever the file system of a protocol raises where it does not like its URL.
+        raise UserError(f"{url}: {' '.join(str(error).split())[:200]}") from error
     if is_s3(url):
         # s3fs would repeat everything five times more, without jitter.
         fs.retries = 1
@@ -64,12 +85,43 @@ def arrow_filesystem_for(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 def is_local(url: str) -> bool:
     """Whether a URL is a path of this machine."""
-    return "://" not in url or url.startswith("file://")
+    scheme, separator, _ = url.partition("://")
+    # A path may hold "://" too, but then something with a slash stands before it.
+    return not separator or "/" in scheme or url.startswith(LOCAL_SCHEMES)
+
+
+def is_relative(url: str) -> bool:
+    """Whether a URL is a path that starts from some folder."""
+    return is_local(url) and not url.startswith(("/", *LOCAL_SCHEMES))
+
+
+def local_path(url: str) -> str:
+    """The absolute path that a local URL or path means; links and ``..`` in it stay."""
+    path = Path(url)
+    for scheme in LOCAL_SCHEMES:
+        if url.startswith(scheme):
+            path = Path(url.removeprefix(scheme))
+    with suppress(RuntimeError, ValueError):  # "~name", and no such user: the name of a file
+        path = path.expanduser()
+    return f"/{str(path.absolute()).lstrip('/')}"
 
 
 def join(url: str, *parts: str) -> str:
     """Appends path parts to a URL or local path."""
+    if url.endswith("://"):
+        return url + "/".join(parts)
     return "/".join([url.rstrip("/"), *parts])
+
+
+def below(url: str, path: str) -> str:
+    """Appends a path that was read somewhere and must not lead out of the URL.
+
+    Raises:
+        UserError: If it would.
+    """
+    if {"", ".", ".."} & set(path.split("/")) or "\0" in path:
+        raise UserError(f"{url}: names the file '{path}', which does not lie in it")
+    return join(url, path)
 
 
 def exists(url: str) -> bool:
@@ -98,7 +150,7 @@ def check_readable(url: str) -> None:
     fs, path = filesystem_for(url)
     try:
         if isinstance(fs, LocalFileSystem):
-            with Path(path).open("rb"):
+            with _open_file(path):
                 return
         fs.info(path)
     except Exception as error:
@@ -112,6 +164,8 @@ def read_bytes(url: str) -> bytes:
         UserError: If it is not there or may not be read.
     """
     fs, path = filesystem_for(url)
+    if isinstance(fs, LocalFileSystem):
+        return persistently(url, lambda: _local_bytes(path))
     if is_s3(url):
         # One request: s3fs would first ask for the size, to read large files in parts.
         return persistently(url, lambda: fs.cat_file(path, max_concurrency=1))
@@ -170,7 +224,10 @@ def read_range(url: str, start: int, end: int) -> bytes:
     fs, path = filesystem_for(url)
 
     def read() -> bytes:
-        data: bytes = fs.cat_file(path, start=start, end=end)
+        local = isinstance(fs, LocalFileSystem)
+        data: bytes = (
+            _local_bytes(path, start, end) if local else fs.cat_file(path, start=start, end=end)
+        )
         if len(data) != end - start:
             raise ConnectionError(f"{len(data)} of {end - start} bytes came")
         return data
@@ -212,12 +269,20 @@ def sizes_below(url: str) -> dict[str, int | None]:
     """All files below a folder: their paths relative to it, and their sizes where known.
 
     Raises:
-        UserError: If the store cannot be asked.
+        UserError: If the store cannot be asked, or lists what does not lie there.
     """
     fs, path = filesystem_for(url)
-    root = path.rstrip("/")
-    found = persistently(url, lambda: fs.find(root, detail=True))
-    return {name[len(root) + 1 :]: entry.get("size") for name, entry in found.items()}
+    base = f"{path.rstrip('/')}/"
+    found = persistently(url, lambda: fs.find(path, detail=True))
+    sizes = {}
+    for name, entry in found.items():
+        # A bucket may hold an empty object in the place of a folder.
+        if name.rstrip("/") == path.rstrip("/") or entry.get("type") == "directory":
+            continue
+        if not name.startswith(base):
+            raise UserError(f"{url}: its listing names '{name}', which does not lie in it")
+        sizes[name.removeprefix(base)] = entry.get("size")
+    return sizes
 
 
 def remove(url: str, *, recursive: bool = False) -> None:
@@ -229,8 +294,18 @@ def remove(url: str, *, recursive: bool = False) -> None:
     fs, path = filesystem_for(url)
 
     def removed() -> None:
-        if fs.exists(path):
+        if not fs.exists(path):
+            return
+        if isinstance(fs, LocalFileSystem):
             fs.rm(path, recursive=recursive)
+            return
+        # Not ``fs.rm``: it would take ``*`` and ``[`` in a name for a pattern, and remove whatever
+        # else that fits.
+        files = fs.find(path) if recursive else [path]
+        with ThreadPoolExecutor(UPLOADS) as threads:
+            list(threads.map(fs.rm_file, files))
+        if recursive and not is_s3(url):
+            _remove_folders(fs, path)
 
     persistently(url, removed)
 
@@ -398,6 +473,47 @@ def _check_bucket(fs: Any, path: str) -> None:
     except PermissionError as error:
         if is_wrong_key(error):
             raise
+
+
+def _check_parts(url: str) -> None:
+    """Refuses URLs that would be taken for something else than the place that they name."""
+    scheme, _, rest = url.partition("://")
+    if "::" in scheme or CHAIN.search(rest):
+        raise UserError(
+            f"{url}: is made of several URLs (allowed: one, such as s3://bucket/folder)"
+        )
+    if scheme in ("http", "https"):
+        return
+    if is_s3(url) and not rest.split("/")[0]:
+        raise UserError(f"{url}: names no bucket")
+    for part in rest.rstrip("/").split("/")[1:]:
+        if part in ("", ".", ".."):
+            raise UserError(f"{url}: has a part '{part}' between slashes (allowed: names)")
+    if is_s3(url) and "?versionId=" in rest:
+        # s3fs would leave it out of the key.
+        raise UserError(f"{url}: has '?versionId=' in a name (versions cannot be chosen)")
+
+
+def _open_file(path: str) -> BinaryIO:
+    """Opens a file of this machine; a pipe would never answer, and a device may answer for ever."""
+    mode = Path(path).stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise NotAFileError(path)
+    return Path(path).open("rb")
+
+
+def _local_bytes(path: str, start: int = 0, end: int | None = None) -> bytes:
+    with _open_file(path) as file:
+        file.seek(start)
+        return file.read() if end is None else file.read(end - start)
+
+
+def _remove_folders(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Removes a folder that holds nothing but folders."""
+    inside: list[str] = fs.find(path, withdirs=True)
+    for folder in [*sorted(inside, reverse=True), path]:
+        with suppress(OSError):
+            fs.rmdir(folder)
 
 
 def _replace(target: Path, data: bytes) -> None:

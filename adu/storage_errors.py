@@ -6,6 +6,11 @@ import errno
 
 from adu.s3 import is_s3, s3_settings
 
+
+class NotAFileError(OSError):
+    """A pipe, socket or device where a file should be."""
+
+
 # What asking again does not change.
 PERMANENT_ERRORS = (
     FileNotFoundError,
@@ -13,12 +18,16 @@ PERMANENT_ERRORS = (
     IsADirectoryError,
     NotADirectoryError,
     FileExistsError,
+    NotAFileError,
 )
 # As s3fs translates a server's 500 and 503, and what sockets report.
 TRANSIENT_ERRNOS = {
     *(errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EPIPE),
     *(errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ETIMEDOUT),
 }
+
+# The server's code, and the words that s3fs puts in its place.
+NO_BUCKET = ("NoSuchBucket", "bucket does not exist")
 
 
 def is_transient(error: BaseException) -> bool:
@@ -42,15 +51,21 @@ def is_wrong_key(error: BaseException) -> bool:
 def explain(url: str, error: Exception) -> str:
     """One line for what went wrong with a URL, without the library's own wording where known."""
     text = _one_line(error)
-    if isinstance(error, FileNotFoundError) or "NoSuchBucket" in text:
-        reason = "no such bucket" if "bucket" in text.lower() else "no such file or folder"
-    elif is_wrong_key(error):
+    if is_s3(url) and any(words in text for words in NO_BUCKET):
+        reason = "no such bucket"
+    elif isinstance(error, FileNotFoundError):
+        reason = "no such file or folder"
+    elif isinstance(error, NotAFileError):
+        reason = "is a pipe, socket or device, not a file"
+    elif isinstance(error, IsADirectoryError):
+        reason = "is a folder, not a file"
+    elif is_s3(url) and is_wrong_key(error):
         reason = "the access key or its secret is wrong (AWS_ACCESS_KEY_ID, AWS_PROFILE)"
     elif isinstance(error, PermissionError):
         reason = "permission denied"
     elif "NoCredentials" in type(error).__name__:
         reason = "no credentials (set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
-    elif "connect" in text.lower() or "Timeout" in type(error).__name__:
+    elif "://" in url and ("connect" in text.lower() or "Timeout" in type(error).__name__):
         endpoint = (s3_settings().endpoint if is_s3(url) else None) or "its server"
         reason = f"cannot connect to {endpoint}"
     elif isinstance(error, NotADirectoryError | FileExistsError):

@@ -10,18 +10,24 @@ import argparse
 import difflib
 import inspect
 import os
+import re
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TextIO, TypeVar, get_args
 
 import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from rich.console import Console
 
 from adu.config import StrictModel, parse_config
 from adu.errors import UserError
+from pipeline.names import parse_forget_name, shown
+from pipeline.text_files import decode_text
 
 ConfigT = TypeVar("ConfigT", bound=StrictModel)
 
@@ -33,6 +39,12 @@ METAVARS = {
     "dict[str,JSON]": "JSON",
     "dict[str,dict[str,JSON]]": "JSON",
 }
+
+# Fields of names: pydantic-settings would take commas, quotes and brackets in them for its own.
+NAME_FIELDS = ("forget", "unseen_domains", "allow_uri")
+
+# How characters are written that an encoding lacks.
+ESCAPES = "backslashreplace"
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -58,10 +70,61 @@ def run_command(
     try:
         return body(load_config(config_class, shortcuts, arguments))
     except UserError as error:
+        told = LastingStream(sys.stderr)
         if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+            told.write(traceback.format_exc())
+        told.write(f"error: {shown(str(error))}\n")
+        told.flush()
         return EXIT_USER_ERROR
+
+
+def plain_console(stream: TextIO | None) -> Console:
+    """A console that shows names as they are: without markup, emoji codes or highlighting.
+
+    Args:
+        stream: Where it writes; None (what Python has for a closed one) for nowhere.
+    """
+    return Console(file=LastingStream(stream), markup=False, emoji=False, highlight=False)  # type: ignore[arg-type]
+
+
+class LastingStream:
+    """A text stream that takes everything: work does not end because nobody can read of it.
+
+    What a terminal's encoding lacks is written as escapes; a full disk, a closed pipe and a
+    terminal that is gone are passed over.
+
+    Args:
+        stream: Where it goes; None for nowhere.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Writes what can be written."""
+        if self._stream is not None:
+            with suppress(OSError, ValueError):
+                self._stream.write(text.encode(self.encoding, ESCAPES).decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hands on what was written."""
+        if self._stream is not None:
+            with suppress(OSError, ValueError):
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether a person sees it."""
+        with suppress(ValueError):
+            return self._stream is not None and self._stream.isatty()
+        return False
+
+    def fileno(self) -> int:
+        """The stream's file descriptor."""
+        if self._stream is None:
+            raise OSError("no stream")
+        return self._stream.fileno()
 
 
 def run_and_exit(main: Callable[[], int]) -> NoReturn:
@@ -73,11 +136,12 @@ def run_and_exit(main: Callable[[], int]) -> NoReturn:
 
 
 def join_domains(arguments: Sequence[str]) -> list[str]:
-    """Writes the forget set ``a,b`` as ``a+b``: a comma would make it two sets."""
+    """Writes the forget set ``a,b`` as ``a+b``, but a comma after a backslash as it is."""
     joined = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         is_set = before == "--forget" or argument.startswith("--forget=")
-        joined.append(argument.replace(",", "+") if is_set else argument)
+        plus = re.sub(r"\\.|,", lambda found: "+" if found[0] == "," else found[0], argument)
+        joined.append(plus if is_set else argument)
     return joined
 
 
@@ -109,8 +173,11 @@ def load_config(
     parsed = vars(known)
     file, _ = parsed.pop("config"), parsed.pop("debug")
     given = {name: value for name, value in parsed.items() if value is not None}
+    names = {path: given.pop(path) for path in list(given) if path.split(".")[-1] in NAME_FIELDS}
     kinds = _kinds(config_class)
     flags = source(parsed_args=_name_kinds(given, kinds))()
+    for path, typed in names.items():
+        flags = merge(flags, _nested(path, _typed_names(path, typed, config_class)))
     values = read_yaml(Path(file)) if file else {}
     try:
         merged = merge(_keep_kinds(values, flags, kinds), flags)
@@ -121,6 +188,24 @@ def load_config(
             parse_config(config_class, values, file)
             raise UserError(str(error).replace(file, "command line", 1)) from error
         raise
+
+
+def _typed_names(path: str, typed: Sequence[str], config_class: type[StrictModel]) -> Any:
+    """What names that were typed come to; a comma parts domains, one after a backslash does not."""
+    if path.endswith("allow_uri"):
+        return tuple(typed)
+    if path.endswith("unseen_domains"):
+        return tuple(domain for text in typed for domain in parse_forget_name(text))
+    field = config_class.model_fields[path]
+    # The configuration takes a forget set apart itself: a file may hold one as text, too.
+    is_one_set = get_args(field.annotation)[:1] == (str,)
+    return ",".join(typed) if is_one_set else tuple(typed)
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return dict(value)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -222,17 +307,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML mapping.
 
     Raises:
-        UserError: If the file is missing, not YAML, or not a mapping.
+        UserError: If the file is missing, not YAML, in an encoding that it does not tell, or not a
+            mapping, or if it holds a key twice.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = decode_text(path.read_bytes(), f"config file {path}")
     except OSError as error:
         raise UserError(f"config file {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"config file {path}: not YAML: {' '.join(str(error).split())}") from error
+    try:
+        values = yaml.load(text, _StrictLoader)
+    except Exception as error:
+        # Beside its own errors, whatever the loader comes to with a date or number that is none.
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"config file {path}: not YAML: {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"config file {path}: holds a {type(values).__name__}, not a mapping")
     return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Of a key that stands there twice, YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, count in Counter(keys).items():
+            if count > 1 and key != "<<":
+                raise UserError(f"the key '{key}' stands there {count} times")
+        return super().construct_mapping(node, deep)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

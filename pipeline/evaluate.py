@@ -13,7 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import torch
@@ -61,6 +61,9 @@ class EvaluateConfig(StrictModel):
         min_length=1, description="file or URL; given again: the same run with another seed"
     )
     manifest: str = Field(description="folder or URL of the manifest to test on")
+    allow_uri: tuple[str, ...] = Field(
+        (), description="where its images may lie beside its own places: URI prefixes"
+    )
     backbone: str | None = Field(None, description="unset: the one that the checkpoint names")
     templates: tuple[str, ...] = Field(
         ("{class}", "a sketch of a {class}."), description="other captions to try"
@@ -80,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> int:
         if "{class}" not in template:
             raise UserError(f"templates '{template}': must contain {{class}}")
     Tracker.check(config.tracking.uri)
-    whole = load_manifest(config.manifest)
+    whole = replace(load_manifest(config.manifest), allow_uri=config.allow_uri)
     context = _load(config, whole)
     trained = [load_checkpoint(url, context) for url in config.checkpoint]
     run = trained[0][1]

@@ -10,6 +10,8 @@ it, by the hash of the image's name.
 
 from __future__ import annotations
 
+import os
+import posixpath
 import re
 import sys
 from collections import Counter
@@ -27,11 +29,27 @@ from adu.errors import UserError
 from adu.images import cores
 from adu.manifest import CARD_FILE, SCHEMA, Manifest, write_manifest
 from adu.shards import SHARD_FOLDER
+from adu.uris import elsewhere
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_command
-from pipeline.ingestion.image_checks import LEFT_OUT, CheckResult, check_results, same_images
+from pipeline.ingestion.image_checks import FLAGS, CheckResult, check_results, same_images
 from pipeline.ingestion.image_reader import Journal, Packing, ReadSettings, read_all
-from pipeline.ingestion.layouts import Found, Layout, assign_splits, common_classes, find_images
-from pipeline.ingestion.report import ReadProgress, images_table, show_checks
+from pipeline.ingestion.layouts import (
+    Found,
+    Layout,
+    Listed,
+    assign_splits,
+    common_classes,
+    find_images,
+)
+from pipeline.ingestion.report import (
+    ReadProgress,
+    decoders_apart,
+    images_table,
+    show_checks,
+    show_entries,
+)
+from pipeline.ingestion.sources import LeftOut
+from pipeline.names import shown
 
 SHORTCUTS: dict[str, str] = {}
 MIB = 2**20
@@ -56,6 +74,9 @@ class IngestConfig(StrictModel):
     )
     class_names: str | None = Field(
         None, description="imagenet_sketch: file of 'wnid name'; unset: CLIP's names of the 1,000"
+    )
+    allow_uri: tuple[str, ...] = Field(
+        (), description="listing: where images may lie beside below its folder: URI prefixes"
     )
     classes: Literal["same", "intersection"] = Field(
         "same", description="intersection: leave out the classes that a domain lacks"
@@ -92,8 +113,9 @@ class IngestConfig(StrictModel):
             ("splits", "split_files"),
             ("sketch_source", "imagenet_sketch"),
             ("class_names", "imagenet_sketch"),
+            ("allow_uri", "listing"),
         ):
-            if getattr(self, option) is not None and self.layout != layout:
+            if getattr(self, option) not in (None, ()) and self.layout != layout:
                 raise ValueError(f"{option} is for layout {layout}, not {self.layout}")
         return self
 
@@ -107,7 +129,7 @@ class IngestConfig(StrictModel):
     def identity(self) -> dict[str, Any]:
         """What makes two ingests to one place the same, so that one may go on with the other."""
         no_part = {"classes", "name", "shots", "val_shots", "strict", "overwrite", "threads"}
-        no_part |= {"out", "save_every_s", "synthetic"}
+        no_part |= {"out", "save_every_s", "synthetic", "allow_uri"}
         return self.model_dump(mode="json", exclude=no_part)
 
 
@@ -131,9 +153,11 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
         splits=config.splits,
         sketch_source=config.sketch_source,
         class_names=config.class_names,
+        allow_uri=config.allow_uri,
     )
+    listed = _without_output(listed, config)
     images = assign_splits(
-        common_classes(listed, config.classes), config.test_fraction, config.seed
+        common_classes(listed.images, config.classes), config.test_fraction, config.seed
     )
     storage.check_reachable(config.out, write=True)
     journal = Journal(config.out, config.identity)
@@ -143,38 +167,55 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
     )
     with ReadProgress(console, len(images)) as progress:
         read = read_all(images, settings, journal, progress.start, progress.advance)
-    table, rejected = _joined(images, read, config)
-    table, results = _checked(table, rejected, config)
-    reasons = rejected.select(["image_id", "reason"]).sort_by("image_id").to_pylist()
+    table, unusable = _joined(images, read, config)
+    left_out = [*listed.left_out, *unusable, *_lacking(listed, table, unusable)]
+    table, results = _checked(table, left_out, config)
+    entries = _entries(listed, table, left_out)
+    reasons = sorted((each.name, each.reason) for each in left_out if each.reason)
     if console:
-        show_checks(console, results, [image["reason"] for image in reasons])
+        show_checks(console, results, [reason for _, reason in reasons])
+        show_entries(console, entries)
     if config.strict:
         _refuse(results)
     manifest = write_manifest(
         config.out,
         table,
         name=config.name or _name_of(config.source),
-        source=config.source,
+        source=_absolute(config.source),
         synthetic=config.synthetic,
-        rejected=reasons,
+        rejected=[{"image_id": name, "reason": reason} for name, reason in reasons],
         checks={result.name: result.card for result in results},
+        entries=entries,
     )
     journal.remove()
     _remove_stray_shards(config.out, manifest)
     return manifest
 
 
+def _without_output(listed: Listed, config: IngestConfig) -> Listed:
+    """Leaves out what an ingest has written itself, where its output lies in its source."""
+    inside = _absolute(config.out).removeprefix(f"{_absolute(config.source).rstrip('/')}/")
+    others = [
+        each for each in listed.left_out if not f"{each.name}/".startswith(f"{inside.rstrip('/')}/")
+    ]
+    return Listed(listed.images, others)
+
+
 def _joined(
     images: Sequence[Found], read: pa.Table, config: IngestConfig
-) -> tuple[pa.Table, pa.Table]:
+) -> tuple[pa.Table, list[LeftOut]]:
     """What the layout and what the files say of each usable image, and the unusable ones."""
     rejected = read.filter(pc.is_valid(read["problem"]))
-    left_out = set(rejected["image_id"].to_pylist())
-    usable = [image for image in images if image.image_id not in left_out]
+    unusable = [
+        LeftOut(row["problem"], row["image_id"], row["reason"])
+        for row in rejected.select(["problem", "image_id", "reason"]).to_pylist()
+    ]
+    names = {each.name for each in unusable}
+    usable = [image for image in images if image.image_id not in names]
     if not usable:
-        reason = rejected["reason"][0].as_py()
         raise UserError(
-            f"source {config.source}: none of its {len(images)} images can be used ({reason})"
+            f"source {config.source}: none of its {len(images)} images can be used "
+            f"({unusable[0].reason})"
         )
     usable = common_classes(usable, config.classes)
     ids = pa.array([image.image_id for image in usable], pa.string())
@@ -187,22 +228,47 @@ def _joined(
     }
     for name, values in columns.items():
         found = found.append_column(name, pa.array(values, pa.string()))
-    return found, rejected
+    return found, unusable
+
+
+def _lacking(listed: Listed, table: pa.Table, unusable: Sequence[LeftOut]) -> list[LeftOut]:
+    """Images that are left out because a domain lacks their class, or lost it to broken images."""
+    told = {*table["image_id"].to_pylist(), *(each.name for each in unusable)}
+    ids = (image.image_id for image in listed.images)
+    return [LeftOut("class_lacking", image_id) for image_id in ids if image_id not in told]
+
+
+def _entries(listed: Listed, table: pa.Table, left_out: Sequence[LeftOut]) -> dict[str, int]:
+    """How many entries the source has, and what became of them."""
+    found = len(listed.images) + len(listed.left_out)
+    flags = table["flags"].to_pylist()
+    converted = sum(not set(FLAGS).isdisjoint(its or ()) for its in flags)
+    entries = {
+        "found": found,
+        "used": len(flags) - converted,
+        "converted": converted,
+        "left_out": len(left_out),
+    }
+    assert found == len(flags) + len(left_out), f"entries do not add up: {entries}"
+    return entries
 
 
 def _checked(
-    table: pa.Table, rejected: pa.Table, config: IngestConfig
+    table: pa.Table, left_out: Sequence[LeftOut], config: IngestConfig
 ) -> tuple[pa.Table, list[CheckResult]]:
     """Runs the checks over all images; gives the rows with their flags, and what was found."""
     found: dict[str, list[str]] = {}
-    for problem in LEFT_OUT:
-        its = rejected.filter(pc.equal(rejected["problem"], problem))
-        found[problem] = sorted(its["image_id"].to_pylist())
+    for each in sorted(left_out, key=lambda each: each.name):
+        found.setdefault(each.check, []).append(each.name)
     flags: list[list[str]] = [its or [] for its in table["flags"].to_pylist()]
     ids = table["image_id"]
+    warnings = table["warnings"].to_pylist()
     for row, its in enumerate(flags):
         for flag in its:
             found.setdefault(flag, []).append(ids[row].as_py())
+        if warnings[row]:
+            its.append("warned")
+            found.setdefault("warned", []).append(f"{ids[row].as_py()}: {warnings[row][0]}")
     pairs, rows_of = same_images(table)
     found |= pairs
     for check, rows in rows_of.items():
@@ -235,8 +301,15 @@ def _refuse(results: Sequence[CheckResult]) -> None:
     )
 
 
+def _absolute(source: str) -> str:
+    """The source as it is known from anywhere: rows may lie below it."""
+    return storage.local_path(source) if storage.is_local(source) else source
+
+
 def _name_of(source: str) -> str:
-    return re.sub(r"\.(csv|parquet)$", "", source.rstrip("/").rsplit("/", 1)[-1])
+    place = os.path.normpath(_absolute(source)) if storage.is_local(source) else source
+    name = re.sub(r"\.(csv|tsv|txt|parquet)$", "", place.rstrip("/").rsplit("/", 1)[-1])
+    return name or "images"
 
 
 def _remove_stray_shards(out: str, manifest: Manifest) -> None:
@@ -254,16 +327,33 @@ def _remove_stray_shards(out: str, manifest: Manifest) -> None:
 
 def run(config: IngestConfig) -> int:
     """The command's body: ingest and say what came of it."""
-    console = Console(stderr=True)
+    with decoders_apart() as console:
+        return _run(config, console)
+
+
+def _run(config: IngestConfig, console: Console) -> int:
     try:
         manifest = ingest(config, console)
     except KeyboardInterrupt:
         console.print("interrupted: the same command goes on where it was")
         return EXIT_INTERRUPTED
     console.print(images_table(manifest))
-    console.print(f"manifest {manifest.url}", soft_wrap=True, highlight=False)
-    console.print(f"digest   {manifest.digest}", soft_wrap=True, highlight=False)
+    console.print(f"manifest {shown(manifest.url)}", soft_wrap=True)
+    console.print(f"digest   {manifest.digest}", soft_wrap=True)
+    for place in _places_elsewhere(manifest):
+        console.print(
+            f"images lie in {shown(place)}: use it with --context.data.allow-uri {shown(place)}",
+            soft_wrap=True,
+        )
     return EXIT_OK
+
+
+def _places_elsewhere(manifest: Manifest) -> list[str]:
+    """Where images lie that nobody opens without being told that they may: buckets, a folder."""
+    uris = list(elsewhere(manifest))
+    places = {"/".join(uri.split("/")[:3]) for uri in uris if not storage.is_local(uri)}
+    folders = [posixpath.dirname(uri) for uri in uris if storage.is_local(uri)]
+    return sorted(places) + ([posixpath.commonpath(folders)] if folders else [])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,13 +19,13 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 from pydantic import Field
-from rich.console import Console
 
 from adu import storage
 from adu.config import StrictModel
 from adu.errors import UserError
-from pipeline.command import EXIT_OK, run_and_exit, run_command
+from pipeline.command import EXIT_OK, plain_console, run_and_exit, run_command
 from pipeline.jobs.plan import TrackingConfig
+from pipeline.names import mlflow_name, parse_forget_name
 from pipeline.results.output import absolute_output, fetch_journal, unique_name
 from pipeline.results.report_pictures import study_charts
 from pipeline.results.summary import judgement
@@ -111,7 +111,7 @@ def report(config: ReportConfig) -> int:
     file = config.file or storage.join(output, "report.html")
     storage.write_bytes(file, page.encode())
     runs.log_report(page)
-    Console().print(f"report    {file}", highlight=False, soft_wrap=True)
+    plain_console(sys.stdout).print(f"report    {file}", soft_wrap=True)
     return EXIT_OK
 
 
@@ -225,11 +225,16 @@ def _accuracy(
     if not by_stage["zero_shot"] or not by_stage["best"]:
         return []
     before, after = by_stage["zero_shot"][0].metrics, by_stage["best"]
+    forgotten = parse_forget_name(forget)
+    # MLflow's names of metrics hold less than a domain's name may.
+    names = {mlflow_name(domain): domain for domain in forgotten} | {
+        domain: domain for domain in forgotten
+    }
     rows = []
     for metric in sorted(before):
         if metric.startswith(prefix):
             domain = metric.removeprefix(prefix)
-            label = f"{domain} (forget)" if domain in forget.split("+") else domain
+            label = f"{names[domain]} (forget)" if domain in names else domain
             values = [final.metrics[metric] for final in after]
             rows.append((label, f"{100 * before[metric]:.1f}", f"{100 * mean(values):.1f}"))
     return rows

@@ -4,11 +4,16 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from adu.storage import filesystem_for
 from infra.stack.ports import free_ports
 from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.s3 import s3_server
+
+# The same inputs each time, however busy the machine is; chance has its place in tests/faults.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.load_profile("same")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # The pipeline's packages: each may import those after it, and ingestion none.
 LAYERS = ("jobs", "results", "tracking", "studies", "executors")
-SHARED = ("command", "patience")
+SHARED = ("command", "names", "patience", "text_files")
 FOLDERS = {"adu", "pipeline", "search_spaces", "infra", "tests", ".ci"}
 
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import imagehash
 import numpy as np
@@ -17,6 +22,14 @@ from adu.images import ALPHA_MODES, DEEP_MODES, UPRIGHT, ImageError, open_image,
 
 # What a check's name means and what is done about it, in the order of the report.
 CHECKS: dict[str, tuple[str, str]] = {
+    "hidden": ("hidden or a system's", "left out"),
+    "other_file": ("no image by its name", "left out"),
+    "unknown_format": ("image format not read", "left out"),
+    "broken_name": ("name not Unicode", "left out"),
+    "not_a_file": ("pipe or device", "left out"),
+    "link_loop": ("link in a circle", "left out"),
+    "empty_folder": ("empty folder", "left out"),
+    "class_lacking": ("class that a domain lacks", "left out"),
     "unreadable": ("unreadable", "left out"),
     "truncated": ("truncated", "left out"),
     "zero_byte": ("zero bytes", "left out"),
@@ -27,14 +40,20 @@ CHECKS: dict[str, tuple[str, str]] = {
     "palette": ("palette", "converted"),
     "alpha": ("alpha", "put on white"),
     "exif_rotation": ("EXIF rotation", "applied"),
+    "frames": ("several frames", "first used"),
+    "warned": ("decoder warns", "kept"),
+    "same_in_one_cell": ("same image twice in a class", "kept"),
+    "same_in_two_classes": ("same image in two classes", "kept"),
     "same_in_two_splits": ("same image in two splits", "kept"),
     "same_in_two_domains": ("same image in two domains", "kept"),
+    "similar_in_two_classes": ("similar image in two classes", "kept"),
     "similar_in_two_splits": ("similar image in two splits", "kept"),
     "similar_in_two_domains": ("similar image in two domains", "kept"),
     "few_shots": ("class below the asked shots", "kept"),
 }
 LEFT_OUT = tuple(name for name, (_, action) in CHECKS.items() if action == "left out")
-FLAGS = ("cmyk", "16_bit", "palette", "alpha", "exif_rotation")
+# An image with one of these is not used quite as it lies there.
+FLAGS = ("cmyk", "16_bit", "palette", "alpha", "exif_rotation", "frames")
 
 MAX_EXAMPLES = 20
 JPEG_QUALITY = 95
@@ -62,6 +81,7 @@ class Inspected:
         flags: Checks that it failed and can be used nevertheless.
         phash: Its perceptual hash; None if it has too little structure for one.
         source_sha256: Hash of the bytes as found, which a reduced image no longer has.
+        warnings: What the decoder had to say of it.
     """
 
     width: int
@@ -75,6 +95,7 @@ class Inspected:
     problem: str | None = None
     reason: str | None = None
     data: bytes | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def rejected(error: UserError, n_bytes: int) -> Inspected:
@@ -94,12 +115,13 @@ def inspect_image(
         short_side: A larger image is reduced to this short side and encoded anew.
         keep: Whether the encoded image is wanted.
     """
-    try:
-        image = open_image(data, name)
-        format_, flags = image.format, image_flags(image)
-        rgb = to_rgb(image, name)
-    except UserError as error:
-        return rejected(error, len(data))
+    with warnings_of_this_image() as told:
+        try:
+            image = open_image(data, name)
+            format_, flags = image.format, image_flags(image)
+            rgb = to_rgb(image, name)
+        except UserError as error:
+            return replace(rejected(error, len(data)), warnings=tuple(told))
     sha256 = source_sha256 = hashlib.sha256(data).hexdigest()
     stored, phash = data, perceptual_hash(rgb)
     if short_side is not None and min(rgb.size) > short_side:
@@ -115,6 +137,7 @@ def inspect_image(
         flags,
         phash,
         data=stored if keep else None,
+        warnings=tuple(told),
     )
 
 
@@ -128,8 +151,19 @@ def image_flags(image: Image.Image) -> tuple[str, ...]:
         "palette": image.mode in ("P", "PA"),
         "alpha": image.mode in ALPHA_MODES or "transparency" in image.info,
         "exif_rotation": orientation(image) != UPRIGHT,
+        "frames": _has_frames(image),
     }
     return tuple(name for name in FLAGS if found[name])
+
+
+def _has_frames(image: Image.Image) -> bool:
+    # What else a camera's MPO holds is the same picture again.
+    if image.format == "MPO":
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:
+        return False  # broken behind its first frame, which is the one that counts
 
 
 def reduce_image(
@@ -156,6 +190,62 @@ def perceptual_hash(image: Image.Image) -> int | None:
         return None
     bits = imagehash.phash(small).hash
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+_this_thread = threading.local()
+
+
+@contextmanager
+def collected_warnings() -> Iterator[None]:
+    """Gives what Pillow warns of to the image that it is about, instead of to the terminal.
+
+    Warnings are a matter of the whole process: enter this once, around all threads that decode.
+    """
+    logger = logging.getLogger("PIL")
+    handler, propagate = _ToThisImage(logging.WARNING), logger.propagate
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module=r"PIL\.")
+        # The limit is ours, and an error: `adu.images`.
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        shown_before = warnings.showwarning
+
+        def show(message: Any, *others: Any, **more: Any) -> None:
+            if not _tell_this_image(str(message)):
+                shown_before(message, *others, **more)
+
+        warnings.showwarning = show
+        logger.addHandler(handler)
+        logger.propagate = False
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+
+
+@contextmanager
+def warnings_of_this_image() -> Iterator[list[str]]:
+    """Collects, each once, what Pillow warns of in this thread within `collected_warnings`."""
+    _this_thread.told = []
+    try:
+        yield _this_thread.told
+    finally:
+        del _this_thread.told
+
+
+def _tell_this_image(text: str) -> bool:
+    told: list[str] | None = getattr(_this_thread, "told", None)
+    line = " ".join(text.split())[:200]
+    if told is not None and line not in told:
+        told.append(line)
+    return told is not None
+
+
+class _ToThisImage(logging.Handler):
+    """What Pillow logs is about the image that the thread decodes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _tell_this_image(record.getMessage())
 
 
 @dataclass(frozen=True)
@@ -187,30 +277,37 @@ def check_results(found: Mapping[str, Sequence[str]]) -> list[CheckResult]:
 
 
 def same_images(table: pa.Table) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
-    """Finds images that stand in two splits or two domains, exactly or nearly.
+    """Finds images that stand in two classes, splits or domains, or twice in one.
 
     Args:
-        table: With image_id, domain, split, source_sha256 and phash, ordered by image_id.
+        table: With image_id, domain, class, split, source_sha256 and phash, ordered by image_id.
 
     Returns:
-        For each of the four checks the pairs, and the row numbers of all images concerned. Of
-        copies of one image, one pair is given.
+        For each of the checks the pairs, and the row numbers of all images concerned. Of copies of
+        one image, one pair is given.
     """
     ids = table["image_id"]
-    domain = table["domain"].combine_chunks().dictionary_encode().indices.to_numpy()
-    split = table["split"].combine_chunks().dictionary_encode().indices.to_numpy()
-    hashes = table["source_sha256"].combine_chunks().dictionary_encode().indices.to_numpy()
+    domain, class_, split, hashes = (
+        table[name].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        for name in ("domain", "class", "split", "source_sha256")
+    )
     similar = _similar_pairs(table["phash"].combine_chunks())
     similar = similar[hashes[similar[:, 0]] != hashes[similar[:, 1]]]
     pairs: dict[str, list[str]] = {}
     rows: dict[str, np.ndarray] = {}
-    for what, column in (("splits", split), ("domains", domain)):
+    for what, column in (("classes", class_), ("splits", split), ("domains", domain)):
         same, copies = _copies_apart(hashes, column)
         apart = similar[column[similar[:, 0]] != column[similar[:, 1]]]
         for kind, found, its_rows in (("same", same, copies), ("similar", apart, np.unique(apart))):
             check = f"{kind}_in_two_{what}"
             pairs[check] = [f"{ids[int(a)]} = {ids[int(b)]}" for a, b in found]
             rows[check] = its_rows
+    # The number of a row is all that tells copies in one cell and split apart.
+    cells = (domain * (class_.max() + 1) + class_) * (split.max() + 1) + split
+    in_cell = np.unique(hashes * (cells.max() + 1) + cells, return_inverse=True)[1]
+    same, copies = _copies_apart(in_cell, np.arange(len(ids)))
+    pairs["same_in_one_cell"] = [f"{ids[int(a)]} = {ids[int(b)]}" for a, b in same]
+    rows["same_in_one_cell"] = copies
     return pairs, rows
 
 

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import threading
 import time
 from collections import deque
@@ -27,11 +28,17 @@ from adu import storage
 from adu.errors import UserError
 from adu.images import cores
 from adu.shards import ShardBuilder, save_shard
-from pipeline.ingestion.image_checks import Inspected, inspect_image, rejected
+from pipeline.ingestion.image_checks import (
+    Inspected,
+    collected_warnings,
+    inspect_image,
+    rejected,
+)
 from pipeline.ingestion.layouts import Found
 
 JOURNAL_PREFIX = ".unfinished-"
 PART_SUFFIX = ".parquet"
+PART = re.compile(r"[0-9]{6,}\.parquet")
 MAX_FETCHES = 3
 LOOKAHEAD = 4  # images under way for each thread
 
@@ -46,6 +53,7 @@ READ_SCHEMA = pa.schema(
         ("source_bytes", pa.int64()),
         ("flags", pa.list_(pa.string())),
         ("phash", pa.uint64()),
+        ("warnings", pa.list_(pa.string())),
         ("problem", pa.string()),
         ("reason", pa.string()),
         ("shard", pa.string()),
@@ -82,13 +90,17 @@ class Journal:
         self._n_parts = 0
 
     def load(self) -> list[pa.Table]:
-        """The parts that are there, in the order in which they were saved."""
+        """The parts that are there, in the order in which they were saved, up to a broken one."""
         parts = []
         for name in sorted(storage.names_in(self._folder)):
-            if name.endswith(PART_SUFFIX):
-                data = storage.read_bytes(storage.join(self._folder, name))
+            if not PART.fullmatch(name):
+                continue
+            data = storage.read_bytes(storage.join(self._folder, name))
+            try:
                 parts.append(pq.read_table(io.BytesIO(data), schema=READ_SCHEMA))
-                self._n_parts = int(name.removesuffix(PART_SUFFIX)) + 1
+            except (pa.ArrowException, OSError, ValueError):
+                break  # what it spoke of is read again, and its place is written anew
+            self._n_parts = int(name.removesuffix(PART_SUFFIX)) + 1
         return parts
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -149,7 +161,11 @@ def read_all(
     known = set(kept["image_id"].to_pylist())
     todo = [image for image in images if image.image_id not in known]
     start(len(known))
-    with ThreadPoolExecutor(settings.threads) as pool, ThreadPoolExecutor(1) as saver:
+    with (
+        collected_warnings(),
+        ThreadPoolExecutor(settings.threads) as pool,
+        ThreadPoolExecutor(1) as saver,
+    ):
         results = _in_order(pool, packing_order(todo) if settings.packing else todo, settings)
         seen = _told(results, advance)
         if settings.packing:
@@ -307,6 +323,7 @@ def _row(image: Found, inspected: Inspected) -> dict[str, Any]:
         "source_bytes": inspected.source_bytes,
         "flags": list(inspected.flags) or None,
         "phash": inspected.phash,
+        "warnings": list(inspected.warnings) or None,
         "problem": inspected.problem,
         "reason": inspected.reason,
         "shard": None,

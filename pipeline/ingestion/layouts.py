@@ -5,28 +5,33 @@ A layout only lists; no image is opened here.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
+import posixpath
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from adu import storage
 from adu.errors import UserError
+from adu.uris import check_listed
+from pipeline.ingestion.lists import WNID, read_class_names, read_listing, read_split_file
+from pipeline.ingestion.sources import (
+    IMAGE_SUFFIXES,
+    LeftOut,
+    Source,
+    briefly,
+    is_hidden,
+    list_source,
+    uri_maker,
+)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_FOLDERS = ("splits_mini", "splits", "")
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "test", "validation": "test"}
-SPLIT_FILE = re.compile(r".+_(train|test)\.txt")
-WNID = re.compile(r"n\d{8}")
-WNID_LENGTH = 9
+SPLIT_FILE = re.compile(r".+_(train|test)\.txt", re.DOTALL)
 SHOWN_NAMES = 8
 
 Layout = Literal["domain_class", "split_files", "imagenet_sketch", "listing"]
@@ -54,12 +59,16 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Place:
-    """The listing of a source: what lies below it, with sizes."""
+class Listed:
+    """What a source holds. Every entry of it is either an image or left out.
 
-    source: str
-    sizes: Mapping[str, int | None]
-    uri_of: Callable[[str], str]
+    Attributes:
+        images: Its images, ordered by name.
+        left_out: Everything else: files and folders of a source, none of a list of images.
+    """
+
+    images: list[Found]
+    left_out: list[LeftOut]
 
 
 def find_images(
@@ -69,8 +78,9 @@ def find_images(
     splits: str | None = None,
     sketch_source: str | None = None,
     class_names: str | None = None,
-) -> list[Found]:
-    """Lists the images of a source, ordered by name.
+    allow_uri: Sequence[str] = (),
+) -> Listed:
+    """Lists the images of a source.
 
     Domain and class names are lower case with underscores, so that ``Real World`` is
     ``real_world`` and ``Alarm_Clock`` of one domain is ``alarm clock`` of another. ImageNet's
@@ -82,28 +92,32 @@ def find_images(
         splits: For ``split_files``: the folder of the lists, below the source.
         sketch_source: For ``imagenet_sketch``: where the sketches lie, if not below the source.
         class_names: For ``imagenet_sketch``: a file with lines ``wnid name``.
+        allow_uri: For ``listing``: where its images may lie beside below its folder.
 
     Raises:
         UserError: If there is no source, no image in it in this layout, or two images with one
             name.
     """
     if layout == "domain_class":
-        images = _domain_class(source)
+        listed = _domain_class(source)
     elif layout == "split_files":
-        images = _split_files(source, splits)
+        listed = Listed(_split_files(source, splits), [])
     elif layout == "imagenet_sketch":
-        images = _imagenet_sketch(source, sketch_source, class_names)
+        listed = _imagenet_sketch(source, sketch_source, class_names)
     else:
-        images = _listing(source)
+        listed = Listed(_listing(source, allow_uri), [])
+    images = sorted(listed.images, key=lambda image: image.image_id)
     if not images:
-        raise UserError(f"source {source}: has no images (looked for {', '.join(IMAGE_SUFFIXES)})")
-    images.sort(key=lambda image: image.image_id)
+        raise UserError(
+            f"source {source}: has no images (looked for {', '.join(IMAGE_SUFFIXES)}; left out: "
+            f"{briefly(listed.left_out)})"
+        )
     for one, other in zip(images, images[1:], strict=False):
         if one.image_id == other.image_id:
             raise UserError(f"source {source}: '{one.image_id}' is listed twice")
-    if layout == "imagenet_sketch":
-        return images
-    return _with_one_spelling(images)
+    if layout != "imagenet_sketch":
+        images = _with_one_spelling(images)
+    return Listed(images, listed.left_out)
 
 
 def common_classes(images: Sequence[Found], rule: Literal["same", "intersection"]) -> list[Found]:
@@ -162,13 +176,14 @@ def assign_splits(images: Sequence[Found], test_fraction: float, seed: int) -> l
 
 def plain_name(text: str) -> str:
     """A name in lower case with underscores: ``Real World`` is ``real_world``."""
-    return re.sub(r"[\s_]+", "_", text.strip().lower()).strip("_")
+    plain = unicodedata.normalize("NFC", re.sub(r"[\s_]+", "_", text.strip().lower()))
+    return plain.strip("_") or "_"
 
 
-def _domain_class(source: str) -> list[Found]:
-    place = _list(source)
+def _domain_class(source: str) -> Listed:
+    place = list_source(source)
     images, elsewhere = [], []
-    for path in _image_paths(place):
+    for path in place.images:
         parts = path.split("/")
         if len(parts) == 3:
             images.append(_found(place, path, parts[0], parts[1]))
@@ -179,32 +194,26 @@ def _domain_class(source: str) -> list[Found]:
             f"source {source}: '{elsewhere[0]}' does not lie as domain/class/file"
             + (f", nor do {len(elsewhere) - 1} more" if len(elsewhere) > 1 else "")
         )
-    return images
+    return Listed(images, place.left_out)
 
 
 def _split_files(source: str, splits: str | None) -> list[Found]:
     folder, names = _split_file_names(source, splits)
     images: list[Found] = []
     class_of: dict[int, str] = {}
-    uri_of = _uri_maker(source)
+    uri_of = uri_maker(source)
     for name in names:
         domain, split = name.removesuffix(".txt").rsplit("_", 1)
-        text = storage.read_bytes(storage.join(source, *filter(None, [folder, name]))).decode()
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
-                continue
-            path, _, label = line.strip().rpartition(" ")
-            parts = path.strip().strip("/").split("/")
-            if not label.isdigit() or len(parts) < 2:
-                raise UserError(f"split file {name}, line {number}: '{line}' is not 'path label'")
-            class_ = class_of.setdefault(int(label), parts[-2])
-            if plain_name(class_) != plain_name(parts[-2]):
+        url = storage.join(source, *filter(None, [folder, name]))
+        for number, path, label in read_split_file(url, name):
+            found_class = path.split("/")[-2]
+            class_ = class_of.setdefault(label, found_class)
+            if plain_name(class_) != plain_name(found_class):
                 raise UserError(
-                    f"split file {name}, line {number}: label {label} is '{parts[-2]}' here and "
+                    f"split file {name}, line {number}: label {label} is '{found_class}' here and "
                     f"'{class_}' elsewhere"
                 )
-            path = "/".join(parts)
-            images.append(Found(path, uri_of(path), domain, parts[-2], SPLIT_NAMES[split]))
+            images.append(Found(path, uri_of(path), domain, found_class, SPLIT_NAMES[split]))
     return images
 
 
@@ -214,7 +223,9 @@ def _split_file_names(source: str, splits: str | None) -> tuple[str, list[str]]:
     for folder in (splits,) if splits is not None else SPLIT_FOLDERS:
         url = storage.join(source, folder) if folder else source
         names = [
-            name for name in storage.names_in(url) if re.fullmatch(r".+_(train|test)\.txt", name)
+            name
+            for name in storage.names_in(url)
+            if SPLIT_FILE.fullmatch(name) and not is_hidden(name)
         ]
         if names:
             found[folder] = sorted(names)
@@ -227,38 +238,40 @@ def _split_file_names(source: str, splits: str | None) -> tuple[str, list[str]]:
     return next(iter(found.items()))
 
 
-def _imagenet_sketch(
-    source: str, sketch_source: str | None, class_names: str | None
-) -> list[Found]:
-    names = _read_class_names(class_names) if class_names else imagenet_class_names()
-    images = _wnid_images(_list(source), names)
+def _imagenet_sketch(source: str, sketch_source: str | None, class_names: str | None) -> Listed:
+    names = read_class_names(class_names) if class_names else imagenet_class_names()
+    place = list_source(source)
+    images, left_out = _wnid_images(place, names), place.left_out
     if sketch_source:
-        place = _list(sketch_source)
+        sketches = list_source(sketch_source)
         images += [
             replace(image, image_id=f"sketch/{image.image_id}", domain="sketch", split=None)
-            for image in _wnid_images(place, names)
+            for image in _wnid_images(sketches, names)
         ]
-    return images
+        left_out = left_out + [
+            replace(each, name=f"sketch/{each.name}") for each in sketches.left_out
+        ]
+    return Listed(images, left_out)
 
 
-def _wnid_images(place: Place, names: Mapping[str, str]) -> list[Found]:
+def _wnid_images(place: Source, names: Mapping[str, str]) -> list[Found]:
     """Images in folders named by WordNet ids.
 
     Below a folder with "sketch" in its name they are sketches, which have no split of their own;
     below ``train`` or ``val`` they are ImageNet's.
     """
     images = []
-    for path in _image_paths(place):
+    for path in place.images:
         folders = path.split("/")[:-1]
         wnid = folders[-1] if folders else ""
         if not WNID.fullmatch(wnid):
             raise UserError(
-                f"source {place.source}: '{path}' does not lie in a folder named by a WordNet id, "
+                f"source {place.url}: '{path}' does not lie in a folder named by a WordNet id, "
                 "such as n01440764"
             )
         if wnid not in names:
             raise UserError(
-                f"source {place.source}: class {wnid} has no name (--class-names FILE gives one)"
+                f"source {place.url}: class {wnid} has no name (--class-names FILE gives one)"
             )
         sketch = any("sketch" in folder.lower() for folder in folders[:-1])
         known = [SPLIT_NAMES[folder] for folder in folders[:-1] if folder in SPLIT_NAMES]
@@ -289,89 +302,22 @@ def imagenet_class_names() -> dict[str, str]:
     return dict(zip(info.label_names(), names, strict=True))
 
 
-def _read_class_names(url: str) -> dict[str, str]:
-    """Reads lines of ``wnid name``; of several names, parted by commas, the first counts."""
-    names: dict[str, str] = {}
-    for number, line in enumerate(storage.read_bytes(url).decode().splitlines(), 1):
-        line = line.strip()
-        if not line:
-            continue
-        wnid, name = line[:WNID_LENGTH], line[WNID_LENGTH:].strip(" \t,").split(",")[0].strip()
-        if not WNID.fullmatch(wnid) or not name:
-            raise UserError(f"class names {url}, line {number}: '{line}' is not 'wnid name'")
-        if name in names.values():
-            raise UserError(f"class names {url}, line {number}: '{name}' names two classes")
-        names[wnid] = name
-    return names
-
-
-def _listing(source: str) -> list[Found]:
-    rows = _listing_rows(source)
-    folder = source.rstrip("/").rsplit("/", 1)[0] if "/" in source.rstrip("/") else "."
-    uri_of = _uri_maker(folder)
+def _listing(source: str, allow_uri: Sequence[str]) -> list[Found]:
+    uri_of = uri_maker(posixpath.dirname(source.rstrip("/")) or ".")
     images = []
-    for number, row in enumerate(rows, 1):
-        path, split = (row.get("path") or "").strip(), (row.get("split") or "").strip().lower()
-        domain, class_ = row.get("domain") or "", row.get("class") or ""
-        for column, value in (("path", path), ("class", class_), ("domain", domain)):
-            if not value.strip():
-                raise UserError(f"listing {source}, row {number}: has no {column}")
+    for number, row in read_listing(source):
+        place = f"listing {source}, row {number}"
+        path, split = row["path"].strip(), row.get("split", "").strip().lower()
         if split and split not in SPLIT_NAMES:
-            raise UserError(f"listing {source}, row {number}: split '{split}' is not train or test")
-        whole = "://" in path or path.startswith("/")
-        uri = path if whole else uri_of(path)
-        images.append(Found(path, uri, domain, class_, SPLIT_NAMES.get(split)))
+            raise UserError(f"{place}: split '{split}' is not train or test")
+        uri = uri_of(path) if storage.is_relative(path) else path
+        check_listed(uri, source, allow_uri, place)
+        images.append(Found(path, uri, row["domain"], row["class"], SPLIT_NAMES.get(split)))
     return images
 
 
-def _listing_rows(source: str) -> list[dict[str, str | None]]:
-    if not storage.exists(source):
-        raise UserError(f"source {source}: no such file")
-    data = storage.read_bytes(source)
-    try:
-        if source.lower().endswith(".parquet"):
-            table = pq.read_table(io.BytesIO(data))
-            columns, rows = table.column_names, None
-        else:
-            reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-            rows = list(reader)
-            columns = list(reader.fieldnames or [])
-    except (pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"listing {source}: is neither CSV nor Parquet ({reason})") from error
-    for column in ("path", "class", "domain"):
-        if column not in columns:
-            raise UserError(
-                f"listing {source}: lacks the column {column} (needs path, class, domain; split "
-                "may be there)"
-            )
-    if rows is None:
-        wanted = [c for c in ("path", "class", "domain", "split") if c in columns]
-        text = [table[c].cast(pa.string()) for c in wanted]
-        rows = pa.table(text, names=wanted).to_pylist()
-    return rows
-
-
-def _list(source: str) -> Place:
-    if not storage.exists(source):
-        raise UserError(f"source {source}: no such folder")
-    return Place(source, storage.sizes_below(source), _uri_maker(source))
-
-
-def _uri_maker(source: str) -> Callable[[str], str]:
-    """Gives the function that turns a path below a source into a URI that stays valid elsewhere."""
-    fs, root = storage.filesystem_for(source)
-    root = root.rstrip("/")
-    base = root if storage.is_local(source) else fs.unstrip_protocol(root).rstrip("/")
-    return lambda path: f"{base}/{path}"
-
-
-def _image_paths(place: Place) -> Iterable[str]:
-    return (path for path in place.sizes if path.lower().endswith(IMAGE_SUFFIXES))
-
-
-def _found(place: Place, path: str, domain: str, class_: str) -> Found:
-    return Found(path, place.uri_of(path), domain, class_, None, place.sizes[path])
+def _found(place: Source, path: str, domain: str, class_: str) -> Found:
+    return Found(path, place.uri_of(path), domain, class_, None, place.images[path])
 
 
 def _with_one_spelling(images: Sequence[Found]) -> list[Found]:

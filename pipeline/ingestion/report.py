@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -20,12 +24,47 @@ from rich.table import Table
 from rich.text import Text
 
 from adu.manifest import Manifest
+from pipeline.command import ESCAPES, plain_console
 from pipeline.ingestion.image_checks import CHECKS, CheckResult
+from pipeline.names import shown
 
 PLAIN_EVERY_S = 30.0
 SPEED_WINDOW_S = 30.0
 MAX_LEFT_OUT = 20
 BORDERS_WIDTH = 4 * 3 + 1 + 4  # and "found" may be wider than its numbers
+
+
+@contextmanager
+def decoders_apart() -> Iterator[Console]:
+    """Gives a console, and keeps off the terminal what libraries below Pillow write to it.
+
+    libtiff writes what it dislikes to the standard error itself, without the image's name, which
+    the report has. What nobody else tells is told at the end.
+    """
+    try:
+        number = sys.stderr.fileno()
+    except (OSError, ValueError, AttributeError):
+        yield plain_console(sys.stderr)
+        return
+    sys.stderr.flush()
+    real = os.fdopen(os.dup(number), "w", encoding=sys.stderr.encoding, errors=ESCAPES)
+    with tempfile.TemporaryFile() as words:
+        os.dup2(words.fileno(), number)
+        console = plain_console(real)
+        try:
+            yield console
+        finally:
+            sys.stderr.flush()
+            os.dup2(real.fileno(), number)
+            words.seek(0)
+            lines = words.read().decode(errors=ESCAPES).splitlines()
+            if lines:
+                console.print(
+                    f"decoders wrote {len(lines):,} lines, such as: {shown(lines[0])}",
+                    soft_wrap=True,
+                )
+            with suppress(OSError):  # a full disk keeps what it did not take
+                real.close()
 
 
 class RateColumn(ProgressColumn):
@@ -82,9 +121,7 @@ class ReadProgress:
         self._done = self._before = before
         self._started_at = self._told_at = time.monotonic()
         if self._console is not None and before:
-            self._console.print(
-                f"{before:,} of {self._total:,} images were read before", highlight=False
-            )
+            self._console.print(f"{before:,} of {self._total:,} images were read before")
         if self._bar is not None:
             self._bar.add_task("", total=self._total, completed=before)
 
@@ -100,8 +137,7 @@ class ReadProgress:
             left_s = round((self._total - self._done) / rate)
             self._console.print(
                 f"{self._done:,} of {self._total:,} images, {rate:,.0f}/s, "
-                f"{left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02} left",
-                highlight=False,
+                f"{left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02} left"
             )
 
 
@@ -112,7 +148,7 @@ def checks_table(results: Sequence[CheckResult], width: int) -> Table:
             CHECKS[result.name][0],
             f"{result.count:,}",
             CHECKS[result.name][1] if result.count else "",
-            result.examples[0] if result.examples else "",
+            shown(result.examples[0]) if result.examples else "",
         )
         for result in results
     ]
@@ -133,16 +169,25 @@ def show_checks(console: Console, results: Sequence[CheckResult], left_out: Sequ
     """Shows what the checks found, and why images were left out."""
     console.print(checks_table(results, console.width))
     for reason in left_out[:MAX_LEFT_OUT]:
-        console.print(f"left out: {reason}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"left out: {shown(reason)}", soft_wrap=True)
     more = len(left_out) - MAX_LEFT_OUT
     if more > 0:
-        console.print(f"left out: {more:,} more, which card.json lists", highlight=False)
+        console.print(f"left out: {more:,} more, which card.json lists")
+
+
+def show_entries(console: Console, entries: Mapping[str, int]) -> None:
+    """Shows what became of the entries of the source; their numbers add up."""
+    used = entries["used"] + entries["converted"]
+    console.print(
+        f"{entries['found']:,} entries: {used:,} used (of them {entries['converted']:,} "
+        f"converted), {entries['left_out']:,} left out"
+    )
 
 
 def images_table(manifest: Manifest) -> Table:
     """Classes and images of each domain."""
     synthetic = " (synthetic data)" if manifest.synthetic else ""
-    table = Table(title=f"{manifest.name}{synthetic}: {manifest.n_images:,} images")
+    table = Table(title=f"{shown(manifest.name)}{synthetic}: {manifest.n_images:,} images")
     for column in ("domain", "classes", "train", "test"):
         table.add_column(column, justify="left" if column == "domain" else "right")
     counts = {split: manifest.cell_counts(split) for split in ("train", "test")}
@@ -151,5 +196,5 @@ def images_table(manifest: Manifest) -> Table:
             sum(n for (its, _), n in counts[split].items() if its == domain)
             for split in ("train", "test")
         ]
-        table.add_row(domain, str(len(manifest.classes)), *(f"{n:,}" for n in sums))
+        table.add_row(shown(domain), str(len(manifest.classes)), *(f"{n:,}" for n in sums))
     return table

@@ -173,3 +173,140 @@ def test_a_profile_that_is_not_there_is_told(profile, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(UserError, match="AWS_PROFILE 'nobody': no such profile"):
         storage.filesystem_for("s3://bucket/x")
+
+
+@pytest.mark.parametrize("name", ["AWS_MAX_ATTEMPTS", "ADU_READ_TIMEOUT_S"])
+def test_a_variable_that_is_no_number_is_told(name, monkeypatch):
+    monkeypatch.setenv(name, "many")
+    with pytest.raises(UserError, match=f"{name} = 'many': is not a number above 0"):
+        storage.filesystem_for("s3://bucket/x")
+
+
+@pytest.mark.parametrize("content", [b"region = \xe9", b"[profile tests]\nregion", b"region"])
+def test_aws_files_that_cannot_be_read_are_told(profile, tmp_path, content):
+    (tmp_path / "config").write_bytes(content)
+    with pytest.raises(UserError, match="AWS configuration files|AWS_PROFILE 'tests'"):
+        storage.filesystem_for("s3://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("zip://a::file:///b.zip", "is made of several URLs"),
+        ("simplecache::s3://bucket/x", "is made of several URLs"),
+        ("s3://bucket/x::file:///etc/hostname", "is made of several URLs"),
+        ("s3://bucket//x", "has a part '' between slashes"),
+        ("s3://bucket/x//y", "has a part '' between slashes"),
+        ("memory://a/../b", "has a part '..' between slashes"),
+        ("s3://bucket/./x", "has a part '.' between slashes"),
+        ("s3:///x", "names no bucket"),
+        ("s3://bucket/x?versionId=1", "has '?versionId=' in a name"),
+        ("zip://x", "zip://x: "),
+        ("ftpx://host/x", "ftpx://host/x: "),
+    ],
+)
+def test_a_url_that_would_mean_something_else_is_one_line(url, says):
+    # s3://bucket//x once lost the first letter of every name, and a chain was opened.
+    for use in (storage.exists, storage.read_bytes, storage.sizes_below, storage.names_in):
+        with pytest.raises(UserError) as error:
+            use(url)
+        assert says in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+ODD_NAMES = ["a::b", "[x]", "*", "é%20+&", "a?b", "a#b", "50%", "写真", "a:b", "...", "{y}", "$(z)"]
+
+
+def test_any_name_is_a_name_and_no_pattern(tmp_path, s3):
+    for base in urls(tmp_path, s3):
+        folder = storage.join(base, "odd")
+        for name in ODD_NAMES:
+            storage.write_bytes(storage.join(folder, name), name.encode())
+        assert storage.names_in(folder) == sorted(ODD_NAMES)
+        assert storage.sizes_below(folder) == {name: len(name.encode()) for name in ODD_NAMES}
+        left = set(ODD_NAMES)
+        for name in ODD_NAMES:
+            url = storage.join(folder, name)
+            assert storage.read_bytes(url) == name.encode()
+            assert storage.read_range(url, 0, 1) == name.encode()[:1]
+            # "*" once took all others along.
+            storage.remove(url)
+            left.remove(name)
+            assert set(storage.sizes_below(folder)) == left
+
+
+def test_a_folder_of_an_odd_name_is_removed_alone(tmp_path, s3):
+    for place in urls(tmp_path, s3):
+        base = storage.join(place, "patterns")
+        for folder in ("*", "[x]", "x", "other"):
+            storage.write_bytes(storage.join(base, folder, "deep", "file"), b"x")
+        storage.remove(storage.join(base, "*"), recursive=True)
+        storage.remove(storage.join(base, "[x]"), recursive=True)
+        assert set(storage.sizes_below(base)) == {"x/deep/file", "other/deep/file"}
+        assert not storage.exists(storage.join(base, "[x]", "deep", "file"))
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("/a/b/", "/a/b"),
+        ("file:///a/b", "/a/b"),
+        ("local:///a/b", "/a/b"),
+        ("//a//b", "/a/b"),
+        ("/", "/"),
+        ("/a/~b", "/a/~b"),
+        ("/a/b://c", "/a/b:/c"),
+    ],
+)
+def test_local_paths(url, path):
+    assert storage.filesystem_for(url)[1] == path
+
+
+def test_relative_paths_are_absolute_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url in ("a::b", "./a::b"):
+        assert storage.local_path(url) == f"{tmp_path}/a::b"
+    assert storage.local_path(".") == str(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert storage.local_path("~/model") == "/home/me/model"
+    for name in ("~nobody-of-this-name", "~\0"):
+        assert storage.local_path(name) == f"{tmp_path}/{name}"
+        with pytest.raises(UserError):
+            storage.read_bytes(name)
+
+
+def test_join_keeps_a_scheme_whole():
+    assert storage.join("memory://", "a", "b") == "memory://a/b"
+    assert storage.join("/", "a") == "/a"
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_device_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        for read in (
+            storage.read_bytes,
+            storage.check_readable,
+            lambda url: storage.read_range(url, 0, 1),
+        ):
+            with pytest.raises(UserError, match="is a pipe, socket or device, not a file"):
+                read(str(path))
+
+
+def test_what_is_said_of_a_path_does_not_depend_on_the_words_in_it(tmp_path):
+    for name in ("bucket", "NoSuchBucket", "connect", "access key ID"):
+        with pytest.raises(UserError) as error:
+            storage.read_bytes(str(tmp_path / name))
+        assert str(error.value) == f"{tmp_path / name}: no such file or folder"
+    with pytest.raises(UserError, match="is a folder, not a file"):
+        storage.read_bytes(str(tmp_path))
+    long = tmp_path / f"connect{'x' * 300}"
+    with pytest.raises(UserError, match="File name too long"):
+        storage.read_bytes(str(long))
+
+
+def test_a_key_that_is_not_there_is_not_a_bucket_that_is_not_there(s3):
+    with pytest.raises(UserError, match="no such file or folder"):
+        storage.read_bytes(f"{s3}/bucket")
+    with pytest.raises(UserError, match="no such bucket"):
+        storage.read_bytes("s3://no-such-bucket/x")

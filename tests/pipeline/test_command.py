@@ -3,7 +3,10 @@
 import pytest
 
 from adu.errors import UserError
-from pipeline.command import load_config, run_command
+from pipeline.command import join_domains, load_config, read_yaml, run_command
+from pipeline.jobs.plan import SearchConfig
+from pipeline.search import DEFAULT_CONFIG
+from pipeline.search import SHORTCUTS as SEARCH_SHORTCUTS
 from pipeline.train import SHORTCUTS, TrainCommandConfig
 
 
@@ -83,3 +86,113 @@ def test_a_flag_that_is_not_there_is_one_line(flags, says, capsys):
 
 def no_body(_):
     raise AssertionError("it began all the same")
+
+
+ODD_DOMAINS = [
+    *(
+        "[photo]",
+        "[/x]",
+        "[1]",
+        '"quoted"',
+        "it's",
+        "50%",
+        "{a}",
+        "a b",
+        " a",
+        "写真",
+        "null",
+        "1.5",
+    ),
+    *("true", "a=b", ":car:", "..", "../x", "x" * 300, "$(x)", "*", "a:b"),
+]
+
+
+@pytest.mark.parametrize("name", ODD_DOMAINS)
+@pytest.mark.parametrize("flag", [("--forget", "{}"), ("--forget={}",)])
+def test_any_domain_can_be_named_in_a_flag(name, flag):
+    arguments = [part.format(name) for part in flag]
+    assert load_config(TrainCommandConfig, SHORTCUTS, arguments).forget == (name,)
+    arguments = [part.format(f"sketch,{name}") for part in flag]
+    assert load_config(TrainCommandConfig, SHORTCUTS, arguments).forget == ("sketch", name)
+
+
+@pytest.mark.parametrize("name", ["[photo]", '"quoted"', "50%", "写真", "a b"])
+def test_forget_sets_of_odd_names_stay_apart(name):
+    arguments = ["--config", str(DEFAULT_CONFIG), "--forget", name, "--forget", f"a,{name}"]
+    sets = load_config(SearchConfig, SEARCH_SHORTCUTS, join_domains(arguments)).forget
+    assert sets == ((name,), ("a", name))
+
+
+def test_a_forget_set_may_be_given_in_several_flags():
+    arguments = ["--forget", "a", "--forget", "b,[c]"]
+    assert load_config(TrainCommandConfig, SHORTCUTS, arguments).forget == ("a", "b", "[c]")
+
+
+def test_commas_part_domains_unless_escaped():
+    assert join_domains(["--forget", r"a,b\,c", r"--forget=d\+e,f\\,g", "--name", "a,b"]) == [
+        *("--forget", r"a+b\,c", r"--forget=d\+e+f\\+g", "--name", "a,b")
+    ]
+
+
+def test_unseen_domains_and_places_may_hold_anything_too():
+    arguments = ["--forget", "a", "--context.data.unseen-domains", r"[x],b\,c"]
+    arguments += ["--context.data.allow-uri", "s3://b/x,y[z]", "--context.data.allow-uri=/data"]
+    data = load_config(TrainCommandConfig, SHORTCUTS, arguments).context.data
+    assert data.unseen_domains == ("[x]", "b,c")
+    assert data.allow_uri == ("s3://b/x,y[z]", "/data")
+
+
+def config_file(tmp_path, content):
+    file = tmp_path / "file.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_file_in_any_encoding_that_declares_itself_is_read(tmp_path, encoding):
+    file = config_file(tmp_path, "forget: [写真]".encode(encoding))
+    assert read_yaml(file) == {"forget": ["写真"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("forget: [Gem\xe4lde]".encode("latin-1"), "line 1: byte 0xe4 is not UTF-8"),
+        ("forget: [写真]".encode("utf-16-le"), "is not UTF-8"),
+        (b"\xff\xfea", "is not UTF-16"),
+        ("a: b\x00", "holds a zero byte"),
+        ("a: [", "not YAML"),
+        ("a: 2026-99-99", "not YAML: month must be in 1..12"),
+        ("a: !!bool x", "not YAML"),
+        ("a: !!int 'x'", "not YAML"),
+        ("a: !!timestamp x", "not YAML"),
+        ("a: " + "9" * 5000, "not YAML"),
+        ("[" * 3000, "not YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "not YAML"),
+        ("? [a]\n: b", "not YAML"),
+        ("shots: 1\nshots: 2", "not YAML: the key 'shots' stands there 2 times"),
+        ("a: {b: 1, b: 2}", "not YAML: the key 'b' stands there 2 times"),
+        ("- a", "holds a list, not a mapping"),
+        ("", "holds a NoneType, not a mapping"),
+    ],
+)
+def test_a_file_that_is_no_mapping_in_yaml_is_one_line(tmp_path, content, says):
+    with pytest.raises(UserError) as error:
+        read_yaml(config_file(tmp_path, content))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_folder_or_a_missing_file_is_one_line(tmp_path):
+    for path, says in ((tmp_path, "Is a directory"), (tmp_path / "no.yaml", "No such file")):
+        with pytest.raises(UserError, match=says):
+            read_yaml(path)
+
+
+def test_an_error_is_one_line_whatever_names_it_holds(capsys):
+    def body(_):
+        raise UserError("domain 'new\nline \x1b[31m [x] caf\udce9': unknown")
+
+    assert run_command(TrainCommandConfig, body, SHORTCUTS, ["--forget", "a"]) == 2
+    err = capsys.readouterr().err
+    assert err == "error: domain 'new\\nline \\x1b[31m [x] caf\\udce9': unknown\n"

@@ -12,7 +12,7 @@ from adu.backbone import BackboneConfig
 from adu.checkpoint import checkpoint_bytes
 from adu.context import ContextConfig, load_context
 from adu.data import DataConfig
-from adu.manifest import CARD_FILE
+from adu.manifest import CARD_FILE, load_manifest, write_manifest
 from adu.methods import build_method
 from adu.trainer import RunConfig
 from pipeline.evaluate import main
@@ -131,3 +131,17 @@ def test_a_manifest_of_other_classes_is_refused(folder, tmp_path, capsys):
     code = main([*arguments(folder, tmp_path), "--manifest", str(other)])
     assert code == 2
     assert "was trained for classes cup, fish; the manifest has fish" in capsys.readouterr().err
+
+
+def test_rows_that_lead_elsewhere_are_refused_unless_allowed(folder, tmp_path, capsys):
+    whole = load_manifest(str(folder / "manifest"))
+    elsewhere = shutil.copytree(whole.source, tmp_path / "elsewhere")
+    rows = [
+        row | {"uri": row["uri"].replace(whole.source, str(elsewhere))}
+        for row in whole.table.to_pylist()
+    ]
+    write_manifest(str(tmp_path / "odd"), rows, name="odd", source=whole.source)
+    flags = [*arguments(folder, tmp_path), "--manifest", str(tmp_path / "odd")]
+    assert main(flags) == 2
+    assert "lies elsewhere" in capsys.readouterr().err
+    assert main([*flags, "--allow-uri", str(elsewhere)]) == 0

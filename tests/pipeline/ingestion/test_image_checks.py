@@ -66,33 +66,40 @@ def test_similar_hashes_are_found_as_by_comparing_all():
 
 
 def table(*rows):
-    names = ["image_id", "domain", "split", "source_sha256", "phash"]
+    names = ["image_id", "domain", "class", "split", "source_sha256", "phash"]
     return pa.table([pa.array(column) for column in zip(*rows, strict=True)], names=names)
 
 
-def test_pairs_within_one_split_and_domain_are_nobodys_business():
+def test_pairs_are_told_by_what_differs_between_them():
     rows = [
-        ("a", "photo", "train", "1", 0b1111 << 20),
-        ("b", "photo", "train", "1", 0b1111 << 20),
-        ("c", "photo", "test", "1", 0b1111 << 20),
-        ("d", "sketch", "test", "2", 0b0111 << 20),
-        ("e", "photo", "test", "3", None),
-        ("f", "photo", "train", "4", 0xFFFF << 30),
+        ("a", "photo", "cup", "train", "1", 0b1111 << 20),
+        ("b", "photo", "cup", "train", "1", 0b1111 << 20),
+        ("c", "photo", "cup", "test", "1", 0b1111 << 20),
+        ("d", "sketch", "cup", "test", "2", 0b0111 << 20),
+        ("e", "photo", "cup", "test", "3", None),
+        ("f", "photo", "cup", "train", "4", 0xFFFF << 30),
+        ("g", "photo", "star", "train", "4", 0xFFFF << 30),
+        ("h", "photo", "star", "train", "5", 0xFFFE << 30),
     ]
     pairs, found = same_images(table(*rows))
     assert pairs == {
+        "same_in_one_cell": ["a = b"],
+        "same_in_two_classes": ["f = g"],
         "same_in_two_splits": ["a = c"],
         "same_in_two_domains": [],
+        "similar_in_two_classes": ["f = h"],
         "similar_in_two_splits": ["a = d", "b = d"],
         "similar_in_two_domains": ["a = d", "b = d", "c = d"],
     }
+    assert found["same_in_one_cell"].tolist() == [0, 1]
+    assert found["same_in_two_classes"].tolist() == [5, 6]
     assert found["same_in_two_splits"].tolist() == [0, 1, 2]
     assert found["similar_in_two_domains"].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_few_images_have_no_pairs(n):
-    rows = [(str(i), "photo", "train", str(i), i * 0xFF00FF00FF00F) for i in range(n)]
+    rows = [(str(i), "photo", "cup", "train", str(i), i * 0xFF00FF00FF00F) for i in range(n)]
     pairs, _ = same_images(table(*rows))
     assert not any(pairs.values())
 

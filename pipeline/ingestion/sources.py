@@ -1,0 +1,231 @@
+"""What lies below a source: its images, and everything that is left out, with the reason.
+
+Nothing is opened here but folders. Whatever is found is either an image or left out, so that their
+numbers add up to what is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adu import storage
+from adu.errors import UserError
+from adu.storage_errors import explain
+from pipeline.names import shown
+
+# Formats that `adu.images` decodes.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs"),
+    *(".gif", ".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".pcx", ".dds", ".ico", ".qoi", ".sgi"),
+)
+# Images all the same, of formats that it does not decode.
+OTHER_IMAGE_SUFFIXES = (
+    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".svgz", ".eps", ".ps", ".pdf", ".ai"),
+    *(".psd", ".psb", ".xcf", ".kra", ".exr", ".hdr", ".raw", ".dng", ".cr2", ".cr3", ".crw"),
+    *(".nef", ".nrw", ".arw", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr"),
+    *(".wmf", ".emf", ".xbm", ".xpm", ".icns", ".cur", ".flif", ".bpg", ".fits", ".djvu"),
+)
+# Written by systems and programs beside what people have, like whatever starts with a dot.
+SYSTEM_NAMES = {
+    *("@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"),
+    *("system volume information", "lost+found", "#recycle", "@tmp", "__pycache__"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something that is found and not used.
+
+    Attributes:
+        check: Which of the checks says why (`image_checks.CHECKS`).
+        name: Its path below the source.
+        reason: One line for what a person would have taken for an image; empty for anything else.
+    """
+
+    check: str
+    name: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What lies below a source.
+
+    Attributes:
+        url: The source.
+        images: Paths of its images, and their sizes in bytes where a listing tells them.
+        left_out: Everything else. What lies in a folder that is left out is not looked at.
+        uri_of: Turns a path below the source into a URI that stays valid elsewhere.
+    """
+
+    url: str
+    images: Mapping[str, int | None]
+    left_out: list[LeftOut]
+    uri_of: Callable[[str], str]
+
+
+def list_source(url: str) -> Source:
+    """Lists a folder or bucket. On this machine links are followed.
+
+    Raises:
+        UserError: If there is no such folder, or it cannot be listed.
+    """
+    if not storage.exists(url):
+        raise UserError(f"source {url}: no such folder")
+    uri_of = uri_maker(url)
+    found = _local_files(url) if storage.is_local(url) else _stored_files(url)
+    images = {}
+    for path, n_bytes in found.files.items():
+        suffix = posixpath.splitext(path)[1].lower()
+        if suffix in IMAGE_SUFFIXES:
+            images[path] = n_bytes
+        elif suffix in OTHER_IMAGE_SUFFIXES:
+            reason = f"image {path}: is of a format that is not read here"
+            found.left_out.append(LeftOut("unknown_format", path, reason))
+        else:
+            found.left_out.append(LeftOut("other_file", path))
+    return Source(url, images, sorted(found.left_out, key=lambda each: each.name), uri_of)
+
+
+def uri_maker(url: str) -> Callable[[str], str]:
+    """Gives the function that turns a path below a source into a URI that stays valid elsewhere.
+
+    Raises:
+        UserError: If the source's own path is no text, which a manifest could hold.
+    """
+    fs, root = storage.filesystem_for(url)
+    if not _is_unicode(root):
+        raise UserError(f"source {url}: its path is not UTF-8")
+    root = root.rstrip("/")
+    base = root if storage.is_local(url) else fs.unstrip_protocol(root).rstrip("/")
+    return lambda path: f"{base}/{path}"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder belongs to a system or program rather than to a person."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def briefly(left_out: Iterable[LeftOut]) -> str:
+    """What was left out, with numbers and an example each, for an error."""
+    by_check: dict[str, list[str]] = {}
+    for each in left_out:
+        by_check.setdefault(each.check, []).append(each.name)
+    told = [f"{check} {len(names)} ({names[0]})" for check, names in by_check.items()]
+    return ", ".join(told) or "nothing"
+
+
+@dataclass
+class _Found:
+    files: dict[str, int | None] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def leave_out(self, check: str, path: str, why: str = "") -> None:
+        self.left_out.append(LeftOut(check, path, f"image {path}: {why}" if why else ""))
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder on the way: where it lies, what it is called and which folders it lies in."""
+
+    place: str
+    name: str
+    inside: tuple[tuple[int, int], ...]
+
+
+def _local_files(url: str) -> _Found:
+    root = storage.local_path(url)
+    if not Path(root).is_dir():
+        raise UserError(f"source {url}: is a file, not a folder")
+    found = _Found()
+    folders = [_Folder(root, "", (_identity(os.stat(root)),))]  # noqa: PTH116 - as those below
+    while folders:
+        folders += _look_into(folders.pop(), found)
+    return found
+
+
+def _look_into(folder: _Folder, found: _Found) -> list[_Folder]:
+    """Sorts what a folder holds; gives the folders that are to be looked into."""
+    try:
+        entries = sorted(os.scandir(folder.place), key=lambda entry: entry.name)
+    except OSError as error:
+        if not folder.name:
+            raise UserError(explain(folder.place, error)) from error
+        found.leave_out("unreadable", folder.name, _why(folder.place, error))
+        return []
+    if not entries and folder.name:
+        found.leave_out("empty_folder", folder.name)
+    return [
+        _Folder(entry.path, f"{folder.name}/{entry.name}".lstrip("/"), inside)
+        for entry in entries
+        if (inside := _enter(entry, folder, found)) is not None
+    ]
+
+
+def _enter(
+    entry: os.DirEntry[str], folder: _Folder, found: _Found
+) -> tuple[tuple[int, int], ...] | None:
+    """Takes down a file; for a folder that is to be looked into, says which ones it lies in."""
+    path = f"{folder.name}/{entry.name}".lstrip("/")
+    if not _is_unicode(entry.name):
+        found.leave_out("broken_name", shown(path), "its name is not UTF-8")
+        return None
+    if is_hidden(entry.name):
+        found.leave_out("hidden", path)
+        return None
+    try:
+        status = entry.stat()
+    except OSError as error:
+        circle = error.errno == errno.ELOOP
+        found.leave_out("link_loop" if circle else "unreadable", path, _why(entry.path, error))
+        return None
+    if stat.S_ISREG(status.st_mode):
+        found.files[path] = status.st_size
+    elif not stat.S_ISDIR(status.st_mode):
+        found.leave_out("not_a_file", path, "is a pipe, socket or device, not a file")
+    elif _identity(status) in folder.inside:
+        found.leave_out("link_loop", path, "is a link to a folder that it lies in")
+    else:
+        return (*folder.inside, _identity(status))
+    return None
+
+
+def _stored_files(url: str) -> _Found:
+    found = _Found()
+    hidden = set()
+    for path, n_bytes in storage.sizes_below(url).items():
+        parts = path.split("/")
+        first_hidden = next((i for i, part in enumerate(parts) if is_hidden(part)), None)
+        if {"", ".", ".."} & set(parts):
+            why = "a part of its key is empty, '.' or '..'"
+            found.leave_out("broken_name", shown(path), why)
+        elif first_hidden is not None:
+            hidden.add("/".join(parts[: first_hidden + 1]))
+        else:
+            found.files[path] = n_bytes
+    for path in sorted(hidden):
+        found.leave_out("hidden", path)
+    return found
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _why(place: str, error: OSError) -> str:
+    return explain(place, error).removeprefix(f"{place}: ")

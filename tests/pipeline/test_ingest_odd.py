@@ -1,0 +1,604 @@
+"""Odd data are told: nothing is left out silently, and names are data."""
+
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from adu import storage
+from adu.errors import UserError
+from adu.manifest import CARD_FILE, load_manifest
+from adu.reading import check_images
+from pipeline.command import plain_console
+from pipeline.ingest import IngestConfig, ingest, main
+from pipeline.ingestion.image_checks import CHECKS, inspect_image, perceptual_hash
+from pipeline.ingestion.image_reader import Journal, ReadSettings, read_all
+from pipeline.ingestion.layouts import find_images
+from tests.faults.test_fuzz_data import spoil_tree
+from tests.pipeline import commands
+from tests.tiny import tiny_images
+
+
+@pytest.fixture
+def images(tmp_path):
+    return tiny_images(tmp_path / "images", per_cell=4)
+
+
+def card_of(out):
+    return json.loads((Path(out) / CARD_FILE).read_text())
+
+
+def run(images, out, *arguments):
+    return main(["--source", str(images), "--out", str(out), *arguments])
+
+
+def found_by(out):
+    checks = card_of(out)["checks"]
+    return {name: its["examples"] for name, its in checks.items() if its["count"]}
+
+
+def check_sums(out):
+    """Every entry is used, converted or left out, and what is left out has its reason."""
+    card = card_of(out)
+    entries = card["entries"]
+    assert entries["found"] == entries["used"] + entries["converted"] + entries["left_out"]
+    left_out = {name: its["count"] for name, its in card["checks"].items()}
+    left_out = {name: n for name, n in left_out.items() if CHECKS[name][1] == "left out"}
+    assert sum(left_out.values()) == entries["left_out"]
+    rows = load_manifest(str(out)).n_images
+    assert rows == entries["used"] + entries["converted"]
+    return entries
+
+
+def noise(seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 36, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(format_, **options):
+    buffer = io.BytesIO()
+    noise().save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.timeout(60)
+def test_every_entry_of_a_source_is_used_or_told(images, tmp_path, capsys):
+    cup = images / "photo" / "cup"
+    for folder in (".git", "@eaDir", "__MACOSX", ".ipynb_checkpoints"):
+        (images / folder / "deep").mkdir(parents=True)
+        (images / folder / "deep" / "0.png").write_bytes(b"x")
+    (cup / "Thumbs.db").write_bytes(b"x")
+    (cup / "._0.png").write_bytes(b"x")
+    (images / "README.txt").write_text("read me")
+    (cup / "phone.HEIC").write_bytes(b"x")
+    (cup / "drawing.svg").write_text("<svg/>")
+    os.mkfifo(cup / "pipe.png")
+    (images / "photo" / "cup" / "again").symlink_to(images / "photo")
+    (cup / "self.png").symlink_to(cup / "self.png")
+    (cup / "gone.png").symlink_to(cup / "nowhere.png")
+    (images / "photo" / "nothing").mkdir()
+    os.close(os.open(os.fsencode(cup) + b"/caf\xe9.png", os.O_CREAT | os.O_WRONLY))
+    out = tmp_path / "m"
+    assert run(images, out, "--shots", "1", "--val-shots", "1") == 0
+    assert found_by(out) == {
+        "hidden": [
+            *(".git", ".ipynb_checkpoints", "@eaDir", "__MACOSX"),
+            *("photo/cup/._0.png", "photo/cup/Thumbs.db"),
+        ],
+        "other_file": ["README.txt"],
+        "unknown_format": ["photo/cup/drawing.svg", "photo/cup/phone.HEIC"],
+        "broken_name": ["photo/cup/caf\\udce9.png"],
+        "not_a_file": ["photo/cup/pipe.png"],
+        "link_loop": ["photo/cup/again", "photo/cup/self.png"],
+        "empty_folder": ["photo/nothing"],
+        "unreadable": ["photo/cup/gone.png"],
+    }
+    assert check_sums(out) == {"found": 51, "used": 36, "converted": 0, "left_out": 15}
+    err = capsys.readouterr().err
+    assert "51 entries: 36 used (of them 0 converted), 15 left out" in err
+    for reason in (
+        "photo/cup/phone.HEIC: is of a format that is not read here",
+        "photo/cup/pipe.png: is a pipe, socket or device, not a file",
+        "photo/cup/caf\\udce9.png: its name is not UTF-8",
+        "photo/cup/again: is a link to a folder that it lies in",
+    ):
+        assert f"left out: image {reason}" in err
+
+
+@pytest.mark.parametrize(
+    ("check", "spoil"),
+    [
+        ("hidden", lambda cup: (cup / ".DS_Store").write_bytes(b"")),
+        ("other_file", lambda cup: (cup / "notes.txt").write_bytes(b"")),
+        ("unknown_format", lambda cup: (cup / "a.heic").write_bytes(b"")),
+        ("not_a_file", lambda cup: os.mkfifo(cup / "a.png")),
+        ("link_loop", lambda cup: (cup / "a").symlink_to(cup)),
+        ("empty_folder", lambda cup: (cup.parent.parent / "more").mkdir()),
+        ("unreadable", lambda cup: (cup / "a.png").symlink_to("nowhere")),
+        ("zero_byte", lambda cup: (cup / "a.png").write_bytes(b"")),
+        ("same_in_one_cell", lambda cup: shutil.copy(cup / "0.png", cup / "a.png")),
+        ("frames", lambda cup: animated(cup / "a.gif")),
+        ("warned", lambda cup: (cup / "a.jpg").write_bytes(with_broken_exif())),
+    ],
+)
+def test_strict_makes_an_error_of_anything(images, tmp_path, capsys, check, spoil):
+    out = tmp_path / "m"
+    arguments = ("--shots", "1", "--val-shots", "1", "--test-fraction", "0.01", "--strict")
+    assert run(images, tmp_path / "whole", *arguments) == 0
+    spoil(images / "photo" / "cup")
+    capsys.readouterr()
+    assert run(images, out, *arguments) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"checks found something: {check} 1 (" in line or f", {check} 1 (" in line
+    assert not (out / CARD_FILE).exists()
+
+
+def test_a_class_left_out_for_a_domain_that_lacks_it_is_told(images, tmp_path):
+    shutil.rmtree(images / "sketch" / "fish")
+    for file in (images / "clipart" / "star").iterdir():
+        file.write_bytes(b"broken")
+    out = tmp_path / "m"
+    assert run(images, out, "--classes", "intersection") == 0
+    found = found_by(out)
+    lacking = card_of(out)["checks"]["class_lacking"]["count"]
+    assert lacking == 4 + 4 + 4 + 4  # two domains' fish, and the stars that are not broken
+    assert len(found["not_an_image"]) == 4
+    assert load_manifest(str(out)).classes == ("cup",)
+    check_sums(out)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_a_source_holds_the_numbers_add_up(images, tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(12):
+        spoil_tree(images, rng)
+    out = tmp_path / "m"
+    assert run(images, out, "--classes", "intersection") == 0
+    check_sums(out)
+
+
+def test_a_source_whose_own_path_is_no_text_is_one_line(tmp_path, capsys):
+    source = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    shutil.copytree(tiny_images(tmp_path / "images", per_cell=2), source)
+    assert run(source, tmp_path / "m") == 2
+    assert "caf\\udce9: its path is not UTF-8" in capsys.readouterr().err
+
+
+def test_links_to_folders_and_files_are_followed(images, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (images / "sketch").rename(elsewhere)
+    (images / "sketch").symlink_to(elsewhere)
+    (elsewhere / "cup" / "0.png").rename(tmp_path / "0.png")
+    (elsewhere / "cup" / "0.png").symlink_to(tmp_path / "0.png")
+    manifest = ingest(IngestConfig(source=str(images), out=str(tmp_path / "m")))
+    assert manifest.n_images == 36
+    assert manifest.domains == ("clipart", "photo", "sketch")
+    check_images(manifest)
+
+
+def test_the_same_folder_may_be_linked_twice(images, tmp_path):
+    (images / "copy").symlink_to(images / "sketch")
+    manifest = ingest(IngestConfig(source=str(images), out=str(tmp_path / "m")))
+    assert manifest.domains == ("clipart", "copy", "photo", "sketch")
+    assert card_of(tmp_path / "m")["checks"]["same_in_two_domains"]["count"] == 12
+
+
+def test_a_folder_that_may_not_be_read_is_told(images, monkeypatch, tmp_path):
+    real = os.scandir
+
+    def scandir(folder):
+        if str(folder).endswith("sketch/fish"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    (left_out,) = find_images(str(images), "domain_class").left_out
+    assert (left_out.check, left_out.name) == ("unreadable", "sketch/fish")
+    assert left_out.reason == "image sketch/fish: permission denied"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "format_"),
+    [
+        ("avif", "AVIF"),
+        ("jfif", "JPEG"),
+        ("JPE", "JPEG"),
+        ("tiff", "TIFF"),
+        ("webp", "WEBP"),
+        ("jp2", "JPEG2000"),
+        ("ppm", "PPM"),
+        ("tga", "TGA"),
+        ("qoi", "QOI"),
+        ("dib", "DIB"),
+    ],
+)
+def test_further_formats_are_used(images, tmp_path, suffix, format_):
+    (images / "photo" / "cup" / f"more.{suffix}").write_bytes(encoded(format_))
+    manifest = ingest(IngestConfig(source=str(images), out=str(tmp_path / "m")))
+    assert f"photo/cup/more.{suffix}" in manifest.table["image_id"].to_pylist()
+    assert "not_an_image" not in found_by(tmp_path / "m")
+
+
+def test_a_source_of_formats_that_are_not_read_says_so(tmp_path, capsys):
+    for domain in "ab":
+        (tmp_path / "in" / domain / "cup").mkdir(parents=True)
+        (tmp_path / "in" / domain / "cup" / "1.heic").write_bytes(b"x")
+    assert run(tmp_path / "in", tmp_path / "m") == 2
+    err = capsys.readouterr().err
+    assert "has no images" in err and "left out: unknown_format 2 (a/cup/1.heic)" in err
+
+
+def test_a_bucket_is_accounted_for_too(images, s3):
+    fs = storage.filesystem_for(s3)[0]
+    fs.put(str(images), f"{s3.removeprefix('s3://')}/images", recursive=True)
+    for key in (".git/config", ".git/deep/0.png", "photo/cup/.0.png", "notes.txt", "a.heic"):
+        storage.write_bytes(f"{s3}/images/{key}", b"x")
+    listed = find_images(f"{s3}/images", "domain_class")
+    assert len(listed.images) == 36
+    assert [(each.check, each.name) for each in listed.left_out] == [
+        ("hidden", ".git"),
+        ("unknown_format", "a.heic"),
+        ("other_file", "notes.txt"),
+        ("hidden", "photo/cup/.0.png"),
+    ]
+
+
+def test_keys_that_are_no_paths_are_told():
+    fs = fsspec.filesystem("memory")
+    for key in ("a/x/1.png", "b/x/1.png", "a//2.png", "a/../3.png"):
+        fs.store[f"/odd-keys/{key}"] = fsspec.implementations.memory.MemoryFile(
+            fs, f"/odd-keys/{key}", b"x"
+        )
+    listed = find_images("memory://odd-keys", "domain_class")
+    assert [image.image_id for image in listed.images] == ["a/x/1.png", "b/x/1.png"]
+    assert {(each.check, each.name) for each in listed.left_out} >= {("broken_name", "a//2.png")}
+
+
+def animated(file):
+    noise(1).save(file, save_all=True, append_images=[noise(2)])
+
+
+def with_broken_exif():
+    """A JPEG whose EXIF data promise more than they hold, so that Pillow warns."""
+    tiff = b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", 1)
+    tiff += struct.pack("<HHII", 0x010F, 2, 1000, 26) + b"\0\0\0\0"
+    exif = b"Exif\x00\x00" + tiff
+    data = encoded("JPEG", quality=95)
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+
+
+def test_what_the_decoder_warns_of_has_the_images_name_and_stays_off_the_terminal(
+    images, tmp_path, capfd
+):
+    for domain in ("photo", "sketch"):
+        (images / domain / "cup" / "exif.jpg").write_bytes(with_broken_exif())
+    out = tmp_path / "m"
+    assert run(images, out, "--shots", "1", "--val-shots", "1") == 0
+    err = capfd.readouterr().err
+    examples = found_by(out)["warned"]
+    assert [example.split(": ")[0] for example in examples] == [
+        "photo/cup/exif.jpg",
+        "sketch/cup/exif.jpg",
+    ]
+    assert "Skipping tag" in examples[0]
+    assert "UserWarning" not in err and "site-packages" not in err
+
+
+def test_what_libtiff_writes_itself_stays_off_the_terminal(images, tmp_path):
+    good = encoded("TIFF", compression="tiff_lzw")
+    at = good.index(b"\x80\x00") if b"\x80\x00" in good[8:] else 20
+    for i in range(40):
+        data = bytearray(good)
+        data[at + 10 * i] ^= 0xFF
+        (images / "photo" / "cup" / f"lzw{i}.tif").write_bytes(bytes(data))
+    code, _, err = commands.run(
+        "ingest.py", ["--source", str(images), "--out", str(tmp_path / "m"), "--threads", "1"]
+    )
+    assert code == 0
+    assert sum("tempfile.tif" in line for line in err.splitlines()) == 1
+    assert "decoders wrote " in err
+    assert "left out: image photo/cup/lzw" in err
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", ">&- 2>&-"])
+def test_a_terminal_that_is_gone_keeps_no_manifest_from_being_written(images, tmp_path, where):
+    script = Path(commands.ROOT) / "pipeline" / "ingest.py"
+    for out, code in ((tmp_path / "m", 0), (tmp_path / "m", 2)):
+        command = f"{sys.executable} {script} --source {images} --out {out} {where}"
+        assert subprocess.run(["bash", "-c", command], timeout=120).returncode == code
+        assert load_manifest(str(out)).n_images == 36
+
+
+def test_a_terminal_without_the_characters_of_a_name_shows_escapes(images, tmp_path):
+    (images / "photo").rename(images / "\u5199\u771f")
+    code, _, err = commands.run(
+        "ingest.py",
+        ["--source", str(images), "--out", str(tmp_path / "m")],
+        PYTHONIOENCODING="ascii",
+        COLUMNS="120",
+    )
+    assert code == 0 and "\\u5199\\u771f" in err
+
+
+def test_an_output_below_its_source_is_no_part_of_it(images, tmp_path, capsys):
+    out = images / "manifest"
+    arguments = ("--shots", "1", "--val-shots", "1", "--pack", "--strict")
+    assert run(images, out, *arguments) == 0
+    assert run(images, out, *arguments, "--overwrite") == 0
+    assert check_sums(out)["left_out"] == 0
+
+
+def test_a_warning_outlives_a_kill(images, tmp_path):
+    (images / "photo" / "cup" / "exif.jpg").write_bytes(with_broken_exif())
+    config = IngestConfig(source=str(images), out=str(tmp_path / "m"))
+    listed = find_images(config.source, "domain_class").images
+    journal = Journal(config.out, config.identity)
+    nothing = lambda n: None  # noqa: E731
+    read = read_all(listed, ReadSettings(config.out, 2), journal, nothing, nothing)
+    journal.add(read.to_pylist())
+    ingest(config)
+    assert len(found_by(config.out)["warned"]) == 1
+
+
+def test_a_damaged_journal_is_read_as_far_as_it_goes(images, tmp_path):
+    config = IngestConfig(source=str(images), out=str(tmp_path / "m"))
+    listed = find_images(config.source, "domain_class").images
+    settings, nothing = ReadSettings(config.out, 2), lambda n: None
+    journal = Journal(config.out, config.identity)
+    journal.add(read_all(listed, settings, journal, nothing, nothing).to_pylist())
+    (part,) = (tmp_path / "m").glob(".unfinished-*/*.parquet")
+    part.with_name("notes.parquet").write_bytes(b"not ours")
+    part.write_bytes(part.read_bytes()[:-50])
+    assert ingest(config).n_images == 36
+
+
+def test_the_first_frame_of_several_is_used_and_told(images, tmp_path):
+    animated(images / "photo" / "cup" / "moving.gif")
+    manifest = ingest(IngestConfig(source=str(images), out=str(tmp_path / "m")))
+    rows = {row["image_id"]: row for row in manifest.table.to_pylist()}
+    assert "frames" in rows["photo/cup/moving.gif"]["flags"]
+    data = (images / "photo" / "cup" / "moving.gif").read_bytes()
+    first = Image.open(io.BytesIO(data)).convert("RGB")
+    assert inspect_image(data, "x").phash == perceptual_hash(first)
+    assert check_sums(tmp_path / "m")["converted"] == 1
+
+
+ODD_NAMES = [
+    *("[x]", "[bold]", "'quoted' \"twice\"", "50%", "a+b", "a,b", "a:b", "a::b", ":car:", "*", "?"),
+    *("写真", "рисунок", "صورة", "👩‍🚀", "café", "back\\slash", "new\nline", "\x1b[31mred", "$(x)"),
+    *("~", "-rf", "..hidden", "{class}", "x" * 200, "line\u2028end", "{0}", "%s"),
+]
+
+
+def odd_images(folder, names):
+    for d, domain in enumerate(names[:3]):
+        for c, class_ in enumerate(names):
+            cell = folder / f"d{domain}" / f"c{class_}"
+            cell.mkdir(parents=True)
+            for i in range(2):
+                noise(1000 * d + 10 * c + i).save(cell / f"x{class_[:9]}{i}.png")
+
+
+def test_any_name_goes_into_the_manifest_as_it_is(tmp_path, capsys):
+    odd_images(tmp_path / "[in]", ODD_NAMES)
+    out = tmp_path / "m [/x] 50%"
+    assert run(tmp_path / "[in]", out, "--shots", "1", "--val-shots", "1") == 0
+    manifest = load_manifest(str(out))
+    assert manifest.n_images == 3 * len(ODD_NAMES) * 2
+    assert manifest.domains == ("d'quoted'_\"twice\"", "d[bold]", "d[x]")
+    expected = {f"c{name.replace(chr(10), '_')}".lower() for name in ODD_NAMES}
+    assert len(manifest.classes) == len(expected)
+    assert {"c[x]", "c[bold]", "ca::b", "c写真", "c:car:", "c\x1b[31mred"} <= set(manifest.classes)
+    for uri in manifest.table["uri"].to_pylist():
+        assert storage.exists(uri)
+    check_images(manifest)
+    err = capsys.readouterr().err
+    assert "│ d[x] " in err and "│ d[bold] " in err
+    assert "\x1b" not in err
+    check_sums(out)
+
+
+def test_a_listing_may_name_domains_that_are_no_file_names(images, tmp_path):
+    names = ["../../victim", "..", "x" * 300, ".hidden", "a/b", "_", "CON"]
+    lines = ["path,class,domain"]
+    files = sorted(images.rglob("*.png"))
+    lines += [f"{file},cup,{names[i % len(names)]}" for i, file in enumerate(files)]
+    (images / "list.csv").write_text("\n".join(lines))
+    out = tmp_path / "deep" / "m"
+    assert run(images / "list.csv", out, "--layout", "listing") == 0
+    assert load_manifest(str(out)).domains == tuple(sorted(name.lower() for name in names))
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "deep"}
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"m"}
+
+
+def test_a_console_shows_names_without_markup_or_emoji():
+    assert plain_console(None).render_str("[x] [/x] :car: 50%").plain == "[x] [/x] :car: 50%"
+
+
+def test_the_tables_show_the_names_as_they_are(images, tmp_path, capsys):
+    (images / "photo").rename(images / "[photo]")
+    (images / "[photo]" / "cup" / "[x].png").write_bytes(b"")
+    assert run(images, tmp_path / "m", "--name", "[bold]set[/x]") == 0
+    err = capsys.readouterr().err
+    assert "[bold]set[/x]: 36 images" in err
+    assert "│ [photo] " in err
+    assert "[photo]/cup/[x].png: is empty" in err
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///etc/hostname",
+        "/etc/hostname",
+        "../../etc/hostname",
+        "http://127.0.0.1/x.png",
+        "simplecache::s3://bucket/x.png",
+        "zip://a::file:///b.zip",
+        "s3://elsewhere/x.png",
+    ],
+)
+def test_a_listing_opens_nothing_outside_of_its_folder_unless_allowed(tmp_path, capsys, uri):
+    (tmp_path / "list.csv").write_text(f"path,class,domain\n{uri},cup,photo\n")
+    assert run(tmp_path / "list.csv", tmp_path / "m", "--layout", "listing") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "row 1: its image" in err and "lies elsewhere (allowed: " in err
+
+
+def test_allowed_places_are_read_and_the_next_flag_is_told(images, tmp_path, capsys):
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    lines = ["path;class;domain"]
+    lines += [f"{f};{f.parent.name};{f.parent.parent.name}" for f in images.rglob("*.png")]
+    (folder / "list.csv").write_text("\n".join(lines))
+    arguments = ("--layout", "listing", "--allow-uri", str(images))
+    assert run(folder / "list.csv", tmp_path / "m", *arguments) == 0
+    told = f"images lie in {images}: use it with --context.data.allow-uri {images}"
+    assert told in capsys.readouterr().err
+    manifest = load_manifest(str(tmp_path / "m"))
+    with pytest.raises(UserError, match="lies elsewhere"):
+        check_images(manifest)
+
+
+def test_a_relative_source_is_known_from_elsewhere(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(images)
+    assert main(["--source", ".", "--out", "../m"]) == 0
+    assert "use it with" not in capsys.readouterr().err
+    monkeypatch.chdir("/")
+    manifest = load_manifest(str(tmp_path / "m"))
+    assert (manifest.source, manifest.name) == (str(images), "images")
+    check_images(manifest)
+
+
+def listing_bytes(encoding, separator=","):
+    text = "\n".join(
+        separator.join(row) for row in (["path", "class", "domain"], ["é.png", "写", "d"])
+    )
+    return text.encode(encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_a_listings_encoding_and_separator_are_found(tmp_path, encoding, separator):
+    (tmp_path / "list.csv").write_bytes(listing_bytes(encoding, separator))
+    (image,) = find_images(str(tmp_path / "list.csv"), "listing").images
+    assert (image.image_id, image.class_, image.domain) == ("é.png", "写", "d")
+
+
+COLUMNS = {"path": ["a.png", "b.png"], "class": ["x", "x"], "domain": ["d", "e"]}
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("path", pa.array([{"bytes": b"x", "path": "a"}, None])),
+        ("class", pa.array([["x"], ["y"]])),
+        ("domain", pa.array([{"name": "d"}, {"name": "e"}])),
+        ("domain", pa.array([1.5, 2.5])),
+        ("class", pa.array([b"x", b"\xff"])),
+    ],
+)
+def test_a_column_of_another_type_is_one_line_that_names_it(tmp_path, column, values):
+    table = pa.table({**COLUMNS, column: values})
+    pq.write_table(table, tmp_path / "list.parquet")
+    with pytest.raises(UserError, match=f"column {column} holds .* .allowed: text, integers") as e:
+        find_images(str(tmp_path / "list.parquet"), "listing")
+    assert "\n" not in str(e.value)
+
+
+def test_columns_of_numbers_and_of_categories_are_text(tmp_path):
+    table = pa.table(
+        {
+            **COLUMNS,
+            "class": pa.array([7, 8]),
+            "domain": pa.array(["d", "e"]).dictionary_encode(),
+            "other": pa.array([{"a": 1}, None]),
+        }
+    )
+    pq.write_table(table, tmp_path / "list.parquet")
+    images = find_images(str(tmp_path / "list.parquet"), "listing").images
+    assert [(image.class_, image.domain) for image in images] == [("7", "d"), ("8", "e")]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('path,class,domain\n"a.png,x,d\n', "unexpected end of data"),
+        ("path,class,domain\na.png,x,d,more\n", "row 1: has 4 fields, more than the header's 3"),
+        ("path,class,domain,class\na.png,x,d,y\n", "has the column class 2 times"),
+        ("one,two\n", "lacks the column path"),
+        ("", "lacks the column path"),
+        (f"path,class,domain\n{'x' * 200_000},a,b\n", "field larger than field limit"),
+    ],
+)
+def test_what_is_wrong_with_a_listing_is_one_line(tmp_path, text, says):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match=says) as error:
+        find_images(str(tmp_path / "list.csv"), "listing")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_byte_order_mark_drops_no_image_of_a_split_file(tmp_path):
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "a_train.txt").write_bytes("a/x/1.jpg 0\r\na/x/2.jpg 0".encode(encoding))
+        (tmp_path / "._a_test.txt").write_bytes(b"\x00\x05\x16\x07")
+        images = find_images(str(tmp_path), "split_files").images
+        assert [image.image_id for image in images] == ["a/x/1.jpg", "a/x/2.jpg"]
+        assert images[0].uri == f"{tmp_path}/a/x/1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"a/x/\xe9.jpg 0", "line 1: byte 0xe9 is not UTF-8"),
+        ("a/x/1.jpg ²".encode(), "is not 'path label'"),
+        (b"a/x/1.jpg " + b"9" * 5000, "is not 'path label'"),
+        (b"../../../etc/hostname 0", "is not 'path label'"),
+        (b"a//1.jpg 0", "is not 'path label'"),
+        (b"1.jpg 0", "is not 'path label'"),
+    ],
+)
+def test_what_is_wrong_with_a_split_file_is_one_line(tmp_path, line, says):
+    (tmp_path / "a_train.txt").write_bytes(line)
+    with pytest.raises(UserError, match=says) as error:
+        find_images(str(tmp_path), "split_files")
+    assert len(str(error.value)) < 300
+
+
+def test_a_split_file_may_have_tabs_and_names_with_anything_in_them(tmp_path):
+    (tmp_path / "a_train.txt").write_text(
+        "a/x/1\u2028 2.jpg\t0\na/[x]/3 4.jpg 1\n", encoding="utf-8"
+    )
+    images = find_images(str(tmp_path), "split_files").images
+    assert [image.image_id for image in images] == ["a/[x]/3 4.jpg", "a/x/1\u2028 2.jpg"]
+
+
+def test_class_names_in_another_encoding_are_one_line(tmp_path):
+    (tmp_path / "train" / "n01440764").mkdir(parents=True)
+    (tmp_path / "train" / "n01440764" / "1.JPEG").write_bytes(b"x")
+    names = tmp_path / "names.txt"
+    names.write_bytes("n01440764 Schl\xe4fer".encode("latin-1"))
+    with pytest.raises(UserError, match="line 1: byte 0xe4 is not UTF-8"):
+        find_images(str(tmp_path), "imagenet_sketch", class_names=str(names))
+    names.write_bytes("n01440764 Schl\xe4fer".encode("utf-16"))
+    (image,) = find_images(str(tmp_path), "imagenet_sketch", class_names=str(names)).images
+    assert image.class_ == "Schl\xe4fer"
+
+
+def test_one_name_in_two_unicode_forms_is_one_class(tmp_path):
+    for domain, form in (("a", "caf\xe9"), ("b", "cafe\u0301")):
+        (tmp_path / domain / form).mkdir(parents=True)
+        (tmp_path / domain / form / "1.png").write_bytes(b"x")
+    images = find_images(str(tmp_path), "domain_class").images
+    assert {image.class_ for image in images} == {"caf\xe9"}
