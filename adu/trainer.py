@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from adu.config import StrictModel
@@ -27,6 +27,7 @@ from adu.feed import Feed
 from adu.methods import Method, MethodConfig, Output, build_method
 from adu.methods.adu import AduConfig
 from adu.metrics import Scores
+from adu.recipes import recipe_of
 
 
 class TrainConfig(StrictModel):
@@ -63,6 +64,18 @@ class RunConfig(StrictModel):
     forget: tuple[str, ...]
     method: MethodConfig = AduConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_recipe(cls, values: Any) -> Any:
+        """A recipe of the method says how it is trained, too, where the user has not."""
+        recipe = recipe_of(values.get("method")) if isinstance(values, Mapping) else None
+        if recipe is None:
+            return values
+        train = values.get("train", {})
+        if isinstance(train, TrainConfig):
+            train = {name: getattr(train, name) for name in train.model_fields_set}
+        return {**values, "train": {**recipe.train, **train}}
 
 
 @dataclass(frozen=True)
@@ -255,7 +268,9 @@ class Trainer:
         ):
             local = self.model(images_BCHW)
         output = Output(
-            gather_batch(local.logits_BC, len(rows)), gather_batch(local.features_BE, len(rows))
+            gather_batch(local.logits_BC, len(rows)),
+            gather_batch(local.features_BE, len(rows)),
+            local.text_CE,
         )
         class_B, domain_B = self._labels(rows)
         if self._evolution is not None:
@@ -288,8 +303,7 @@ class Trainer:
 
     def _losses(self, features_BE: Tensor, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
         """The terms where what is learned changes no image's features."""
-        logits_BC = self.model.class_logits(features_BE)
-        return self.model.losses(Output(logits_BC, features_BE), class_B, domain_B)
+        return self.model.losses(self.model.scored(features_BE), class_B, domain_B)
 
 
 def _full_batch_steps(n_steps: int, epochs: int, epoch: int) -> range:
@@ -321,12 +335,17 @@ def _mean_losses(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float]
 
 
 def learning_rate(config: TrainConfig, epoch: int) -> float:
-    """Learning rate of an epoch, from 0: constant warm-up, then the schedule."""
+    """Learning rate of an epoch, from 0: constant warm-up, then the schedule.
+
+    As in Dassl, on which the paper's code family stands: the cosine begins after the warm-up, at
+    the full rate, and is that of the whole run's length, so that it ends above zero.
+    """
     if epoch < config.warmup_epochs:
         return config.warmup_lr
     if config.schedule == "constant":
         return config.lr
-    return 0.5 * config.lr * (1 + math.cos(math.pi * epoch / config.epochs))
+    progress = (epoch - config.warmup_epochs) / config.epochs
+    return 0.5 * config.lr * (1 + math.cos(math.pi * progress))
 
 
 def _build_optimizer(model: Method, config: TrainConfig) -> torch.optim.SGD | None:

@@ -1,7 +1,5 @@
 """The training loop: schedule, determinism, exact resume, independence of the number of workers."""
 
-import math
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,9 +7,14 @@ import torch.multiprocessing as mp
 
 from adu.checkpoint import checkpoint_bytes, load_checkpoint
 from adu.data import plain_batches
+from adu.distributed import rank_slice
 from adu.methods import METHODS
 from adu.methods.adu import AduConfig
 from adu.methods.baseline import BaselineConfig
+from adu.methods.bbf import BbfConfig
+from adu.methods.clipfit import ClipFitConfig
+from adu.methods.coop import CoOpConfig
+from adu.methods.lp_plus_plus import LpPlusPlusConfig
 from adu.methods.maple import MaPLeConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.trainer import RunConfig, TrainConfig, Trainer, TrainingDivergedError, learning_rate
@@ -46,12 +49,18 @@ def assert_same_bits(a, b):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_learning_rate_warms_up_then_follows_the_cosine():
-    config = TrainConfig(epochs=10, lr=0.1, warmup_epochs=1, warmup_lr=1e-5)
-    assert learning_rate(config, 0) == 1e-5
-    for epoch in range(1, 10):
-        expected = 0.1 * math.cos(math.pi * epoch / 20) ** 2
-        assert learning_rate(config, epoch) == pytest.approx(expected)
+def test_the_learning_rate_is_dassls():
+    """Constant warm-up, then torch's cosine over the whole run's length, begun after it."""
+    config = TrainConfig(epochs=10, lr=0.1, warmup_epochs=2, warmup_lr=1e-5)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    expected = [1e-5, 1e-5]
+    for _ in range(8):
+        expected.append(cosine.get_last_lr()[0])
+        optimizer.step()
+        cosine.step()
+    assert [learning_rate(config, epoch) for epoch in range(10)] == pytest.approx(expected)
+    assert expected[2] == 0.1
 
 
 def test_reports_carry_every_loss_term_and_scores(context):
@@ -115,6 +124,15 @@ def test_gradients_are_clipped_to_the_norm_that_is_asked_for(context):
     after = trainer.model.trainable().values()
     change = sum((a - b).double().square().sum() for a, b in zip(after, before, strict=True))
     assert change.sqrt().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("n", range(13))
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_workers_shares_are_balanced_and_make_up_the_whole(n, world_size):
+    shares = [list(range(n))[rank_slice(n, rank, world_size)] for rank in range(world_size)]
+    assert sum(shares, []) == list(range(n))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_plain_sampling_takes_every_image_once(context):
@@ -191,14 +209,22 @@ def load_again(folder):
 METHODS_TO_SHARE_OUT = [
     BaselineConfig(n_ctx=2),
     AduConfig(n_ctx=2, gamma=1.0, **{"lambda": 1.0}),
+    AduConfig(n_ctx=2, recipe="authors", gamma=1.0),
     MaPLeConfig(depth=2),
+    CoOpConfig(n_ctx=4),
+    ClipFitConfig(),
+    BbfConfig(n_ctx=2, population=4),
+    LpPlusPlusConfig(iterations=6),
 ]
 
 
 @pytest.mark.parametrize("n_workers", [2, 4])
 def test_many_workers_train_as_one_on_the_same_global_batch(context, folder, free_port, n_workers):
-    # Batches of 9, six steps in all; the workers' shares differ in size, which must not matter.
+    # Shares of batches of 9 differ in size; of 16 images, the last batch has 2 of 18 left, which
+    # leaves half of four workers without any. Neither must matter.
     runs = [adu_run().model_copy(update={"method": method}) for method in METHODS_TO_SHARE_OUT]
+    small = adu_run(sampling="plain", batch_size=16)
+    runs += [small.model_copy(update={"method": method}) for method in METHODS_TO_SHARE_OUT]
     alone = [final_weights(Trainer(run, context)) for run in runs]
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
