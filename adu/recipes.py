@@ -33,6 +33,7 @@ TRAIN = {
     "lr": 0.0025,
     "momentum": 0.9,
     "weight_decay": 5e-4,
+    "warmup": "constant",
     "warmup_epochs": 1,
     "warmup_lr": 1e-5,
     "schedule": "cosine",

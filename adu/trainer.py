@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
 from adu.config import StrictModel
@@ -38,8 +38,13 @@ class TrainConfig(StrictModel):
     lr: float = Field(0.0025, gt=0, description="learning rate of SGD after warm-up")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
-    warmup_epochs: int = Field(1, ge=0, description="first epochs, trained with warmup_lr")
-    warmup_lr: float = Field(1e-5, ge=0)
+    warmup: Literal["linear", "constant"] = Field(
+        "linear", description="lr rises with every step, or is warmup_lr until warm-up is over"
+    )
+    warmup_epochs: int = Field(
+        1, ge=0, validate_default=True, description="first epochs, in which lr is warmed up"
+    )
+    warmup_lr: float = Field(1e-5, ge=0, description="learning rate of a constant warm-up")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of lr, after warm-up")
     sampling: Literal["balanced", "plain"] = Field(
         "balanced", description="whether every batch has equally many images of each domain"
@@ -56,6 +61,16 @@ class TrainConfig(StrictModel):
     hflip: bool = Field(True, description="whether half of the training images are mirrored")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass")
     seed: int = Field(0, ge=0, description="of the initial weights, batches and augmentation")
+
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _leaves_something_to_train(cls, warmup_epochs: int, info: ValidationInfo) -> int:
+        epochs, warmup = info.data.get("epochs", math.inf), info.data.get("warmup")
+        if warmup == "constant" and warmup_epochs >= epochs:
+            raise ValueError(f"must be below epochs ({epochs}) where warm-up is constant")
+        if warmup_epochs > epochs:
+            raise ValueError(f"must be at most epochs ({epochs})")
+        return warmup_epochs
 
 
 class RunConfig(StrictModel):
@@ -85,7 +100,7 @@ class EpochReport:
     Attributes:
         epoch: Its number, from 1.
         epochs: How many the run has.
-        lr: Learning rate that it was trained with.
+        lr: Learning rate that its last step was taken with.
         losses: Mean of every loss term over the epoch's batches; ``total`` is the objective.
         val: Scores on the validation images.
         train_s: Time spent in training steps, data included.
@@ -201,10 +216,6 @@ class Trainer:
     def _run_epoch(self, epoch: int) -> EpochReport:
         assert self._optimizer is not None
         start_s = time.perf_counter()
-        lr = learning_rate(self.run.train, epoch)
-        for group in self._optimizer.param_groups:
-            if group["scheduled"]:
-                group["lr"] = lr
         n_images, steps, wait_s = self._steps(epoch)
         losses = _mean_losses(steps, epoch)
         train_s = time.perf_counter() - start_s
@@ -217,7 +228,7 @@ class Trainer:
         return EpochReport(
             epoch + 1,
             self.run.train.epochs,
-            lr,
+            learning_rate(self.run.train, epoch),
             losses,
             val,
             train_s,
@@ -235,17 +246,30 @@ class Trainer:
         if self.model.full_batch_steps is not None:
             numbers = _full_batch_steps(self.model.full_batch_steps, self.run.train.epochs, epoch)
             n_images = len(numbers) * len(self.context.train)
-            return n_images, [self._full_batch_step(number) for number in numbers], 0.0
+            steps = []
+            for i, number in enumerate(numbers):
+                self._schedule(epoch, (i + 1) / len(numbers))
+                steps.append(self._full_batch_step(number))
+            return n_images, steps, 0.0
         batches = _batches(self.run.train, self.context.train, epoch)
         if self._images is None:
             self._images = self._feed().start(epoch)
         steps, wait_s = [], 0.0
-        for number, rows_B in enumerate(batches, start=epoch * len(batches)):
+        for i, rows_B in enumerate(batches):
             asked_s = time.perf_counter()
             images_BCHW = next(self._images)
             wait_s += time.perf_counter() - asked_s
+            self._schedule(epoch, (i + 1) / len(batches))
+            number = epoch * len(batches) + i
             steps.append(self._step(rows_B.tolist(), images_BCHW, number))
         return sum(map(len, batches)), steps, wait_s
+
+    def _schedule(self, epoch: int, share: float) -> None:
+        """Sets the learning rate of an epoch's next step; see `learning_rate`."""
+        assert self._optimizer is not None
+        for group in self._optimizer.param_groups:
+            if group["scheduled"]:
+                group["lr"] = learning_rate(self.run.train, epoch, share)
 
     def _feed(self) -> Feed:
         train, images = self.run.train, self.context.train
@@ -334,14 +358,22 @@ def _mean_losses(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float]
     return dict(zip(terms, values_ST.mean(dim=0).tolist(), strict=True))
 
 
-def learning_rate(config: TrainConfig, epoch: int) -> float:
-    """Learning rate of an epoch, from 0: constant warm-up, then the schedule.
+def learning_rate(config: TrainConfig, epoch: int, share: float = 1.0) -> float:
+    """Learning rate of a step: warm-up, then the schedule, which changes from epoch to epoch.
 
-    As in Dassl, on which the paper's code family stands: the cosine begins after the warm-up, at
-    the full rate, and is that of the whole run's length, so that it ends above zero.
+    With a constant warm-up it is that of Dassl, on which the paper's code family stands: the
+    cosine begins after the warm-up, at the full rate, and is that of the whole run's length, so
+    that it ends above zero.
+
+    Args:
+        config: How the run is trained.
+        epoch: Number of the epoch, from 0.
+        share: How much of the epoch is done after the step.
     """
     if epoch < config.warmup_epochs:
-        return config.warmup_lr
+        if config.warmup == "constant":
+            return config.warmup_lr
+        return config.lr * (epoch + share) / config.warmup_epochs
     if config.schedule == "constant":
         return config.lr
     progress = (epoch - config.warmup_epochs) / config.epochs

@@ -6,8 +6,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from adu.checkpoint import checkpoint_bytes, load_checkpoint
+from adu.config import parse_config
 from adu.data import plain_batches
 from adu.distributed import rank_slice
+from adu.errors import UserError
 from adu.methods import METHODS
 from adu.methods.adu import AduConfig
 from adu.methods.baseline import BaselineConfig
@@ -51,7 +53,7 @@ def assert_same_bits(a, b):
 
 def test_the_learning_rate_is_dassls():
     """Constant warm-up, then torch's cosine over the whole run's length, begun after it."""
-    config = TrainConfig(epochs=10, lr=0.1, warmup_epochs=2, warmup_lr=1e-5)
+    config = TrainConfig(epochs=10, lr=0.1, warmup="constant", warmup_epochs=2)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
     expected = [1e-5, 1e-5]
@@ -61,6 +63,34 @@ def test_the_learning_rate_is_dassls():
         cosine.step()
     assert [learning_rate(config, epoch) for epoch in range(10)] == pytest.approx(expected)
     assert expected[2] == 0.1
+
+
+def test_a_linear_warm_up_rises_with_every_step_to_the_full_rate(context):
+    config = TrainConfig(epochs=4, lr=0.1, warmup_epochs=2)
+    quarters = [learning_rate(config, epoch, share) for epoch in (0, 1) for share in (0.5, 1)]
+    assert quarters == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    assert learning_rate(config, 2, 0.5) == 0.1
+    # Two steps of plain gradient descent, the first at half the rate.
+    run = adu_run(epochs=1, momentum=0, weight_decay=0, lr=0.1)
+    trainer = Trainer(run, context)
+    head, seen = trainer.model.domain_head.weight, []
+    trainer.model.before_step = lambda _: seen.extend([head.detach().clone(), head.grad.clone()])
+    list(trainer.epochs())
+    first, gradient, second, _ = seen
+    torch.testing.assert_close(second, first - 0.05 * gradient)
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"epochs": 1, "warmup": "constant"}, r"below epochs \(1\) where warm-up is constant"),
+        ({"epochs": 3, "warmup": "constant", "warmup_epochs": 3}, r"below epochs \(3\)"),
+        ({"epochs": 3, "warmup_epochs": 4}, r"at most epochs \(3\)"),
+    ],
+)
+def test_a_warm_up_that_leaves_nothing_to_train_is_refused(options, allowed):
+    with pytest.raises(UserError, match=f"train.warmup_epochs = .: must be {allowed}"):
+        parse_config(RunConfig, {"forget": ["sketch"], "train": options}, "run.yaml")
 
 
 def test_reports_carry_every_loss_term_and_scores(context):
@@ -84,7 +114,7 @@ def test_same_seed_gives_the_same_bits_whatever_ran_before(context):
 
 
 def test_a_constant_schedule_keeps_the_rate_after_warm_up():
-    config = TrainConfig(epochs=10, lr=0.1, schedule="constant")
+    config = TrainConfig(epochs=10, lr=0.1, warmup="constant", schedule="constant")
     assert [learning_rate(config, epoch) for epoch in range(3)] == [1e-5, 0.1, 0.1]
 
 
