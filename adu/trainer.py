@@ -68,8 +68,6 @@ class TrainConfig(StrictModel):
         epochs, warmup = info.data.get("epochs", math.inf), info.data.get("warmup")
         if warmup == "constant" and warmup_epochs >= epochs:
             raise ValueError(f"must be below epochs ({epochs}) where warm-up is constant")
-        if warmup_epochs > epochs:
-            raise ValueError(f"must be at most epochs ({epochs})")
         return warmup_epochs
 
 
@@ -373,7 +371,8 @@ def learning_rate(config: TrainConfig, epoch: int, share: float = 1.0) -> float:
     if epoch < config.warmup_epochs:
         if config.warmup == "constant":
             return config.warmup_lr
-        return config.lr * (epoch + share) / config.warmup_epochs
+        # However short the run, it gets to the full rate.
+        return config.lr * (epoch + share) / min(config.warmup_epochs, config.epochs)
     if config.schedule == "constant":
         return config.lr
     progress = (epoch - config.warmup_epochs) / config.epochs
