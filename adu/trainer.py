@@ -31,7 +31,11 @@ from adu.recipes import recipe_of
 
 
 class TrainConfig(StrictModel):
-    """How a run is trained; defaults are the paper's and its code family's (CoOp, MaPLe)."""
+    """How a run is trained.
+
+    Defaults are the paper's and its code family's (CoOp, MaPLe), but for the warm-up and for what
+    the paper leaves open; `recipe` has them to the letter.
+    """
 
     epochs: int = Field(50, ge=1, description="passes over the few-shot training images")
     batch_size: int = Field(32, ge=2, description="images in a batch, over all workers")
@@ -42,7 +46,7 @@ class TrainConfig(StrictModel):
         "linear", description="lr rises with every step, or is warmup_lr until warm-up is over"
     )
     warmup_epochs: int = Field(
-        1, ge=0, validate_default=True, description="first epochs, in which lr is warmed up"
+        2, ge=0, validate_default=True, description="first epochs, in which lr is warmed up"
     )
     warmup_lr: float = Field(1e-5, ge=0, description="learning rate of a constant warm-up")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of lr, after warm-up")

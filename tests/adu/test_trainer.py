@@ -84,7 +84,7 @@ def test_a_linear_warm_up_rises_with_every_step_to_the_full_rate(context):
 @pytest.mark.parametrize(
     ("options", "allowed"),
     [
-        ({"epochs": 1, "warmup": "constant"}, r"below epochs \(1\) where warm-up is constant"),
+        ({"epochs": 2, "warmup": "constant"}, r"below epochs \(2\) where warm-up is constant"),
         ({"epochs": 3, "warmup": "constant", "warmup_epochs": 3}, r"below epochs \(3\)"),
     ],
 )
@@ -114,7 +114,7 @@ def test_same_seed_gives_the_same_bits_whatever_ran_before(context):
 
 
 def test_a_constant_schedule_keeps_the_rate_after_warm_up():
-    config = TrainConfig(epochs=10, lr=0.1, warmup="constant", schedule="constant")
+    config = TrainConfig(epochs=10, lr=0.1, warmup="constant", warmup_epochs=1, schedule="constant")
     assert [learning_rate(config, epoch) for epoch in range(3)] == [1e-5, 0.1, 0.1]
 
 
