@@ -37,6 +37,7 @@ TRAIN = {
     "warmup_epochs": 1,
     "warmup_lr": 1e-5,
     "schedule": "cosine",
+    "logit_factor": 1.0,
     "grad_clip": None,
     "ema_decay": None,
     "crop_scale_min": 0.08,

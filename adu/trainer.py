@@ -53,6 +53,9 @@ class TrainConfig(StrictModel):
     sampling: Literal["balanced", "plain"] = Field(
         "balanced", description="whether every batch has equally many images of each domain"
     )
+    logit_factor: float = Field(
+        1.0, gt=0, description="on the model's logit scale in training; below 1: softer predictions"
+    )
     grad_clip: float | None = Field(
         None, gt=0, description="largest norm of all gradients together; unset: no limit"
     )
@@ -301,7 +304,7 @@ class Trainer:
         class_B, domain_B = self._labels(rows)
         if self._evolution is not None:
             return self._evolution.step(lambda: self._losses(output.features_BE, class_B, domain_B))
-        return self._descend(self.model.losses(output, class_B, domain_B), number)
+        return self._descend(self._terms(output, class_B, domain_B), number)
 
     def _full_batch_step(self, number: int) -> dict[str, Tensor]:
         """One step on the untouched features of all images, the same on every worker."""
@@ -329,7 +332,12 @@ class Trainer:
 
     def _losses(self, features_BE: Tensor, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
         """The terms where what is learned changes no image's features."""
-        return self.model.losses(self.model.scored(features_BE), class_B, domain_B)
+        return self._terms(self.model.scored(features_BE), class_B, domain_B)
+
+    def _terms(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
+        """The terms at the logit scale of training."""
+        softer = replace(output, logits_BC=self.run.train.logit_factor * output.logits_BC)
+        return self.model.losses(softer, class_B, domain_B)
 
 
 def _full_batch_steps(n_steps: int, epochs: int, epoch: int) -> range:

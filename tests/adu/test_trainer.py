@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 
 from adu.checkpoint import checkpoint_bytes, load_checkpoint
 from adu.config import parse_config
-from adu.data import plain_batches
+from adu.data import balanced_batches, plain_batches
 from adu.distributed import rank_slice
 from adu.errors import UserError
 from adu.methods import METHODS
@@ -143,6 +143,27 @@ def test_the_average_of_the_weights_is_what_ends_up_in_the_model(context):
         average = 0.75 * average + 0.25 * parameter.detach().double()
     _, weights = final_weights(Trainer(adu_run(**options), context))
     torch.testing.assert_close(weights[name].double(), average, atol=1e-6, rtol=0)
+
+
+def one_step(context, **options):
+    """The report of a step that changes next to nothing, and the scores in training and testing."""
+    run = adu_run(epochs=1, batch_size=18, warmup_epochs=0, lr=1e-9, **options)
+    trainer, outputs = Trainer(run, context), []
+    trainer.model.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    (report,) = trainer.epochs()
+    return report, outputs[0].logits_BC.detach().double(), outputs[-1].logits_BC
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_a_logit_factor_softens_predictions_in_training_alone(context, factor):
+    report, logits_BC, tested_BC = one_step(context, logit_factor=factor)
+    rows = balanced_batches(context.train.domain_N, 18, seed=0, epoch=0)[0]
+    class_B, forget_B = context.train.class_N[rows], context.train.domain_N[rows] == 2
+    log_p_BC = (factor * logits_BC).log_softmax(dim=-1)
+    memorize = -log_p_BC[~forget_B].gather(1, class_B[~forget_B, None]).mean()
+    assert report.losses["memorize"] == pytest.approx(memorize.item(), rel=1e-4)
+    assert report.losses["forget"] == pytest.approx(-log_p_BC[forget_B].mean().item(), rel=1e-4)
+    torch.testing.assert_close(tested_BC, one_step(context)[2])
 
 
 def test_gradients_are_clipped_to_the_norm_that_is_asked_for(context):

@@ -78,13 +78,6 @@ def _slow_instapg(trainer: Trainer) -> None:
         parameter.register_hook(lambda gradient: 0.1 * gradient)
 
 
-def _soft_logits(trainer: Trainer) -> None:
-    """Half the logit scale in training."""
-    model: Any = trainer.model
-    scored = model.class_logits
-    model.class_logits = lambda *args: scored(*args) * (0.5 if model.training else 1.0)
-
-
 def _adamw(trainer: Trainer) -> None:
     """AdamW in the place of SGD."""
     group = {"params": trainer._parameters, "scheduled": True}
@@ -121,7 +114,7 @@ VARIANTS: dict[str, Variant] = {
     "warm-up 2, EMA": Variant({**WARM, "train.ema_decay": 0.95}),
     "warm-up 2, InstaPG from zero": Variant(WARM, _zero_start),
     "warm-up 2, slow InstaPG": Variant(WARM, _slow_instapg),
-    "warm-up 2, half the logits": Variant(WARM, _soft_logits),
+    "warm-up 2, half the logits": Variant({**WARM, "train.logit_factor": 0.5}),
     "warm-up 2, AdamW": Variant({**WARM, "train.lr": 0.002}, _adamw),
     "warm-up 2, momentum 0.5": Variant({**WARM, "train.momentum": 0.5, "train.lr": 0.1}),
     "warm-up 2, lambda rises": Variant(WARM, _ramp),
