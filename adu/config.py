@@ -22,7 +22,9 @@ ModelT = TypeVar("ModelT", bound="StrictModel")
 class StrictModel(pydantic.BaseModel):
     """A configuration whose unknown fields are errors and whose values do not change."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
 
 def parse_config(model: type[ModelT], values: Mapping[str, Any], source: str) -> ModelT:

@@ -22,9 +22,10 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def rank_slice(n: int, rank: int, world_size: int) -> slice:
-    """The contiguous share of ``n`` items that belongs to one rank."""
-    share = -(-n // world_size)
-    return slice(min(rank * share, n), min((rank + 1) * share, n))
+    """The contiguous share of ``n`` items that is one rank's; shares differ by at most one."""
+    share, n_larger = divmod(n, world_size)
+    start = rank * share + min(rank, n_larger)
+    return slice(start, start + share + (rank < n_larger))
 
 
 def gather_batch(local: Tensor, n_global: int) -> Tensor:
@@ -57,12 +58,14 @@ class _Gather(torch.autograd.Function):
         ctx.own = rank_slice(n_global, rank, world_size)
         ctx.world_size = world_size
         share = -(-n_global // world_size)
+        # All must send alike: the shares of later ranks may be one shorter than the first one's.
         padded = local.new_zeros((share, *local.shape[1:]))
         padded[: len(local)] = local
         shares = [torch.empty_like(padded) for _ in range(world_size)]
         dist.all_gather(shares, padded)
-        # Only trailing ranks have short shares, so padding is always at the end.
-        return torch.cat(shares)[:n_global]
+        slices = [rank_slice(n_global, other, world_size) for other in range(world_size)]
+        sizes = [own.stop - own.start for own in slices]
+        return torch.cat([got[:size] for got, size in zip(shares, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

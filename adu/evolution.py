@@ -10,6 +10,8 @@ from torch import Tensor
 
 from adu.distributed import rank_and_world_size, sum_over_ranks
 
+WORST = 1e30
+
 
 class Evolution:
     """CMA-ES (Hansen, 2016), a generation a step.
@@ -41,16 +43,18 @@ class Evolution:
             losses: Gives the loss terms with the parameters as they are; ``total`` is minimised.
 
         Returns:
-            The terms, averaged over the candidates.
+            The terms, averaged over the candidates whose loss is finite; over all, if none's is.
         """
         candidates = [self._search.ask() for _ in range(self._search.population_size)]
         found = [self._try(candidate, losses) for candidate in candidates]
         totals = torch.stack([terms["total"] for terms in found]).double()
         # All workers must go the same way, even where their last bits differ.
         told = (sum_over_ranks(totals) / rank_and_world_size()[1]).tolist()
-        # A candidate without a finite loss is the worst of all; the trainer reports the NaN.
-        self._tell(candidates, [value if np.isfinite(value) else 1e30 for value in told])
-        return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
+        # A candidate without a finite loss is the worst of all, and no reason to stop.
+        self._tell(candidates, [value if np.isfinite(value) else WORST for value in told])
+        finite = [terms for terms, value in zip(found, told, strict=True) if np.isfinite(value)]
+        counted = finite or found
+        return {name: torch.stack([terms[name] for terms in counted]).mean() for name in found[0]}
 
     @property
     def history(self) -> Tensor:

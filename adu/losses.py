@@ -7,6 +7,7 @@ Every function takes the *global* batch; gathering it from the workers is `adu.d
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Literal
 
 import torch
@@ -14,10 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Estimator = Literal["biased", "unbiased"]
-Kernel = Literal["gaussian", "gaussian_median", "laplace", "linear"]
+Kernel = Literal["gaussian", "gaussian_median", "pair_median", "laplace", "linear"]
+ForgetLoss = Literal["uniform", "entropy", "neggrad"]
 
 # Widths of the Gaussians, as multiples of the mean squared distance between two features.
 BANDWIDTH_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+# Keeps the logarithm of the authors' entropy finite.
+ENTROPY_EPS = 1e-5
 
 
 def memorize_loss(logits_BC: Tensor, class_B: Tensor, retain_B: Tensor) -> Tensor:
@@ -35,13 +40,31 @@ def memorize_loss(logits_BC: Tensor, class_B: Tensor, retain_B: Tensor) -> Tenso
     return _masked_mean(per_image_B, retain_B)
 
 
-def forget_loss(logits_BC: Tensor, retain_B: Tensor) -> Tensor:
-    """L_forget: mean cross-entropy with the uniform distribution over the forget images.
+def forget_loss(
+    logits_BC: Tensor, class_B: Tensor, retain_B: Tensor, kind: ForgetLoss = "uniform"
+) -> Tensor:
+    """L_forget over the forget images.
+
+    Args:
+        logits_BC: Class scores.
+        class_B: True classes.
+        retain_B: True where the image is of a retain domain.
+        kind: ``uniform``, the mean cross-entropy with the uniform distribution (paper, section 4),
+            at least log C; ``entropy``, minus the mean entropy of the prediction (authors' code),
+            at least about -log C; ``neggrad``, minus the cross-entropy with the true class, a
+            control without a lower bound.
 
     Returns:
-        A scalar of at least log C; 0, still part of the graph, without forget images.
+        A scalar; 0, still part of the graph, where the batch has no forget image.
     """
-    per_image_B = -F.log_softmax(logits_BC.float(), dim=-1).mean(dim=-1)
+    log_p_BC = F.log_softmax(logits_BC.float(), dim=-1)
+    if kind == "uniform":
+        per_image_B = -log_p_BC.mean(dim=-1)
+    elif kind == "entropy":
+        p_BC = log_p_BC.exp()
+        per_image_B = (p_BC * (p_BC + ENTROPY_EPS).log()).sum(dim=-1)
+    else:
+        per_image_B = -F.nll_loss(log_p_BC, class_B, reduction="none")
     return _masked_mean(per_image_B, ~retain_B)
 
 
@@ -51,7 +74,7 @@ def domain_loss(domain_logits_BD: Tensor, domain_B: Tensor) -> Tensor:
 
 
 def mmd_squared(
-    features_BE: Tensor,
+    points_BE: Tensor,
     domain_B: Tensor,
     n_domains: int,
     estimator: Estimator = "biased",
@@ -61,32 +84,64 @@ def mmd_squared(
     """Mean squared maximum mean discrepancy over all pairs of domains in the batch.
 
     Args:
-        features_BE: Image features.
+        points_BE: What is compared: image features, or the domain classifier's logits.
         domain_B: Domain of each image.
         n_domains: D.
         estimator: Whether an image is compared with itself ("biased") or not ("unbiased").
-        kernel: A key of `KERNELS`.
+        kernel: A key of `KERNELS`, one for the whole batch, or "pair_median": one Gaussian for
+            each pair of domains (authors' code).
         bandwidth: Factor on the width that the kernel takes from the batch.
 
     Returns:
-        A scalar; domains without an image (or with one, if unbiased) are left out of the mean,
-        and with fewer than two domains left it is 0, still part of the graph.
+        A scalar; domains without an image (or with one, if unbiased or "pair_median") are left out
+        of the mean, and with fewer than two domains left it is 0, still part of the graph.
     """
-    kernel_BB = KERNELS[kernel](features_BE.float(), bandwidth)
-    member_BD = F.one_hot(domain_B, n_domains).to(kernel_BB.dtype)
+    points_BE = points_BE.float()
+    member_BD = F.one_hot(domain_B, n_domains).to(points_BE.dtype)
+    if kernel == "pair_median":
+        mmd_DD = _mmd_with_a_kernel_a_pair(points_BE, domain_B, member_BD, estimator, bandwidth)
+    else:
+        mmd_DD = _mmd_of_pairs(KERNELS[kernel](points_BE, bandwidth), member_BD, estimator)
+    least = 1 if estimator == "biased" and kernel != "pair_median" else 2
+    present_D = member_BD.sum(dim=0) >= least
+    pairs_DD = torch.triu(present_D[:, None] & present_D[None, :], diagonal=1)
+    return _masked_mean(mmd_DD, pairs_DD)
+
+
+def _mmd_with_a_kernel_a_pair(
+    points_BE: Tensor, domain_B: Tensor, member_BD: Tensor, estimator: Estimator, bandwidth: float
+) -> Tensor:
+    """MMD^2 of every pair of domains, each with the kernel of `_pair_median_kernel`."""
+    squared_BB = _squared_distances(points_BE)
+    n_domains = member_BD.shape[1]
+    mmd_DD = squared_BB.new_zeros(n_domains, n_domains)
+    for a, b in combinations(range(n_domains), 2):
+        kernel_BB = _pair_median_kernel(squared_BB, domain_B == a, domain_B == b, bandwidth)
+        mmd_DD[a, b] = _mmd_of_pairs(kernel_BB, member_BD[:, [a, b]], estimator)[0, 1]
+    return mmd_DD
+
+
+def _mmd_of_pairs(kernel_BB: Tensor, member_BD: Tensor, estimator: Estimator) -> Tensor:
+    """MMD^2 of every pair of domains out of one kernel; anything where a domain has no image."""
     n_D = member_BD.sum(dim=0)
     sums_DD = member_BD.T @ kernel_BB @ member_BD
     if estimator == "biased":
         within_D = sums_DD.diagonal() / n_D.clamp(min=1).square()
-        present_D = n_D >= 1
     else:
         own_D = member_BD.T @ kernel_BB.diagonal()
         within_D = (sums_DD.diagonal() - own_D) / (n_D * (n_D - 1)).clamp(min=1)
-        present_D = n_D >= 2
     between_DD = sums_DD / (n_D[:, None] * n_D[None, :]).clamp(min=1)
-    mmd_DD = within_D[:, None] + within_D[None, :] - 2 * between_DD
-    pairs_DD = torch.triu(present_D[:, None] & present_D[None, :], diagonal=1)
-    return _masked_mean(mmd_DD, pairs_DD)
+    return within_D[:, None] + within_D[None, :] - 2 * between_DD
+
+
+def _pair_median_kernel(
+    squared_BB: Tensor, in_a_B: Tensor, in_b_B: Tensor, bandwidth: float
+) -> Tensor:
+    """exp(-d^2 / (2 s^2)), s the median distance of one domain's images to the other's."""
+    between = squared_BB.detach()[in_a_B][:, in_b_B]
+    # torch's median is one of the values (the lower of two), so that squares have the same one.
+    width = _positive(between.median()) if between.numel() else squared_BB.new_ones(())
+    return torch.exp(-squared_BB / (2 * bandwidth * width))
 
 
 def gaussian_kernel(features_BE: Tensor, bandwidth: float = 1.0) -> Tensor:
@@ -112,7 +167,7 @@ def gaussian_median_kernel(features_BE: Tensor, bandwidth: float = 1.0) -> Tenso
 
 def laplace_kernel(features_BE: Tensor, bandwidth: float = 1.0) -> Tensor:
     """exp(-|x - y|_1 / mean |x - y|_1)."""
-    distances_BB = (features_BE[:, None, :] - features_BE[None, :, :]).abs().sum(dim=-1)
+    distances_BB = torch.cdist(features_BE, features_BE, p=1)
     return torch.exp(-distances_BB / (bandwidth * _mean_width(distances_BB)))
 
 
@@ -130,8 +185,9 @@ KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def _squared_distances(features_BE: Tensor) -> Tensor:
-    # The differences themselves, not |x|^2 + |y|^2 - 2xy: exact zeros for identical features.
-    return (features_BE[:, None, :] - features_BE[None, :, :]).square().sum(dim=-1)
+    # From the differences themselves, not |x|^2 + |y|^2 - 2xy: exact zeros for identical features.
+    mode = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(features_BE, features_BE, compute_mode=mode).square()
 
 
 def _mean_width(distances_BB: Tensor) -> Tensor:

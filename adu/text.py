@@ -139,7 +139,11 @@ class PromptedText:
 
 
 class TextContext(nn.Module):
-    """Learned tokens before the class name, the same for all classes (CoOp's unified context)."""
+    """Learned tokens before the class name, the same for all classes (CoOp's unified context).
+
+    With a depth above 1, later blocks have learned tokens of their own in that place (IVLP:
+    Khattak et al., CVPR 2023).
+    """
 
     def __init__(
         self,
@@ -148,6 +152,7 @@ class TextContext(nn.Module):
         n_ctx: int,
         init: str | None = None,
         init_std: float = 0.02,
+        depth: int | None = 1,
     ) -> None:
         """Initialises the context.
 
@@ -157,18 +162,39 @@ class TextContext(nn.Module):
             n_ctx: K.
             init: Words whose embeddings the context starts from, as far as they go.
             init_std: Standard deviation of the normal distribution that the rest starts from.
+            depth: Blocks of the text tower, from the first on, that get learned tokens; None:
+                three quarters of them.
+
+        Raises:
+            UserError: If the tower takes no context or has fewer blocks, or a caption is too long.
         """
         super().__init__()
         self.captions = PromptedText(backbone, classes, n_ctx)
+        n_blocks = self.captions.n_blocks
+        depth = three_quarters(n_blocks) if depth is None else depth
+        if depth > n_blocks:
+            raise UserError(f"text context of depth {depth}: the text tower has {n_blocks} blocks")
         tokens_KV = torch.randn(n_ctx, self.captions.width) * init_std
         if init:
             words_KV = self.captions.words(backbone, init)[:n_ctx].cpu()
             tokens_KV[: len(words_KV)] = words_KV
         self.tokens = nn.Parameter(tokens_KV)
+        self.deeper = nn.ParameterList(
+            nn.Parameter(torch.randn(n_ctx, self.captions.width) * init_std)
+            for _ in range(depth - 1)
+        )
 
     def forward(self) -> Tensor:
         """Unit-length text_CE of the classes."""
-        return self.captions.features(self.tokens)
+        return self.captions.features(self.tokens, self._deeper_at)
+
+    def _deeper_at(self, block: int) -> Tensor | None:
+        return self.deeper[block - 1] if block <= len(self.deeper) else None
+
+
+def three_quarters(n_blocks: int) -> int:
+    """How many blocks of a tower are prompted by default; 9 of 12, as in the paper."""
+    return max(1, n_blocks * 3 // 4)
 
 
 def _takes_context(tower: Any) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
 from adu.config import StrictModel
@@ -27,21 +27,34 @@ from adu.feed import Feed
 from adu.methods import Method, MethodConfig, Output, build_method
 from adu.methods.adu import AduConfig
 from adu.metrics import Scores
+from adu.recipes import recipe_of
 
 
 class TrainConfig(StrictModel):
-    """How a run is trained; defaults are the paper's and its code family's (CoOp, MaPLe)."""
+    """How a run is trained.
+
+    Defaults are the paper's and its code family's (CoOp, MaPLe), but for the warm-up and for what
+    the paper leaves open; `recipe` has them to the letter.
+    """
 
     epochs: int = Field(50, ge=1, description="passes over the few-shot training images")
     batch_size: int = Field(32, ge=2, description="images in a batch, over all workers")
     lr: float = Field(0.0025, gt=0, description="learning rate of SGD after warm-up")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
-    warmup_epochs: int = Field(1, ge=0, description="first epochs, trained with warmup_lr")
-    warmup_lr: float = Field(1e-5, ge=0)
+    warmup: Literal["linear", "constant"] = Field(
+        "linear", description="lr rises with every step, or is warmup_lr until warm-up is over"
+    )
+    warmup_epochs: int = Field(
+        2, ge=0, validate_default=True, description="first epochs, in which lr is warmed up"
+    )
+    warmup_lr: float = Field(1e-5, ge=0, description="learning rate of a constant warm-up")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of lr, after warm-up")
     sampling: Literal["balanced", "plain"] = Field(
         "balanced", description="whether every batch has equally many images of each domain"
+    )
+    logit_factor: float = Field(
+        1.0, gt=0, description="on the model's logit scale in training; below 1: softer predictions"
     )
     grad_clip: float | None = Field(
         None, gt=0, description="largest norm of all gradients together; unset: no limit"
@@ -56,6 +69,14 @@ class TrainConfig(StrictModel):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass")
     seed: int = Field(0, ge=0, description="of the initial weights, batches and augmentation")
 
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _leaves_something_to_train(cls, warmup_epochs: int, info: ValidationInfo) -> int:
+        epochs, warmup = info.data.get("epochs", math.inf), info.data.get("warmup")
+        if warmup == "constant" and warmup_epochs >= epochs:
+            raise ValueError(f"must be below epochs ({epochs}) where warm-up is constant")
+        return warmup_epochs
+
 
 class RunConfig(StrictModel):
     """One training run: what to forget, by which method, trained how."""
@@ -63,6 +84,18 @@ class RunConfig(StrictModel):
     forget: tuple[str, ...]
     method: MethodConfig = AduConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_recipe(cls, values: Any) -> Any:
+        """A recipe of the method says how it is trained, too, where the user has not."""
+        recipe = recipe_of(values.get("method")) if isinstance(values, Mapping) else None
+        if recipe is None:
+            return values
+        train = values.get("train", {})
+        if isinstance(train, TrainConfig):
+            train = {name: getattr(train, name) for name in train.model_fields_set}
+        return {**values, "train": {**recipe.train, **train}}
 
 
 @dataclass(frozen=True)
@@ -72,7 +105,7 @@ class EpochReport:
     Attributes:
         epoch: Its number, from 1.
         epochs: How many the run has.
-        lr: Learning rate that it was trained with.
+        lr: Learning rate that its last step was taken with.
         losses: Mean of every loss term over the epoch's batches; ``total`` is the objective.
         val: Scores on the validation images.
         train_s: Time spent in training steps, data included.
@@ -188,10 +221,6 @@ class Trainer:
     def _run_epoch(self, epoch: int) -> EpochReport:
         assert self._optimizer is not None
         start_s = time.perf_counter()
-        lr = learning_rate(self.run.train, epoch)
-        for group in self._optimizer.param_groups:
-            if group["scheduled"]:
-                group["lr"] = lr
         n_images, steps, wait_s = self._steps(epoch)
         losses = _mean_losses(steps, epoch)
         train_s = time.perf_counter() - start_s
@@ -204,7 +233,7 @@ class Trainer:
         return EpochReport(
             epoch + 1,
             self.run.train.epochs,
-            lr,
+            learning_rate(self.run.train, epoch),
             losses,
             val,
             train_s,
@@ -222,17 +251,30 @@ class Trainer:
         if self.model.full_batch_steps is not None:
             numbers = _full_batch_steps(self.model.full_batch_steps, self.run.train.epochs, epoch)
             n_images = len(numbers) * len(self.context.train)
-            return n_images, [self._full_batch_step(number) for number in numbers], 0.0
+            steps = []
+            for i, number in enumerate(numbers):
+                self._schedule(epoch, (i + 1) / len(numbers))
+                steps.append(self._full_batch_step(number))
+            return n_images, steps, 0.0
         batches = _batches(self.run.train, self.context.train, epoch)
         if self._images is None:
             self._images = self._feed().start(epoch)
         steps, wait_s = [], 0.0
-        for number, rows_B in enumerate(batches, start=epoch * len(batches)):
+        for i, rows_B in enumerate(batches):
             asked_s = time.perf_counter()
             images_BCHW = next(self._images)
             wait_s += time.perf_counter() - asked_s
+            self._schedule(epoch, (i + 1) / len(batches))
+            number = epoch * len(batches) + i
             steps.append(self._step(rows_B.tolist(), images_BCHW, number))
         return sum(map(len, batches)), steps, wait_s
+
+    def _schedule(self, epoch: int, share: float) -> None:
+        """Sets the learning rate of an epoch's next step; see `learning_rate`."""
+        assert self._optimizer is not None
+        for group in self._optimizer.param_groups:
+            if group["scheduled"]:
+                group["lr"] = learning_rate(self.run.train, epoch, share)
 
     def _feed(self) -> Feed:
         train, images = self.run.train, self.context.train
@@ -255,12 +297,14 @@ class Trainer:
         ):
             local = self.model(images_BCHW)
         output = Output(
-            gather_batch(local.logits_BC, len(rows)), gather_batch(local.features_BE, len(rows))
+            gather_batch(local.logits_BC, len(rows)),
+            gather_batch(local.features_BE, len(rows)),
+            local.text_CE,
         )
         class_B, domain_B = self._labels(rows)
         if self._evolution is not None:
             return self._evolution.step(lambda: self._losses(output.features_BE, class_B, domain_B))
-        return self._descend(self.model.losses(output, class_B, domain_B), number)
+        return self._descend(self._terms(output, class_B, domain_B), number)
 
     def _full_batch_step(self, number: int) -> dict[str, Tensor]:
         """One step on the untouched features of all images, the same on every worker."""
@@ -288,8 +332,12 @@ class Trainer:
 
     def _losses(self, features_BE: Tensor, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
         """The terms where what is learned changes no image's features."""
-        logits_BC = self.model.class_logits(features_BE)
-        return self.model.losses(Output(logits_BC, features_BE), class_B, domain_B)
+        return self._terms(self.model.scored(features_BE), class_B, domain_B)
+
+    def _terms(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
+        """The terms at the logit scale of training."""
+        softer = replace(output, logits_BC=self.run.train.logit_factor * output.logits_BC)
+        return self.model.losses(softer, class_B, domain_B)
 
 
 def _full_batch_steps(n_steps: int, epochs: int, epoch: int) -> range:
@@ -320,13 +368,27 @@ def _mean_losses(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float]
     return dict(zip(terms, values_ST.mean(dim=0).tolist(), strict=True))
 
 
-def learning_rate(config: TrainConfig, epoch: int) -> float:
-    """Learning rate of an epoch, from 0: constant warm-up, then the schedule."""
+def learning_rate(config: TrainConfig, epoch: int, share: float = 1.0) -> float:
+    """Learning rate of a step: warm-up, then the schedule, which changes from epoch to epoch.
+
+    With a constant warm-up it is that of Dassl, on which the paper's code family stands: the
+    cosine begins after the warm-up, at the full rate, and is that of the whole run's length, so
+    that it ends above zero.
+
+    Args:
+        config: How the run is trained.
+        epoch: Number of the epoch, from 0.
+        share: How much of the epoch is done after the step.
+    """
     if epoch < config.warmup_epochs:
-        return config.warmup_lr
+        if config.warmup == "constant":
+            return config.warmup_lr
+        # However short the run, it gets to the full rate.
+        return config.lr * (epoch + share) / min(config.warmup_epochs, config.epochs)
     if config.schedule == "constant":
         return config.lr
-    return 0.5 * config.lr * (1 + math.cos(math.pi * epoch / config.epochs))
+    progress = (epoch - config.warmup_epochs) / config.epochs
+    return 0.5 * config.lr * (1 + math.cos(math.pi * progress))
 
 
 def _build_optimizer(model: Method, config: TrainConfig) -> torch.optim.SGD | None:

@@ -3,14 +3,14 @@
 Baseline plus two things: a domain disentangling loss (domain classification and MMD) that pulls
 the domains' features apart, and prompts made for each image (InstaPG).
 
-Tensor names carry their shape: B images, T tokens, P prompt tokens, W token width.
+Tensor names carry their shape: B images, D domains, T tokens, P prompt tokens, W token width.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from adu.backbone import Backbone
@@ -19,14 +19,24 @@ from adu.losses import Estimator, Kernel, domain_loss, mmd_squared
 from adu.methods.base import Output, Task
 from adu.methods.baseline import Baseline, PromptConfig
 from adu.prompts import InstaPG
+from adu.recipes import RecipeName, recipe_of
 
 
 class AduConfig(PromptConfig):
-    """ADU's options, with the paper's defaults where the paper gives any."""
+    """ADU's options, with the paper's defaults where the paper gives any.
+
+    A recipe (`adu.recipes`) sets the options that are not given.
+    """
 
     name: Literal["adu"] = "adu"
+    recipe: RecipeName | None = Field(
+        None, description="sets what is not set itself as in the paper or in the authors' code"
+    )
     gamma: float = Field(30.0, ge=0, description="weight of the domain classification loss")
     lambda_: float = Field(10.0, ge=0, alias="lambda", description="weight of MMD^2 (maximised)")
+    mmd_on: Literal["features", "domain_logits"] = Field(
+        "features", description="whether MMD^2 is of image features or of the domain head's logits"
+    )
     mmd_estimator: Estimator = Field("biased", description="how MMD^2 is estimated")
     mmd_kernel: Kernel = Field("gaussian", description="kernel of MMD^2")
     mmd_bandwidth: float = Field(
@@ -34,9 +44,15 @@ class AduConfig(PromptConfig):
     )
     instapg: bool = Field(True, description="whether prompts are made for each image")
     instapg_layer: int | None = Field(
-        None, ge=1, description="block where InstaPG stands, from 0; unset: the middle one"
+        None,
+        ge=-100,
+        description="block where InstaPG stands, from 0; negative: from the last prompted one, -1; "
+        "unset: the middle one",
     )
     instapg_heads: int | None = Field(None, ge=1, description="unset: as many as the tower's")
+    instapg_feed_forward: bool = Field(
+        False, description="whether InstaPG is a whole transformer block, or attention alone"
+    )
     instapg_residual: bool = Field(
         True, description="whether the image's prompts are added to its block's, or replace them"
     )
@@ -45,18 +61,34 @@ class AduConfig(PromptConfig):
         description="blocks after InstaPG carry the image's prompts on, or add them to their own",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_recipe(cls, values: Any) -> Any:
+        recipe = recipe_of(values)
+        if recipe is None:
+            return values
+        given = {"lambda" if name == "lambda_" else name for name in values}
+        return {**{n: v for n, v in recipe.method.items() if n not in given}, **values}
+
     def instapg_layer_in(self, n_blocks: int) -> int:
         """The number of InstaPG's block, which must have prompts of its own.
 
         Raises:
-            UserError: If that block is not a prompted one.
+            UserError: If that block is not a prompted one after the first.
         """
         depth = self.depth_in(n_blocks)
-        layer = min(n_blocks // 2, depth - 1) if self.instapg_layer is None else self.instapg_layer
+        if depth < 2:
+            raise UserError(
+                f"method.depth = {depth}: InstaPG stands in a prompted block after the first, "
+                "so at least 2 (or method.instapg: false)"
+            )
+        asked = self.instapg_layer
+        layer = min(n_blocks // 2, depth - 1) if asked is None else asked
+        layer = depth + layer if layer < 0 else layer
         if not 1 <= layer < depth:
             raise UserError(
-                f"method.instapg_layer = {layer}: must be one of the prompted blocks after the "
-                f"first, 1 to {depth - 1}"
+                f"method.instapg_layer = {asked}: must be one of the prompted blocks after the "
+                f"first, 1 to {depth - 1}, or from the last on {1 - depth} to -1"
             )
         return layer
 
@@ -70,7 +102,8 @@ class Adu(Baseline):
         tower = backbone.tower
         if config.instapg and config.n_ctx:
             self.layer = config.instapg_layer_in(tower.n_blocks)
-            self.instapg = InstaPG(tower.width, config.instapg_heads or tower.heads)
+            heads = config.instapg_heads or tower.heads
+            self.instapg = InstaPG(tower.width, heads, config.instapg_feed_forward)
             if config.instapg_mode == "carry":
                 self.prompts.keep_first(self.layer + 1)
         else:
@@ -98,9 +131,10 @@ class Adu(Baseline):
     def losses(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
         """L_total = L_memorize + L_forget + gamma L_CE - lambda MMD^2 (paper, section 4)."""
         terms = super().losses(output, class_B, domain_B)
-        terms["domain_ce"] = domain_loss(self.domain_head(output.features_BE), domain_B)
+        domain_logits_BD = self.domain_head(output.features_BE)
+        terms["domain_ce"] = domain_loss(domain_logits_BD, domain_B)
         terms["mmd"] = mmd_squared(
-            output.features_BE,
+            output.features_BE if self.config.mmd_on == "features" else domain_logits_BD,
             domain_B,
             len(self.task.domains),
             self.config.mmd_estimator,

@@ -6,7 +6,7 @@ Tensor names carry their shape: B images, C classes, D domains, E feature width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adu.backbone import DEFAULT_TEMPLATE, Backbone
-from adu.losses import forget_loss, memorize_loss
+from adu.losses import ForgetLoss, forget_loss, memorize_loss
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Output:
-    """What a method says of a batch: class scores and unit-length image features."""
+    """What a method says of a batch: class scores, and the unit-length features they come from."""
 
     logits_BC: Tensor
     features_BE: Tensor
+    text_CE: Tensor
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,20 @@ class Method(nn.Module, ABC):
         any_classes: Whether what is learned holds for classes that it was not learned on.
         evolution: Set where what is learned is found by CMA-ES; it may then change
             `class_logits` alone.
+        forget_kind: Which L_forget it is trained with.
     """
 
     full_batch_steps: int | None = None
     any_classes = True
     evolution: EvolutionOptions | None = None
+    forget_kind: ForgetLoss = "uniform"
 
     def __init__(self, backbone: Backbone, task: Task) -> None:
         super().__init__()
         self.task = task
         # Kept out of the module tree: the backbone is shared by all methods of a process.
         self._backbone = (backbone,)
+        self._held_text: tuple[list[Tensor], Tensor] | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -112,6 +116,10 @@ class Method(nn.Module, ABC):
     def text_features(self) -> Tensor:
         """Unit-length text_CE that images are compared with."""
         return self.task.text_CE
+
+    def text_parameters(self) -> Iterable[nn.Parameter]:
+        """What `text_features` depends on; nothing where the text side is frozen."""
+        return ()
 
     def caption_features(self, classes: Sequence[str], template: str) -> Tensor:
         """Unit-length text_CE of captions in plain words, without any learned context."""
@@ -132,9 +140,36 @@ class Method(nn.Module, ABC):
         return logits_BC
 
     def forward(self, images_BCHW: Tensor) -> Output:
-        """Classifies images."""
-        features_BE = F.normalize(self.image_features(images_BCHW).float(), dim=-1)
-        return Output(self.class_logits(features_BE), features_BE)
+        """Classifies images; of none, which is a worker's share of a small batch, too."""
+        features_BE = self.unit_features(images_BCHW)
+        text_CE = self.text_features() if torch.is_grad_enabled() else self._text_once()
+        # A similarity times logit_scale, 100 in CLIP, is off by up to 0.25 in bf16.
+        with torch.autocast(features_BE.device.type, enabled=False):
+            logits_BC = self.class_logits(features_BE, text_CE)
+        return Output(logits_BC, features_BE, text_CE)
+
+    def unit_features(self, images_BCHW: Tensor) -> Tensor:
+        """Unit-length features_BE of images, float32."""
+        if not len(images_BCHW):
+            # Not every tower takes an empty batch. A gradient must still find its way back here.
+            width = self.task.text_CE.shape[1]
+            return torch.zeros(0, width, device=images_BCHW.device, requires_grad=True)
+        return F.normalize(self.image_features(images_BCHW).float(), dim=-1)
+
+    def scored(self, features_BE: Tensor) -> Output:
+        """Classifies unit-length image features."""
+        text_CE = self.text_features()
+        return Output(self.class_logits(features_BE, text_CE), features_BE, text_CE)
+
+    def _text_once(self) -> Tensor:
+        """`text_features`, computed anew only if what it depends on has changed since."""
+        now = [parameter.detach() for parameter in self.text_parameters()]
+        if self._held_text is not None:
+            before, text_CE = self._held_text
+            if all(torch.equal(a, b) for a, b in zip(before, now, strict=True)):
+                return text_CE
+        self._held_text = [parameter.clone() for parameter in now], self.text_features()
+        return self._held_text[1]
 
     def prepare(self, features_NE: Tensor, class_N: Tensor, domain_N: Tensor) -> None:
         """Looks at the untouched model's features of all training images before training.
@@ -153,7 +188,7 @@ class Method(nn.Module, ABC):
         """The loss terms of a global batch, by name; ``total`` is what is minimised."""
         retain_B = self.task.retain_mask(domain_B)
         memorize = memorize_loss(output.logits_BC, class_B, retain_B)
-        forget = forget_loss(output.logits_BC, retain_B)
+        forget = forget_loss(output.logits_BC, class_B, retain_B, self.forget_kind)
         return {"total": memorize + forget, "memorize": memorize, "forget": forget}
 
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -5,18 +5,20 @@ Tensor names carry their shape: B images, T tokens, P prompt tokens, W token wid
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from adu.backbone import Backbone
 from adu.config import StrictModel
 from adu.errors import UserError
+from adu.losses import ForgetLoss
 from adu.methods.base import Method, Task
 from adu.model import PromptSource, prompted_features
 from adu.prompts import DeepPrompts
-from adu.text import TextContext
+from adu.text import TextContext, three_quarters
 
 
 class PromptConfig(StrictModel):
@@ -27,9 +29,19 @@ class PromptConfig(StrictModel):
         None, ge=1, description="prompted blocks from the first on; unset: three quarters of them"
     )
     init_std: float = Field(0.02, gt=0, description="standard deviation of the prompts' init")
-
     text_n_ctx: int = Field(
         0, ge=0, le=64, description="learned tokens before the class name; 0: the caption as it is"
+    )
+    text_init: str | None = Field(
+        None, description="words that the learned text context starts from; unset: at random"
+    )
+    text_depth: int | None = Field(
+        1, ge=1, description="text blocks with learned tokens; null: three quarters of them"
+    )
+    forget_loss: ForgetLoss = Field(
+        "uniform",
+        description="towards uniform predictions; entropy: away from certain ones; neggrad: away "
+        "from the true class (a control)",
     )
 
     def depth_in(self, n_blocks: int) -> int:
@@ -38,7 +50,7 @@ class PromptConfig(StrictModel):
         Raises:
             UserError: If the tower has fewer blocks than asked for.
         """
-        depth = max(1, n_blocks * 3 // 4) if self.depth is None else self.depth
+        depth = three_quarters(n_blocks) if self.depth is None else self.depth
         if depth > n_blocks:
             raise UserError(f"method.depth = {depth}: the image tower has {n_blocks} blocks")
         return depth
@@ -57,12 +69,23 @@ class Baseline(Method):
         super().__init__(backbone, task)
         depth = config.depth_in(backbone.tower.n_blocks) if config.n_ctx else 0
         self.prompts = DeepPrompts(depth, config.n_ctx, backbone.tower.width, config.init_std)
+        self.forget_kind = config.forget_loss
         if config.text_n_ctx:
-            self.text_context = TextContext(backbone, task.classes, config.text_n_ctx)
+            self.text_context = TextContext(
+                backbone,
+                task.classes,
+                config.text_n_ctx,
+                config.text_init,
+                depth=config.text_depth,
+            )
 
     def text_features(self) -> Tensor:
         """The captions' text_CE, or that of the learned context."""
         return self.text_context() if hasattr(self, "text_context") else super().text_features()
+
+    def text_parameters(self) -> Iterable[nn.Parameter]:
+        """The learned context, if there is one."""
+        return self.text_context.parameters() if hasattr(self, "text_context") else ()
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """Runs the tower with each block's prompts; returns features_BE."""

@@ -11,6 +11,7 @@ latent numbers, L = S + U.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -66,6 +67,10 @@ class Bbf(Method):
     def text_features(self) -> Tensor:
         """text_CE with the context."""
         return self.captions.features(self.context())
+
+    def text_parameters(self) -> Iterable[nn.Parameter]:
+        """The latent numbers."""
+        return self.shared_S, self.own_KU
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """The backbone's own features_BE."""

@@ -11,7 +11,7 @@ Tensor names carry their shape: B images, C classes, T tokens, E feature width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -64,6 +64,10 @@ class ClipFit(Method):
         """text_CE with the tuned biases."""
         return self._encode_text(self._tokens_CT)
 
+    def text_parameters(self) -> Iterable[nn.Parameter]:
+        """The tuned biases."""
+        return [self.tuned[_key(name)] for name in self._biases]
+
     @torch.no_grad()
     def caption_features(self, classes: Sequence[str], template: str) -> Tensor:
         """text_CE of other captions, with the tuned biases."""
@@ -77,7 +81,7 @@ class ClipFit(Method):
         """L_memorize + L_forget + text_weight L_text + norm_weight L_norm."""
         terms = super().losses(output, class_B, domain_B)
         frozen = dict(self.backbone.clip.named_parameters())
-        cosine_C = (self.text_features() * self.task.text_CE).sum(dim=-1)
+        cosine_C = (output.text_CE * self.task.text_CE).sum(dim=-1)
         terms["text"] = (1 - cosine_C).mean()
         changes = [(self.tuned[_key(name)] - frozen[name]).square().mean() for name in self._norms]
         terms["norm"] = torch.stack(changes).mean()

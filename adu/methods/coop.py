@@ -6,10 +6,11 @@ untouched. Trained here with L_memorize + L_forget.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from adu.backbone import Backbone
 from adu.config import StrictModel
@@ -38,6 +39,10 @@ class CoOp(Method):
     def text_features(self) -> Tensor:
         """text_CE with the learned context."""
         return self.context()
+
+    def text_parameters(self) -> Iterable[nn.Parameter]:
+        """The context."""
+        return self.context.parameters()
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """The backbone's own features_BE."""

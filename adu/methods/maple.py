@@ -8,6 +8,7 @@ Tensor names carry their shape: B images, K prompt tokens, V text width, W image
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from adu.config import StrictModel
 from adu.errors import UserError
 from adu.methods.base import Method, Task
 from adu.model import prompted_features
-from adu.text import TextContext
+from adu.text import TextContext, three_quarters
 
 
 class MaPLeConfig(StrictModel):
@@ -54,6 +55,10 @@ class MaPLe(Method):
         """text_CE with each block's prompts."""
         return self.context.captions.features(self.context.tokens, self._deeper_at)
 
+    def text_parameters(self) -> Iterable[nn.Parameter]:
+        """The text tower's prompts."""
+        return self.context.tokens, *self.deeper
+
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """Runs the image tower with the prompts that the text side's are mapped to."""
         n_images = len(images_BCHW)
@@ -71,7 +76,7 @@ class MaPLe(Method):
 
 
 def _depth(config: MaPLeConfig, n_blocks: int) -> int:
-    depth = max(1, n_blocks * 3 // 4) if config.depth is None else config.depth
+    depth = three_quarters(n_blocks) if config.depth is None else config.depth
     if depth > n_blocks:
         raise UserError(f"method.depth = {depth}: the shorter tower has {n_blocks} blocks")
     return depth

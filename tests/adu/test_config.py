@@ -32,13 +32,17 @@ CONFIGS = [BackboneConfig, DataConfig, TrainConfig, *METHOD_CONFIGS]
             "run.yaml: train.lr = 'fast': input should be a valid number",
         ),
         (
+            {"forget": ["sketch"], "train": {"lr": float("inf")}},
+            "run.yaml: train.lr = inf: input should be a finite number",
+        ),
+        (
             {"forget": ["sketch"], "method": {"gamma": -1}},
             "run.yaml: method.gamma = -1: input should be greater than or equal to 0",
         ),
         (
             {"forget": ["sketch"], "method": {"name": "baseline", "gamma": 1}},
             r"run.yaml: unknown field 'method.gamma' "
-            r"\(known: n_ctx, depth, init_std, text_n_ctx, name\)",
+            r"\(known: n_ctx, depth, init_std, text_n_ctx, text_init, text_depth, forget_loss, ",
         ),
         (
             {"forget": ["sketch"], "method": {"name": "amnesia"}},

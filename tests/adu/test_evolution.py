@@ -48,5 +48,12 @@ def test_a_candidate_without_a_finite_loss_is_passed_over():
         return {"total": torch.where(parameters[0][0] < 0, torch.nan, total)}
 
     for _ in range(60):
-        evolution.step(losses)
+        terms = evolution.step(losses)
+        # What is reported is of the others, so that the run goes on.
+        assert terms["total"].isfinite()
     assert parameters[0][0] > 0.9
+
+
+def test_a_generation_without_any_finite_loss_says_so():
+    evolution, parameters, _ = search()
+    assert evolution.step(lambda: {"total": parameters[0].sum() * torch.nan})["total"].isnan()

@@ -1,14 +1,17 @@
 """The loss terms against the paper's formulas, written anew with loops in float64."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adu.losses import (
     BANDWIDTH_SCALES,
-    KERNELS,
+    ForgetLoss,
+    Kernel,
     domain_loss,
     forget_loss,
     gaussian_kernel,
@@ -48,23 +51,38 @@ def kernel_64(features, name, bandwidth=1.0):
 def mmd_64(features, domains, n_domains, estimator, kernel="gaussian", bandwidth=1.0):
     """MMD^2 from its definition: sums of kernel values over pairs of images."""
     n = len(features)
-    k = kernel_64(features, kernel, bandwidth)
-    least = 1 if estimator == "biased" else 2
+    least = 1 if estimator == "biased" and kernel != "pair_median" else 2
     groups = [[i for i in range(n) if domains[i] == d] for d in range(n_domains)]
     groups = [g for g in groups if len(g) >= least]
 
-    def within(g):
+    def within(g, k):
         if estimator == "biased":
             return sum(k(i, j) for i in g for j in g) / len(g) ** 2
         return sum(k(i, j) for i in g for j in g if i != j) / (len(g) * (len(g) - 1))
 
-    def between(g, h):
+    def between(g, h, k):
         return sum(k(i, j) for i in g for j in h) / (len(g) * len(h))
 
+    def squared(g, h):
+        if kernel == "pair_median":
+            k = pair_kernel_64(features, g, h, bandwidth)
+        else:
+            k = kernel_64(features, kernel, bandwidth)
+        return within(g, k) + within(h, k) - 2 * between(g, h, k)
+
     pairs = [(g, h) for a, g in enumerate(groups) for h in groups[a + 1 :]]
-    if not pairs:
-        return 0.0
-    return sum(within(g) + within(h) - 2 * between(g, h) for g, h in pairs) / len(pairs)
+    return sum(squared(g, h) for g, h in pairs) / len(pairs) if pairs else 0.0
+
+
+def pair_kernel_64(features, g, h, bandwidth):
+    """The authors': exp(-d^2 / (2 s^2)), s the median distance between the two domains' samples."""
+    apart = sorted(math.dist(features[i], features[j]) for i in g for j in h)
+    s = apart[(len(apart) - 1) // 2] or 1.0
+
+    def k(i, j):
+        return math.exp(-(math.dist(features[i], features[j]) ** 2) / (2 * bandwidth * s**2))
+
+    return k
 
 
 def random_batch(b=12, c=5, dtype=torch.float32):
@@ -84,19 +102,39 @@ def test_memorize_loss_is_mean_cross_entropy_over_retain_images():
 
 
 def test_forget_loss_is_mean_cross_entropy_with_uniform():
-    logits, _, retain = random_batch()
+    logits, classes, retain = random_batch()
     rows = [i for i in range(len(logits)) if not retain[i]]
     expected = np.mean([-log_softmax_64(logits[i]).mean() for i in rows])
-    found = forget_loss(torch.tensor(logits), torch.tensor(retain))
+    found = forget_loss(torch.tensor(logits), torch.tensor(classes), torch.tensor(retain))
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_authors_forget_loss_is_minus_the_mean_entropy():
+    logits, classes, retain = random_batch()
+    p = [np.exp(log_softmax_64(logits[i])) for i in range(len(logits)) if not retain[i]]
+    expected = np.mean([(row * np.log(row + 1e-5)).sum() for row in p])
+    found = forget_loss(
+        torch.tensor(logits), torch.tensor(classes), torch.tensor(retain), "entropy"
+    )
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_neggrad_goes_up_the_cross_entropy_of_forget_images():
+    logits, classes, retain = random_batch()
+    rows = [i for i in range(len(logits)) if not retain[i]]
+    expected = np.mean([log_softmax_64(logits[i])[classes[i]] for i in rows])
+    found = forget_loss(
+        torch.tensor(logits), torch.tensor(classes), torch.tensor(retain), "neggrad"
+    )
     assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_forget_loss_is_smallest_at_uniform():
-    loss = forget_loss(torch.zeros(3, 7), torch.zeros(3, dtype=torch.bool))
+    loss = forget_loss(torch.zeros(3, 7), torch.tensor([0, 1, 2]), torch.zeros(3, dtype=torch.bool))
     assert loss.item() == pytest.approx(math.log(7), rel=1e-6)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", get_args(Kernel))
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
 @pytest.mark.parametrize(
     "domains",
@@ -122,7 +160,7 @@ def test_mmd_with_the_linear_kernel_is_the_distance_of_the_means():
     assert found.item() == pytest.approx((apart**2).sum(), rel=1e-5)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", get_args(Kernel))
 def test_mmd_of_identical_features_is_zero_with_a_finite_gradient(kernel):
     features = torch.ones(6, 4, requires_grad=True)
     value = mmd_squared(features, torch.tensor([0, 0, 0, 1, 1, 1]), 2, kernel=kernel)
@@ -131,7 +169,7 @@ def test_mmd_of_identical_features_is_zero_with_a_finite_gradient(kernel):
     assert torch.isfinite(features.grad).all()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", get_args(Kernel))
 def test_mmd_of_one_image_is_zero(kernel):
     assert mmd_squared(torch.randn(1, 4), torch.tensor([1]), 2, kernel=kernel).item() == 0
 
@@ -147,14 +185,15 @@ def test_gaussian_kernel_of_an_image_with_itself_is_one():
     assert torch.equal(diagonal, torch.ones(5))
 
 
+@pytest.mark.parametrize("kind", get_args(ForgetLoss))
 @pytest.mark.parametrize("missing", ["retain", "forget"])
-def test_a_missing_side_gives_zero_loss_and_zero_gradient(missing):
+def test_a_missing_side_gives_zero_loss_and_zero_gradient(missing, kind):
     logits = torch.randn(4, 3, requires_grad=True)
     retain = torch.full((4,), missing == "forget")
     if missing == "retain":
         loss = memorize_loss(logits, torch.zeros(4, dtype=torch.long), retain)
     else:
-        loss = forget_loss(logits, retain)
+        loss = forget_loss(logits, torch.zeros(4, dtype=torch.long), retain, kind)
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
@@ -172,11 +211,11 @@ def test_huge_and_bf16_logits_give_the_exact_losses(dtype, size):
     domain = -np.mean([log_p[i][classes[i]] for i in range(6)])
     class_B, retain_B = torch.tensor(classes), torch.tensor(retain)
     assert memorize_loss(logits, class_B, retain_B).item() == pytest.approx(memorize, rel=1e-6)
-    assert forget_loss(logits, retain_B).item() == pytest.approx(forget, rel=1e-6)
+    assert forget_loss(logits, class_B, retain_B).item() == pytest.approx(forget, rel=1e-6)
     assert domain_loss(logits, class_B).item() == pytest.approx(domain, rel=1e-6)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", get_args(Kernel))
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
 def test_mmd_of_bf16_features_is_computed_in_full_precision(kernel, estimator):
     features = torch.randn(8, 5, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -186,7 +225,7 @@ def test_mmd_of_bf16_features_is_computed_in_full_precision(kernel, estimator):
     assert found.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "linear"])
+@pytest.mark.parametrize("kernel", [name for name in get_args(Kernel) if name != "linear"])
 def test_the_bandwidth_is_a_factor_on_the_kernels_width(kernel):
     features, domains = RNG.normal(size=(8, 5)), [0, 0, 0, 1, 1, 1, 2, 2]
     for bandwidth in (0.1, 3.0):
@@ -197,7 +236,7 @@ def test_the_bandwidth_is_a_factor_on_the_kernels_width(kernel):
         assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", get_args(Kernel))
 def test_mmds_gradient_is_that_of_its_definition_with_the_width_held_fixed(kernel):
     """Finite differences in float64, with the kernel's width that of the point itself."""
     features, domains = RNG.normal(size=(5, 3)), [0, 0, 1, 1, 1]
@@ -219,6 +258,9 @@ def test_mmds_gradient_is_that_of_its_definition_with_the_width_held_fixed(kerne
 def width_64(features, kernel):
     if kernel == "linear":
         return 1.0
+    if kernel == "pair_median":  # of the one pair of domains in that test
+        between = sorted(math.dist(a, b) ** 2 for a in features[:2] for b in features[2:])
+        return between[(len(between) - 1) // 2]
     norm = 1 if kernel == "laplace" else 2
     pairs = [(abs(a - b) ** norm).sum() for i, a in enumerate(features) for b in features[:i]]
     return sorted(pairs)[(len(pairs) - 1) // 2] if kernel == "gaussian_median" else np.mean(pairs)
@@ -230,3 +272,23 @@ def test_domain_loss_is_mean_cross_entropy():
     expected = -np.mean([log_softmax_64(row)[d] for row, d in zip(logits, domains, strict=True)])
     found = domain_loss(torch.tensor(logits), torch.tensor(domains))
     assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that any operation gives."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("kernel", get_args(Kernel))
+def test_mmd_never_holds_the_differences_of_all_pairs_in_all_dimensions(kernel):
+    points_BE = torch.randn(64, 48, requires_grad=True)
+    with LargestTensor() as largest:
+        mmd_squared(points_BE, torch.arange(64) % 3, 3, kernel=kernel).backward()
+    assert largest.numbers <= 5 * 64 * 64  # the five Gaussians of the default kernel

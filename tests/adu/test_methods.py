@@ -1,11 +1,14 @@
 """What the methods compute, on an open_clip model with random weights."""
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from adu.backbone import BackboneConfig
 from adu.errors import UserError
+from adu.losses import ForgetLoss, forget_loss, mmd_squared
 from adu.methods import METHODS, build_method
 from adu.methods.adu import AduConfig
 from adu.methods.base import Task
@@ -16,6 +19,8 @@ from adu.methods.lp_plus_plus import LpPlusPlusConfig
 from adu.methods.maple import MaPLeConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.openclip import load_backbone
+from adu.trainer import RunConfig
+from tests.adu.formulas import attention_64, norm_64
 from tests.tiny import CLASSES, DOMAINS, N_BLOCKS, tiny_backbone
 
 
@@ -127,31 +132,6 @@ def block_64(block, x):
     return x + hidden @ block.mlp.c_proj.weight.double().T + block.mlp.c_proj.bias
 
 
-def norm_64(norm, x):
-    apart = x - x.mean(dim=-1, keepdim=True)
-    deviation = (apart.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt()
-    return apart / deviation * norm.weight + norm.bias
-
-
-def attention_64(attention, queries, others):
-    """Multi-head attention, one head after the other."""
-    width = queries.shape[-1]
-    weights, biases = attention.in_proj_weight.double(), attention.in_proj_bias.double()
-    parts = [slice(k * width, (k + 1) * width) for k in range(3)]
-    q, k, v = (
-        x @ weights[part].T + biases[part]
-        for x, part in zip((queries, others, others), parts, strict=True)
-    )
-    size = width // attention.num_heads
-    heads = []
-    for h in range(attention.num_heads):
-        of_head = slice(h * size, (h + 1) * size)
-        powers = (q[:, of_head] @ k[:, of_head].T / size**0.5).exp()
-        heads.append(powers / powers.sum(dim=-1, keepdim=True) @ v[:, of_head])
-    joined = torch.cat(heads, dim=-1)
-    return joined @ attention.out_proj.weight.double().T + attention.out_proj.bias
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -159,6 +139,7 @@ def attention_64(attention, queries, others):
         AduConfig(),
         AduConfig(instapg_mode="add"),
         AduConfig(text_n_ctx=2),
+        AduConfig(recipe="authors"),
         LpPlusPlusConfig(),
         ClipFitConfig(),
         CoOpConfig(n_ctx=4),
@@ -176,6 +157,113 @@ def test_gradients_reach_everything_trainable_and_nothing_frozen(
     without = [name for name, p in model.trainable().items() if p.grad is None]
     assert not without
     assert all(p.grad is None for p in backbone.clip.parameters())
+
+
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
+def test_instapg_with_its_feed_forward_part_is_a_whole_block(backbone, task, images_BCHW, residual):
+    config = AduConfig(
+        n_ctx=2, depth=3, instapg_layer=-1, instapg_feed_forward=True, instapg_residual=residual
+    )
+    model = build_method(config, backbone, task)
+    insta, learned = model.instapg, model.prompts.tokens[2].double()
+    patches = torch.randn(16, 32, generator=torch.Generator().manual_seed(1))
+    queries = norm_64(insta.norm_prompts, learned)
+    x = queries + attention_64(
+        insta.attention, queries, norm_64(insta.norm_patches, patches.double())
+    )
+    hidden = norm_64(insta.norm_answer, x) @ insta.expand.weight.double().T + insta.expand.bias
+    assert hidden.shape == (2, 4 * 32)
+    hidden = hidden / (1 + torch.exp(-1.702 * hidden))
+    expected = x + hidden @ insta.reduce.weight.double().T + insta.reduce.bias
+    found_BPW = insta(model.prompts.at(2, 1), patches[None])
+    torch.testing.assert_close(found_BPW[0].double(), expected, atol=1e-5, rtol=1e-4)
+    # Its place in the tower is that of attention alone, tested above.
+    assert model.layer == 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "depth", "block"), [(-1, 3, 2), (-2, 3, 1), (1, 3, 1), (None, 2, 1)]
+)
+def test_instapgs_block_is_counted_from_either_end_of_the_prompted_ones(layer, depth, block):
+    assert AduConfig(depth=depth, instapg_layer=layer).instapg_layer_in(N_BLOCKS) == block
+
+
+def test_mmd_can_be_of_the_domain_heads_logits(backbone, task, images_BCHW):
+    model = build_method(AduConfig(mmd_on="domain_logits"), backbone, task)
+    output, domain_B = model(images_BCHW), torch.tensor([0, 1, 2, 2, 0])
+    terms = model.losses(output, torch.tensor([0, 1, 2, 0, 1]), domain_B)
+    head = model.domain_head
+    logits_BD = output.features_BE.double() @ head.weight.double().T + head.bias
+    torch.testing.assert_close(terms["mmd"], mmd_squared(logits_BD, domain_B, 3))
+
+
+def test_the_forget_loss_is_the_one_that_is_asked_for(backbone, task, images_BCHW):
+    class_B, domain_B = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 1, 2, 2, 0])
+    for kind in get_args(ForgetLoss):
+        model = build_method(BaselineConfig(forget_loss=kind), backbone, task)
+        output = model(images_BCHW)
+        expected = forget_loss(output.logits_BC, class_B, domain_B != 2, kind)
+        assert torch.equal(model.losses(output, class_B, domain_B)["forget"], expected)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_are_computed_in_full_precision(backbone, task, images_BCHW, name, precision):
+    """Scaled similarities reach 100, where bf16 rounds to half a unit."""
+    model = build_tiny(name, backbone, task)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+        output = model(images_BCHW)
+    assert output.logits_BC.dtype is torch.float32
+    torch.testing.assert_close(
+        output.logits_BC, model.class_logits(output.features_BE, output.text_CE)
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_an_empty_share_of_a_batch(backbone, task, images_BCHW, name):
+    model = build_tiny(name, backbone, task)
+    output = model(images_BCHW[:0])
+    assert output.logits_BC.shape == (0, 3)
+    assert output.features_BE.shape == (0, 16)
+    # As gradients of the other ranks' images would: they must find a way.
+    output.logits_BC.sum().backward()
+
+
+def count_text_passes(model, monkeypatch):
+    """Counts how often a method computes its text features."""
+    passes = []
+    text_features = model.text_features
+    monkeypatch.setattr(model, "text_features", lambda: passes.append(1) or text_features())
+    return passes
+
+
+@pytest.mark.parametrize("name", ["clipfit", "coop", "maple", "bbf", "text context"])
+def test_the_text_tower_runs_once_a_step_and_once_an_evaluation(
+    backbone, task, images_BCHW, monkeypatch, name
+):
+    model = build_tiny(name, backbone, task)
+    passes = count_text_passes(model, monkeypatch)
+    class_B, domain_B = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 1, 2, 2, 0])
+    model.losses(model(images_BCHW), class_B, domain_B)
+    assert len(passes) == 1
+    with torch.no_grad():
+        before_BC = model(images_BCHW).logits_BC
+        assert torch.equal(model(images_BCHW).logits_BC, before_BC)
+        assert len(passes) == 2
+        # Something trained has changed: what was held is no longer true.
+        for parameter in model.text_parameters():
+            parameter += 0.5 * torch.randn_like(parameter)
+        after_BC = model(images_BCHW).logits_BC
+    assert len(passes) == 3
+    assert not torch.allclose(after_BC, before_BC)
+
+
+def build_tiny(name, backbone, task):
+    # CoOp's 16 tokens are more than the tiny text tower's context has room for.
+    options = {"coop": {"n_ctx": 4}, "text context": {"name": "adu", "text_n_ctx": 2}}
+    values = {"name": name, **options.get(name, {})}
+    run = RunConfig.model_validate({"forget": ["sketch"], "method": values})
+    return build_method(run.method, backbone, task)
 
 
 def test_a_method_holds_only_what_it_trains(backbone, task):
@@ -202,7 +290,13 @@ def test_adu_loss_is_the_papers_sum(backbone, task, images_BCHW):
     ("config", "message"),
     [
         (BaselineConfig(depth=5), "method.depth = 5: the image tower has 4 blocks"),
-        (AduConfig(instapg_layer=3), "method.instapg_layer = 3: must be .* 1 to 2"),
+        (AduConfig(instapg_layer=3), "method.instapg_layer = 3: must be .* 1 to 2, .* -2 to -1"),
+        (AduConfig(instapg_layer=-3), "method.instapg_layer = -3: must be .* 1 to 2, .* -2 to -1"),
+        (AduConfig(depth=1), "method.depth = 1: InstaPG .* at least 2 .or method.instapg: false"),
+        (
+            BaselineConfig(text_n_ctx=2, text_depth=3),
+            "text context of depth 3: the text tower has 2 blocks",
+        ),
         (AduConfig(instapg_heads=3), "method.instapg_heads = 3: must divide .* 32"),
     ],
 )
@@ -212,10 +306,5 @@ def test_options_out_of_the_towers_range_name_field_and_range(backbone, task, co
 
 
 def test_every_registered_method_builds_from_its_name_alone(backbone, task):
-    from adu.trainer import RunConfig
-
     for name in METHODS:
-        # CoOp's 16 tokens are more than the tiny text tower's context has room for.
-        options = {"n_ctx": 4} if name == "coop" else {}
-        run = RunConfig.model_validate({"forget": ["sketch"], "method": {"name": name, **options}})
-        assert type(build_method(run.method, backbone, task)) is METHODS[name]
+        assert type(build_tiny(name, backbone, task)) is METHODS[name]

@@ -50,6 +50,14 @@ def test_deeper_context_replaces_what_the_block_before_made(backbone):
     torch.testing.assert_close(found_CE, by_hand(backbone, first_KV, second_KV))
 
 
+def test_a_deep_context_has_tokens_of_its_own_in_each_block(backbone):
+    context = TextContext(backbone, CLASSES, 2, depth=2, init_std=1.0)
+    found_CE = context()
+    torch.testing.assert_close(found_CE, by_hand(backbone, context.tokens, context.deeper[0]))
+    found_CE.sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in context.parameters())
+
+
 def by_hand(backbone, first_KV, second_KV):
     """Two blocks for one caption at a time, the context's places written out."""
     clip = backbone.clip

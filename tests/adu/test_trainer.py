@@ -1,17 +1,22 @@
 """The training loop: schedule, determinism, exact resume, independence of the number of workers."""
 
-import math
-
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from adu.checkpoint import checkpoint_bytes, load_checkpoint
-from adu.data import plain_batches
+from adu.config import parse_config
+from adu.data import balanced_batches, plain_batches
+from adu.distributed import rank_slice
+from adu.errors import UserError
 from adu.methods import METHODS
 from adu.methods.adu import AduConfig
 from adu.methods.baseline import BaselineConfig
+from adu.methods.bbf import BbfConfig
+from adu.methods.clipfit import ClipFitConfig
+from adu.methods.coop import CoOpConfig
+from adu.methods.lp_plus_plus import LpPlusPlusConfig
 from adu.methods.maple import MaPLeConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.trainer import RunConfig, TrainConfig, Trainer, TrainingDivergedError, learning_rate
@@ -46,12 +51,46 @@ def assert_same_bits(a, b):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_learning_rate_warms_up_then_follows_the_cosine():
-    config = TrainConfig(epochs=10, lr=0.1, warmup_epochs=1, warmup_lr=1e-5)
-    assert learning_rate(config, 0) == 1e-5
-    for epoch in range(1, 10):
-        expected = 0.1 * math.cos(math.pi * epoch / 20) ** 2
-        assert learning_rate(config, epoch) == pytest.approx(expected)
+def test_the_learning_rate_is_dassls():
+    """Constant warm-up, then torch's cosine over the whole run's length, begun after it."""
+    config = TrainConfig(epochs=10, lr=0.1, warmup="constant", warmup_epochs=2)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    expected = [1e-5, 1e-5]
+    for _ in range(8):
+        expected.append(cosine.get_last_lr()[0])
+        optimizer.step()
+        cosine.step()
+    assert [learning_rate(config, epoch) for epoch in range(10)] == pytest.approx(expected)
+    assert expected[2] == 0.1
+
+
+def test_a_linear_warm_up_rises_with_every_step_to_the_full_rate(context):
+    config = TrainConfig(epochs=4, lr=0.1, warmup_epochs=2)
+    quarters = [learning_rate(config, epoch, share) for epoch in (0, 1) for share in (0.5, 1)]
+    assert quarters == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    assert learning_rate(config, 2, 0.5) == 0.1
+    assert learning_rate(TrainConfig(epochs=1, lr=0.1, warmup_epochs=2), 0, 1.0) == 0.1
+    # Two steps of plain gradient descent, the first at half the rate.
+    run = adu_run(epochs=1, momentum=0, weight_decay=0, lr=0.1)
+    trainer = Trainer(run, context)
+    head, seen = trainer.model.domain_head.weight, []
+    trainer.model.before_step = lambda _: seen.extend([head.detach().clone(), head.grad.clone()])
+    list(trainer.epochs())
+    first, gradient, second, _ = seen
+    torch.testing.assert_close(second, first - 0.05 * gradient)
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"epochs": 2, "warmup": "constant"}, r"below epochs \(2\) where warm-up is constant"),
+        ({"epochs": 3, "warmup": "constant", "warmup_epochs": 3}, r"below epochs \(3\)"),
+    ],
+)
+def test_a_warm_up_that_leaves_nothing_to_train_is_refused(options, allowed):
+    with pytest.raises(UserError, match=f"train.warmup_epochs = .: must be {allowed}"):
+        parse_config(RunConfig, {"forget": ["sketch"], "train": options}, "run.yaml")
 
 
 def test_reports_carry_every_loss_term_and_scores(context):
@@ -75,7 +114,7 @@ def test_same_seed_gives_the_same_bits_whatever_ran_before(context):
 
 
 def test_a_constant_schedule_keeps_the_rate_after_warm_up():
-    config = TrainConfig(epochs=10, lr=0.1, schedule="constant")
+    config = TrainConfig(epochs=10, lr=0.1, warmup="constant", warmup_epochs=1, schedule="constant")
     assert [learning_rate(config, epoch) for epoch in range(3)] == [1e-5, 0.1, 0.1]
 
 
@@ -106,6 +145,27 @@ def test_the_average_of_the_weights_is_what_ends_up_in_the_model(context):
     torch.testing.assert_close(weights[name].double(), average, atol=1e-6, rtol=0)
 
 
+def one_step(context, **options):
+    """The report of a step that changes next to nothing, and the scores in training and testing."""
+    run = adu_run(epochs=1, batch_size=18, warmup_epochs=0, lr=1e-9, **options)
+    trainer, outputs = Trainer(run, context), []
+    trainer.model.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    (report,) = trainer.epochs()
+    return report, outputs[0].logits_BC.detach().double(), outputs[-1].logits_BC
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_a_logit_factor_softens_predictions_in_training_alone(context, factor):
+    report, logits_BC, tested_BC = one_step(context, logit_factor=factor)
+    rows = balanced_batches(context.train.domain_N, 18, seed=0, epoch=0)[0]
+    class_B, forget_B = context.train.class_N[rows], context.train.domain_N[rows] == 2
+    log_p_BC = (factor * logits_BC).log_softmax(dim=-1)
+    memorize = -log_p_BC[~forget_B].gather(1, class_B[~forget_B, None]).mean()
+    assert report.losses["memorize"] == pytest.approx(memorize.item(), rel=1e-4)
+    assert report.losses["forget"] == pytest.approx(-log_p_BC[forget_B].mean().item(), rel=1e-4)
+    torch.testing.assert_close(tested_BC, one_step(context)[2])
+
+
 def test_gradients_are_clipped_to_the_norm_that_is_asked_for(context):
     run = adu_run(epochs=1, batch_size=18, warmup_epochs=0, momentum=0, weight_decay=0, lr=1.0)
     clipped = run.model_copy(update={"train": run.train.model_copy(update={"grad_clip": 1e-3})})
@@ -115,6 +175,15 @@ def test_gradients_are_clipped_to_the_norm_that_is_asked_for(context):
     after = trainer.model.trainable().values()
     change = sum((a - b).double().square().sum() for a, b in zip(after, before, strict=True))
     assert change.sqrt().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("n", range(13))
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_workers_shares_are_balanced_and_make_up_the_whole(n, world_size):
+    shares = [list(range(n))[rank_slice(n, rank, world_size)] for rank in range(world_size)]
+    assert sum(shares, []) == list(range(n))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_plain_sampling_takes_every_image_once(context):
@@ -192,14 +261,22 @@ def load_again(folder):
 METHODS_TO_SHARE_OUT = [
     BaselineConfig(n_ctx=2),
     AduConfig(n_ctx=2, gamma=1.0, **{"lambda": 1.0}),
+    AduConfig(n_ctx=2, recipe="authors", gamma=1.0),
     MaPLeConfig(depth=2),
+    CoOpConfig(n_ctx=4),
+    ClipFitConfig(),
+    BbfConfig(n_ctx=2, population=4),
+    LpPlusPlusConfig(iterations=6),
 ]
 
 
 @pytest.mark.parametrize("n_workers", [2, 4])
 def test_many_workers_train_as_one_on_the_same_global_batch(context, folder, free_port, n_workers):
-    # Batches of 9, six steps in all; the workers' shares differ in size, which must not matter.
+    # Shares of batches of 9 differ in size; of 16 images, the last batch has 2 of 18 left, which
+    # leaves half of four workers without any. Neither must matter.
     runs = [adu_run().model_copy(update={"method": method}) for method in METHODS_TO_SHARE_OUT]
+    small = adu_run(sampling="plain", batch_size=16)
+    runs += [small.model_copy(update={"method": method}) for method in METHODS_TO_SHARE_OUT]
     alone = [final_weights(Trainer(run, context)) for run in runs]
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
