@@ -32,7 +32,7 @@ bench-search: $(VENV)/.dev  ## trials a minute, against Ray's documented pattern
 bench-sampler: $(VENV)/.dev  ## best validation H against trials, for TPE, GP and random
 	$(BIN)/python -m tests.benchmarks.sampler_quality $(ARGS)
 
-bench-scale: $(VENV)/.dev  ## what 1,000 trials of no work cost the driver, on 32 virtual executors
+bench-scale: $(VENV)/.dev  ## what 1,000 trials of no work cost the driver, on 32 executors
 	$(BIN)/python -m tests.benchmarks.control_plane $(ARGS)
 
 bench-train: $(VENV)/.dev  ## time a training step against the frozen forward alone

@@ -519,5 +519,10 @@ def _remove_folders(fs: fsspec.AbstractFileSystem, path: str) -> None:
 def _replace(target: Path, data: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    temporary.write_bytes(data)
-    temporary.replace(target)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    except OSError:
+        # Half of it would help to keep the disk full.
+        temporary.unlink(missing_ok=True)
+        raise

@@ -10,7 +10,6 @@ import argparse
 import difflib
 import inspect
 import os
-import re
 import sys
 import traceback
 from collections import Counter
@@ -130,19 +129,9 @@ class LastingStream:
 def run_and_exit(main: Callable[[], int]) -> NoReturn:
     """Ends the process with a command's exit code, at once: taking torch apart takes seconds."""
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        LastingStream(stream).flush()
     os._exit(code)
-
-
-def join_domains(arguments: Sequence[str]) -> list[str]:
-    """Writes the forget set ``a,b`` as ``a+b``, but a comma after a backslash as it is."""
-    joined = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        is_set = before == "--forget" or argument.startswith("--forget=")
-        plus = re.sub(r"\\.|,", lambda found: "+" if found[0] == "," else found[0], argument)
-        joined.append(plus if is_set else argument)
-    return joined
 
 
 def load_config(

@@ -34,7 +34,8 @@ from adu.methods.zero_shot import ZeroShotConfig
 from adu.metrics import Scores
 from adu.trainer import RunConfig
 from pipeline.command import EXIT_OK, run_command
-from pipeline.jobs.plan import RESULTS, TrackingConfig, study_name
+from pipeline.jobs.config import RESULTS, TrackingConfig
+from pipeline.names import forget_name
 from pipeline.results.tables import mean_and_spread
 from pipeline.tracking.tracker import Tracker
 
@@ -239,12 +240,12 @@ def _log(config: EvaluateConfig, whole: Manifest, forget: Sequence[str], audits:
         for checkpoint, one in zip(config.checkpoint, each, strict=False):
             tags = {
                 "stage": "evaluate",
-                "forget": study_name(forget),
+                "forget": forget_name(forget),
                 "method": label,
                 "checkpoint": checkpoint,
                 "synthetic": str(whole.synthetic).lower(),
             }
-            name = f"{study_name(forget)}: {label}, evaluated"
+            name = f"{forget_name(forget)}: {label}, evaluated"
             tracker.log_evaluation(name, tags, _metrics(one), _figures(one), whole)
 
 

@@ -15,8 +15,7 @@ from statistics import mean, stdev
 
 import jinja2
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 from pydantic import Field
 
@@ -24,13 +23,13 @@ from adu import storage
 from adu.config import StrictModel
 from adu.errors import UserError
 from pipeline.command import EXIT_OK, plain_console, run_and_exit, run_command
-from pipeline.jobs.plan import TrackingConfig
+from pipeline.jobs.config import TrackingConfig
 from pipeline.names import mlflow_name, parse_forget_name
-from pipeline.results.output import absolute_output, fetch_journal, unique_name
+from pipeline.results.output import absolute_output, fetch_journal, search_id
 from pipeline.results.report_pictures import study_charts
 from pipeline.results.summary import judgement
-from pipeline.studies.records import STAGES
-from pipeline.studies.samplers import shown
+from pipeline.studies.records import METHOD_LABELS, STAGES, stage_label
+from pipeline.studies.storage import read_journal, shown
 from pipeline.tracking.tracker import LoggedRun, SearchRuns, Tracker, default_uri
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -101,7 +100,7 @@ def report(config: ReportConfig) -> int:
     output = _output(config)
     uri = config.tracking.uri or default_uri(Path(output))
     Tracker.check(config.tracking.uri)
-    runs = SearchRuns(uri, unique_name(output))
+    runs = SearchRuns(uri, search_id(output))
     if not runs.studies:
         raise UserError(f"output {output}: {uri} has no search from there")
     with tempfile.TemporaryDirectory() as folder:
@@ -136,14 +135,14 @@ def _open(url: str | None, output: str, folder: Path) -> BaseStorage:
         journal = fetch_journal(output, folder)
     except UserError as error:
         raise UserError(f"{error} (a database is named with --storage)") from error
-    return JournalStorage(JournalFileBackend(str(journal)))
+    return read_journal(journal)
 
 
 def _study_page(
     run: LoggedRun, runs: SearchRuns, database: BaseStorage, config: ReportConfig, output: str
 ) -> StudyPage:
     name = run.tags["forget"]
-    stored = name if config.storage is None else f"{unique_name(output)}/{name}"
+    stored = name if config.storage is None else f"{search_id(output)}/{name}"
     trials = _trials(database, stored)
     finals = runs.finals(run.run_id)
     by_stage = {stage: [f for f in finals if f.tags["stage"] == stage] for stage in STAGES}
@@ -151,7 +150,7 @@ def _study_page(
     page = StudyPage(
         name,
         run.status,
-        [_stage(STAGES[stage], found) for stage, found in by_stage.items() if found],
+        [_stage(_label(stage, found), found) for stage, found in by_stage.items() if found],
         _gain(by_stage),
         {
             "complete": states.count("COMPLETE"),
@@ -170,6 +169,11 @@ def _trials(database: BaseStorage, name: str) -> list[FrozenTrial]:
         return optuna.load_study(study_name=name, storage=database).get_trials()
     except KeyError as error:
         raise UserError(f"study '{name}': Optuna's storage has none of that name") from error
+
+
+def _label(stage: str, finals: Sequence[LoggedRun]) -> str:
+    method = finals[0].tags["method"]
+    return stage_label(stage, METHOD_LABELS.get(method, method))
 
 
 def _stage(label: str, finals: Sequence[LoggedRun]) -> Stage:

@@ -8,18 +8,17 @@ gaps: each option that the paper leaves open.
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import ray
 from pydantic import Field
 from rich import box
 from rich.console import Console
@@ -33,31 +32,25 @@ from adu.errors import UserError
 from adu.manifest import Manifest
 from adu.methods.adu import AduConfig
 from adu.methods.baseline import PromptConfig
-from adu.trainer import EpochReport, RunConfig, TrainConfig
+from adu.trainer import RunConfig, TrainConfig
 from pipeline.command import (
     EXIT_INTERRUPTED,
     EXIT_OK,
-    join_domains,
     merge,
     run_and_exit,
     run_command,
 )
 from pipeline.demo_data import prepare_demo
-from pipeline.executors.cluster import connect, leave
-from pipeline.executors.pool import ExecutorPool, ResourcesConfig, count_executors
-from pipeline.executors.session import SESSION, TestOutcome
-from pipeline.jobs.finals import FinalRun, FinalRunFailedError, run_finals
+from pipeline.executors.outcome_file import TestOutcome
+from pipeline.executors.resources import ResourcesConfig
+from pipeline.executors.run import Run
+from pipeline.jobs.config import RESULTS, ForgetSet, TrackingConfig
+from pipeline.jobs.finals import fixed_run
 from pipeline.jobs.interrupt import Interrupt
-from pipeline.jobs.plan import (
-    RESULTS,
-    ForgetSet,
-    TrackingConfig,
-    absolute_context,
-    forget_sets,
-    open_manifest,
-    study_name,
-)
-from pipeline.results.output import open_output, unique_name
+from pipeline.jobs.job import EXIT_FAILED, Job
+from pipeline.jobs.plan import absolute_context, forget_sets, open_manifest
+from pipeline.names import file_name, forget_name
+from pipeline.results.output import Output, open_output
 from pipeline.results.progress import quiet_ray
 from pipeline.results.tables import (
     METRICS,
@@ -67,9 +60,10 @@ from pipeline.results.tables import (
     mean_and_spread,
     table_rows,
 )
+from pipeline.studies.listener import RunListener
+from pipeline.studies.records import TrialRecord
+from pipeline.studies.source import FixedRuns
 from pipeline.tracking.tracker import Tracker
-
-EXIT_FAILED = 1
 
 # Columns of a terminal that has room for the published figures beside the measured ones.
 WIDE = 100
@@ -77,6 +71,7 @@ WIDE = 100
 SHORTCUTS = {
     "context.data.manifest": "manifest",
     "context.data.shots": "shots",
+    "context.data.allow_uri": "allow-uri",
     "context.backbone.name": "backbone",
     "train.epochs": "epochs",
     "tracking.uri": "tracking-uri",
@@ -110,7 +105,7 @@ class ReproduceConfig(StrictModel):
 
 
 @dataclass(frozen=True)
-class Job:
+class TablePlan:
     """A table that is to be run.
 
     Attributes:
@@ -142,19 +137,19 @@ class Job:
         data = context.data.model_copy(update={"shots": shots})
         return context.model_copy(update={"data": data})
 
-    def runs(self, row: Row) -> list[FinalRun]:
-        """A row's runs, seed by seed."""
+    def configs(self, row: Row) -> list[RunConfig]:
+        """The configurations of a row, seed by seed."""
         method = self._method(row)
         # Without anything to train, every seed is the same.
         seeds = self.config.seeds if row.method["name"] != "zero_shot" else self.config.seeds[:1]
-        runs = []
+        configs = []
         for seed in seeds:
             train = self.config.train.model_copy(update={**row.train, "seed": seed})
             for forget in self._forget_sets(row):
                 values: dict[str, Any] = {"forget": forget, "method": method}
-                run = parse_config(RunConfig, values, f"row '{row.label}'")
-                runs.append(FinalRun(row.label, run.model_copy(update={"train": train})))
-        return runs
+                config = parse_config(RunConfig, values, f"row '{row.label}'")
+                configs.append(config.model_copy(update={"train": train}))
+        return configs
 
     def _forget_sets(self, row: Row) -> list[tuple[str, ...]]:
         possible = row.forget_sets(self.manifest.domains)
@@ -171,137 +166,102 @@ class Job:
 
     def file(self, row: Row, run: RunConfig) -> Path:
         """Where the result of a run is kept."""
-        name = f"{study_name(run.forget)}-seed-{run.train.seed}.json"
+        name = f"{file_name(forget_name(run.forget))}-seed-{run.train.seed}.json"
         return self.folder / "rows" / _slug(row) / name
 
-    def todo(self, row: Row) -> list[FinalRun]:
-        """A row's runs that have not come to their end."""
-        return [final for final in self.runs(row) if not self.file(row, final.run).exists()]
+    def todo(self, row: Row) -> list[RunConfig]:
+        """A row's configurations that have not been run."""
+        return [config for config in self.configs(row) if not self.file(row, config).exists()]
+
+    def runs(self, row: Row) -> list[Run]:
+        """What is to be run for a row."""
+        context = self.context(row.shots).model_dump(mode="json")
+        folder = str(self.folder / "unfinished" / _slug(row))
+        return [
+            replace(
+                fixed_run(row.label, row.label, config, context, folder),
+                name=f"{forget_name(config.forget)}-seed-{config.train.seed}",
+            )
+            for config in self.todo(row)
+        ]
 
 
 def reproduce(config: ReproduceConfig) -> int:
     """Runs a table as far as it has not been run; returns the exit code."""
     Tracker.check(config.tracking.uri)
-    job = _job(config)
-    for row in job.rows:
-        job.runs(row)  # a wrong option is told before anything starts
-    identity = config.model_dump(
-        mode="json", by_alias=True, exclude={"output", "resume", "address", "resources", "tracking"}
-    )
-    identity["manifest_digest"] = job.manifest.digest
-    output = open_output(job.folder, identity, resume=config.resume)
+    plan = _plan(config)
+    for row in plan.rows:
+        plan.configs(row)  # a wrong option is told before anything starts
+    kept = {"table", "context", "method", "train", "blocks"}
+    identity = config.model_dump(mode="json", by_alias=True, include=kept)
+    identity["manifest_digest"] = plan.manifest.digest
+    output = open_output(plan.folder, identity, resume=config.resume)
     started_at = time.monotonic()
     with Interrupt() as interrupt, quiet_ray(output.ray_log) as console:
         try:
-            code = _Runner(job, interrupt, console).run()
+            code = _run(plan, output, interrupt, console)
         except UserError:
             output.discard()
             raise
         except KeyboardInterrupt:
             code = EXIT_INTERRUPTED
         finally:
-            leave()
-        console.print(_table(job, console.width))
-        console.print(f"{time.monotonic() - started_at:.0f} s, results in {job.folder}")
+            ray.shutdown()
+        console.print(_table(plan, console.width))
+        console.print(f"{time.monotonic() - started_at:.0f} s, results in {plan.folder}")
         return code
 
 
-class _Runner:
-    """Runs the rows of a table that have not been run."""
+def _run(plan: TablePlan, output: Output, interrupt: Interrupt, console: Console) -> int:
+    """Runs what has not been run; returns the exit code."""
 
-    def __init__(self, job: Job, interrupt: Interrupt, console: Console) -> None:
-        self._job = job
-        self._interrupt = interrupt
-        self._console = console
-        self._began_at = time.monotonic()
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def run(self) -> int:
-        """Runs them; returns the exit code."""
-        job = self._job
-        for line in job.left_out:
-            self._tell(f"left out  {line}")
-        todo = [row for row in job.rows if job.todo(row)]
-        if not todo:
-            return EXIT_OK
-        cluster = connect(job.config.address)
-        self._interrupt.install()
-        n_executors = count_executors(job.config.resources, cluster.nodes)
-        log = _Log(job)
-        code = EXIT_OK
-        try:
-            # Executors hold the images: other shots need other ones.
-            for shots, rows in itertools.groupby(todo, key=lambda row: row.shots):
-                code = max(code, self._run_rows(list(rows), shots, n_executors, log))
-                if self._interrupt.stop.is_set():
-                    break
-            return code
-        finally:
-            log.end(code)
-
-    def _run_rows(self, rows: Sequence[Row], shots: int | None, n_executors: int, log: _Log) -> int:
-        """Runs rows with the same data; returns the exit code."""
-        context = self._job.context(shots).model_dump(mode="json")
-        pool = ExecutorPool(SESSION, context, self._job.config.resources, n_executors)
-        try:
-            pool.start()
-            self._tell(f"starting {n_executors} executor{'s' * (n_executors != 1)}")
-            pool.wait_ready()
-            # A row keeps an executor busy until its end; one row more waits for any that is free.
-            n_at_once = n_executors + 1
-            with self._interrupt.graceful(pool.interrupt), ThreadPoolExecutor(n_at_once) as threads:
-                codes = list(threads.map(lambda row: self._run_row(row, pool, log), rows))
-            if EXIT_INTERRUPTED not in codes:
-                return max(codes)
-            if pool.failure is None:
-                return EXIT_INTERRUPTED
-            self._tell(f"failed    {pool.failure}; go on with --resume")
-            return EXIT_FAILED
-        finally:
-            pool.close()
-
-    def _run_row(self, row: Row, pool: ExecutorPool, log: _Log) -> int:
-        """Runs a row and keeps its results; returns the exit code."""
-
-        def keep(final: FinalRun, outcome: TestOutcome) -> None:
-            # Logged before it counts as done: on resume its run is found again, and completed.
-            log.run(row, final, outcome)
-            file = str(self._job.file(row, final.run))
-            storage.write_bytes(file, json.dumps(_result(row, final, outcome), indent=2).encode())
-
-        runs, stop = self._job.todo(row), self._interrupt.stop
-        try:
-            if run_finals(row.label, runs, pool.executors, stop, _ignore_epoch, keep) is None:
-                return EXIT_INTERRUPTED
-        except FinalRunFailedError as error:
-            self._tell(f"failed    {error}")
-            return EXIT_FAILED
-        h = mean(scores["h"] for scores in _by_seed(self._job, row))
-        self._tell(f"{row.label}: H {100 * h:.1f}, after {time.monotonic() - self._began_at:.0f} s")
+    for line in plan.left_out:
+        tell(f"left out  {line}")
+    # Executors hold the images: rows with the same shots follow each other.
+    todo = sorted((row for row in plan.rows if plan.todo(row)), key=lambda row: row.shots or 0)
+    if not todo:
         return EXIT_OK
+    log = _Log(plan, output, tell)
+    job = Job(plan.config.address, plan.config.resources, interrupt, [log])
+    tell(f"starting {job.n_executors} executor{'s' * (job.n_executors != 1)}")
+    for row in todo:
+        keep = partial(log.outcome, row)
+        job.queue.add_fixed(FixedRuns(row.label, plan.runs(row), keep, partial(log.row, row)))
+    context = plan.context(todo[0].shots).model_dump(mode="json")
+    failure = job.run(context, [plan.configs(row)[0] for row in todo], str(plan.folder))
+    if failure is not None:
+        log.failures.append(failure)
+    for line in log.failures:
+        tell(f"failed    {line}")
+    code = EXIT_INTERRUPTED if interrupt.stop.is_set() else EXIT_OK
+    code = EXIT_FAILED if log.failures else code
+    log.end(code)
+    return code
 
-    def _tell(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
 
-
-def _result(row: Row, final: FinalRun, outcome: TestOutcome) -> dict[str, Any]:
+def _result(row: Row, config: RunConfig, outcome: TestOutcome) -> dict[str, Any]:
     scores = outcome.test.scores
     return {
         "row": row.label,
-        "forget": study_name(final.run.forget),
-        "seed": final.run.train.seed,
+        "forget": forget_name(config.forget),
+        "seed": config.train.seed,
         "test": {**scores.as_dict(), "domain_accuracy": outcome.domain_accuracy},
         "accuracy_by_domain": scores.accuracy_by_domain,
     }
 
 
-class _Log:
-    """Keeps a table in MLflow: a run for the table, below it one for each run."""
+class _Log(RunListener):
+    """Keeps a table: a file a run, and in MLflow a run for the table and below it one for each."""
 
-    def __init__(self, job: Job) -> None:
-        config, manifest = job.config, job.manifest
-        self._job = job
-        self._lock = threading.Lock()
-        self._tracker = Tracker(config.tracking.uri, job.folder, manifest.name)
+    def __init__(self, plan: TablePlan, output: Output, tell: Callable[[str], None]) -> None:
+        config, manifest = plan.config, plan.manifest
+        self._plan = plan
+        self._tell = tell
+        self._began_at = time.monotonic()
+        self._tracker = Tracker(config.tracking.uri, plan.folder, manifest.name)
         self._tags = {
             "table": config.table,
             "backbone": config.context.backbone.name,
@@ -309,54 +269,65 @@ class _Log:
             "synthetic": str(manifest.synthetic).lower(),
         }
         self._parent = self._tracker.start_study(
-            f"{unique_name(job.folder)}/{config.table}",
+            f"{output.search_id}/{config.table}",
             f"table {config.table}",
             self._tags,
             {"epochs": config.train.epochs, "shots": config.context.data.shots},
             manifest,
         )
+        self.failures: list[str] = []
 
-    def run(self, row: Row, final: FinalRun, outcome: TestOutcome) -> None:
-        """Logs a finished run; from any thread."""
-        tags = {**self._tags, "forget": study_name(final.run.forget), "row": row.label}
-        with self._lock:
-            self._tracker.log_final(
-                self._parent, row.label, final.run, outcome, self._job.manifest, tags
-            )
+    def run_ended(self, run: Run, record: TrialRecord) -> None:
+        """Notes why a run has failed."""
+        if record.error is not None:
+            self.failures.append(f"{run.key}: {record.error}")
+
+    def outcome(self, row: Row, run: Run, outcome: TestOutcome) -> None:
+        """Keeps what came of a run."""
+        config = RunConfig.model_validate(run.config)
+        tags = {**self._tags, "forget": forget_name(config.forget), "row": row.label}
+        # Logged before it counts as done: on resume its run is found again, and completed.
+        manifest = self._plan.manifest
+        self._tracker.log_final(self._parent, row.label, config, outcome, manifest, tags)
+        file = str(self._plan.file(row, config))
+        storage.write_bytes(file, json.dumps(_result(row, config, outcome), indent=2).encode())
+        storage.remove(run.outcome_file)
+
+    def row(self, row: Row, _: FixedRuns) -> None:
+        """Tells a row's figure."""
+        if by_seed := _by_seed(self._plan, row):
+            h, took_s = mean(s["h"] for s in by_seed), time.monotonic() - self._began_at
+            self._tell(f"{row.label}: H {100 * h:.1f}, after {took_s:.0f} s")
 
     def end(self, code: int) -> None:
         """Closes the table's run with the means of its finished rows."""
         status = {EXIT_OK: "FINISHED", EXIT_INTERRUPTED: "KILLED"}.get(code, "FAILED")
         metrics = {
             f"{_slug(row)}/{name}": mean(scores[name] for scores in by_seed)
-            for row in self._job.rows
-            if (by_seed := _by_seed(self._job, row))
-            for name in self._job.metrics
+            for row in self._plan.rows
+            if (by_seed := _by_seed(self._plan, row))
+            for name in self._plan.metrics
         }
         self._tracker.end_study(self._parent, status, metrics)
 
 
-def _ignore_epoch(_: FinalRun, __: EpochReport) -> None:
-    """A table shows final results only."""
-
-
-def _table(job: Job, width: int) -> Table:
+def _table(plan: TablePlan, width: int) -> Table:
     """The measured figures, with the published ones beside them or, if it is narrow, below."""
-    synthetic = " (synthetic data)" if job.manifest.synthetic else ""
-    n_seeds = len(job.config.seeds)
-    title = f"{job.config.table}: {job.manifest.name}{synthetic}, {n_seeds} seeds, test, %"
+    synthetic = " (synthetic data)" if plan.manifest.synthetic else ""
+    n_seeds = len(plan.config.seeds)
+    title = f"{plan.config.table}: {plan.manifest.name}{synthetic}, {n_seeds} seeds, test, %"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    published = {metric for row in job.rows for metric in row.published}
+    published = {metric for row in plan.rows for metric in row.published}
     beside = published if width >= WIDE else set()
     table.add_column("", no_wrap=True)
-    for metric, head in job.metrics.items():
+    for metric, head in plan.metrics.items():
         table.add_column(head, justify="right", no_wrap=True)
         if metric in beside:
             table.add_column("paper (diff.)", justify="right", no_wrap=True)
-    for before, row in zip([job.rows[0], *job.rows], job.rows, strict=False):
+    for before, row in zip([plan.rows[0], *plan.rows], plan.rows, strict=False):
         if row.size != before.size:
             table.add_section()
-        by_metric = _values(job, row)
+        by_metric = _values(plan, row)
         cells = []
         for metric, values in by_metric.items():
             cells.append(mean_and_spread(values) if values else "-")
@@ -369,9 +340,9 @@ def _table(job: Job, width: int) -> Table:
     return table
 
 
-def _values(job: Job, row: Row) -> dict[str, list[float]]:
-    by_seed = _by_seed(job, row)
-    return {metric: [100 * scores[metric] for scores in by_seed] for metric in job.metrics}
+def _values(plan: TablePlan, row: Row) -> dict[str, list[float]]:
+    by_seed = _by_seed(plan, row)
+    return {metric: [100 * scores[metric] for scores in by_seed] for metric in plan.metrics}
 
 
 def _published(row: Row, metric: str, values: Sequence[float]) -> str:
@@ -383,22 +354,22 @@ def _published(row: Row, metric: str, values: Sequence[float]) -> str:
     return f"{published:.1f}{difference}"
 
 
-def _by_seed(job: Job, row: Row) -> list[dict[str, float]]:
+def _by_seed(plan: TablePlan, row: Row) -> list[dict[str, float]]:
     """A row's metrics for each seed, averaged over the forget sets; empty if it was not run."""
-    if job.todo(row):
+    if plan.todo(row):
         return []
-    files = [job.file(row, final.run) for final in job.runs(row)]
+    files = [plan.file(row, config) for config in plan.configs(row)]
     runs = [json.loads(file.read_text()) for file in files]
     return [
         {
             metric: mean(run["test"][metric] for run in runs if run["seed"] == seed)
-            for metric in job.metrics
+            for metric in plan.metrics
         }
         for seed in dict.fromkeys(run["seed"] for run in runs)
     ]
 
 
-def _job(config: ReproduceConfig) -> Job:
+def _plan(config: ReproduceConfig) -> TablePlan:
     parent = Path(config.output).absolute().parent if config.output else RESULTS.absolute()
     manifest = open_manifest(config.context.data, parent, prepare_demo)
     rows = table_rows(config.table, manifest.name, len(manifest.domains), config.blocks)
@@ -414,7 +385,7 @@ def _job(config: ReproduceConfig) -> Job:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     default = parent / f"{config.table}-{manifest.name}-{stamp}"
     folder = Path(config.output).absolute() if config.output else default
-    return Job(config, manifest, tuple(rows), folder, tuple(left_out), forget)
+    return TablePlan(config, manifest, tuple(rows), folder, tuple(left_out), forget)
 
 
 def _of_sizes(rows: Sequence[Row], sizes: Sequence[int], field: str, table: str) -> list[Row]:
@@ -459,7 +430,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--table", *arguments]
-    return run_command(ReproduceConfig, reproduce, SHORTCUTS, join_domains(arguments))
+    return run_command(ReproduceConfig, reproduce, SHORTCUTS, arguments)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
+import ray
 
 from adu.errors import UserError
-from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, join_domains, run_and_exit, run_command
+from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, plain_console, run_and_exit, run_command
 from pipeline.demo_data import prepare_demo
-from pipeline.executors.cluster import leave
-from pipeline.jobs.conductor import EXIT_FAILED, Conductor
+from pipeline.jobs.conductor import Conductor
+from pipeline.jobs.config import DEMO, SHORTCUTS, SearchConfig
 from pipeline.jobs.dry_run import show_plan
 from pipeline.jobs.interrupt import Interrupt
-from pipeline.jobs.plan import SHORTCUTS, SearchConfig, make_plan
+from pipeline.jobs.job import EXIT_FAILED
+from pipeline.jobs.plan import Plan, make_plan
 from pipeline.results.output import Output, OutputLostError, point_latest
 from pipeline.results.progress import quiet_ray
 from pipeline.tracking.tracker import Tracker
@@ -34,8 +35,9 @@ def search(config: SearchConfig) -> int:
     _check_job_output(config)
     Tracker.check(config.tracking.uri)
     plan = make_plan(config, prepare_demo)
+    _check_model(plan)
     if config.dry_run:
-        show_plan(plan, Console())
+        show_plan(plan, plain_console(sys.stdout))
         return EXIT_OK
     output = plan.open_output()
     if not config.output:
@@ -53,7 +55,7 @@ def search(config: SearchConfig) -> int:
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         finally:
-            leave()
+            ray.shutdown()
             _close(output)
 
 
@@ -70,7 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not any(argument.split("=")[0] in ("--config", "-h", "--help") for argument in arguments):
         arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
-    return run_command(SearchConfig, search, SHORTCUTS, join_domains(arguments))
+    return run_command(SearchConfig, search, SHORTCUTS, arguments)
+
+
+def _check_model(plan: Plan) -> None:
+    """The default configuration's model is for the default configuration's images."""
+    if plan.context.backbone.name == DEMO and not plan.manifest.synthetic:
+        raise UserError(
+            f"context.backbone.name '{DEMO}': has seen drawn pictures alone, not those of "
+            f"{plan.manifest.url} (give --backbone ARCHITECTURE:TAG, or a model's folder)"
+        )
 
 
 def _check_job_output(config: SearchConfig) -> None:

@@ -6,12 +6,14 @@ python pipeline/train.py --forget sketch --manifest URL --backbone FOLDER [--met
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import ray
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -27,29 +29,30 @@ from adu.methods.zero_shot import ZeroShotConfig
 from adu.trainer import EpochReport, RunConfig, TrainConfig
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_and_exit, run_command
 from pipeline.demo_data import prepare_demo
-from pipeline.executors.cluster import Cluster, connect, leave
-from pipeline.executors.pool import ExecutorPool, ResourcesConfig, check_runs, count_executors
-from pipeline.executors.session import SESSION, TestOutcome
-from pipeline.jobs.finals import FinalRun, FinalRunFailedError, run_finals
+from pipeline.executors.cluster import Cluster
+from pipeline.executors.outcome_file import TestOutcome
+from pipeline.executors.resources import ResourcesConfig
+from pipeline.executors.run import Run
+from pipeline.jobs.config import RESULTS, ForgetSet, TrackingConfig
+from pipeline.jobs.finals import fixed_run, seeded_run
 from pipeline.jobs.interrupt import Interrupt
-from pipeline.jobs.plan import (
-    RESULTS,
-    ForgetSet,
-    TrackingConfig,
-    absolute_context,
-    open_manifest,
-    study_name,
-)
-from pipeline.results.output import unique_name
+from pipeline.jobs.job import EXIT_FAILED, Job
+from pipeline.jobs.plan import absolute_context, open_manifest
+from pipeline.names import forget_name
 from pipeline.results.progress import quiet_ray
 from pipeline.results.tables import mean_and_spread
+from pipeline.studies.listener import RunListener
+from pipeline.studies.records import TrialRecord
+from pipeline.studies.source import FixedRuns
 from pipeline.tracking.tracker import Tracker
 
-EXIT_FAILED = 1
+# What all its runs belong to.
+TRAIN = "train"
 
 SHORTCUTS = {
     "context.data.manifest": "manifest",
     "context.data.shots": "shots",
+    "context.data.allow_uri": "allow-uri",
     "context.backbone.name": "backbone",
     "train.epochs": "epochs",
     "tracking.uri": "tracking-uri",
@@ -89,13 +92,12 @@ def train(config: TrainCommandConfig) -> int:
             return _run(config, manifest, folder, interrupt, console)
         except UserError:
             # Nothing has been trained yet.
-            (folder / "ray.log").unlink(missing_ok=True)
-            folder.rmdir()
+            shutil.rmtree(folder)
             raise
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         finally:
-            leave()
+            ray.shutdown()
 
 
 def _run(
@@ -106,41 +108,29 @@ def _run(
     console: Console,
 ) -> int:
     console.print(f"results in {folder}", highlight=False, soft_wrap=True)
-    cluster = connect(config.address)
-    interrupt.install()
-    resources = _resources(config, cluster)
-    count_executors(resources, cluster.nodes)
+    log = _Log(config, manifest, folder, console)
+    job = Job(config.address, lambda cluster: _resources(config, cluster), interrupt, [log])
     context = absolute_context(config.context, manifest).model_dump(mode="json")
-    runs = _runs(config)
-    pool = ExecutorPool(SESSION, context, resources, 1)
-    try:
-        pool.start()
-        n = resources.workers_per_trial
-        console.print(f"starting {n} worker{'s' * (n != 1)}", highlight=False)
-        pool.wait_ready()
-        check_runs(pool.executors, [runs[0].run.model_dump(mode="json", by_alias=True)])
-        log = _Log(config, manifest, folder, console)
-        with interrupt.graceful(pool.interrupt):
-            try:
-                outcomes = run_finals("train", runs, pool.executors, interrupt.stop, log.epoch)
-            except FinalRunFailedError as error:
-                console.print(f"failed    {error}", highlight=False, soft_wrap=True)
-                log.end("FAILED")
-                return EXIT_FAILED
-        if outcomes is None:
-            log.end("KILLED")
-            if pool.failure is not None:
-                console.print(f"failed    {pool.failure}", highlight=False, soft_wrap=True)
-                return EXIT_FAILED
-            return EXIT_INTERRUPTED
-        log.finals(runs, outcomes)
-        console.print(_table(config, manifest, runs, outcomes))
-        return EXIT_OK
-    finally:
-        pool.close()
+    runs = [
+        fixed_run(TRAIN, stage, run, context, str(folder / "runs")) for stage, run in _runs(config)
+    ]
+    n = job.resources.workers_per_trial
+    console.print(f"starting {n} worker{'s' * (n != 1)}", highlight=False)
+    job.queue.add_fixed(FixedRuns(TRAIN, runs, log.outcome))
+    failure = job.run(context, [_runs(config)[0][1]], str(folder))
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    if failure is not None:
+        log.failures.append(failure)
+    for line in log.failures:
+        console.print(f"failed    {line}", markup=False, highlight=False, soft_wrap=True)
+    status = "FAILED" if log.failures else "KILLED" if interrupt.stop.is_set() else "FINISHED"
+    log.end(status)
+    if log.outcomes:
+        console.print(_table(config, manifest, log.outcomes))
+    return {"FAILED": EXIT_FAILED, "KILLED": EXIT_INTERRUPTED, "FINISHED": EXIT_OK}[status]
 
 
-class _Log:
+class _Log(RunListener):
     """Keeps what comes of the runs: in MLflow, in the output folder, on the console."""
 
     def __init__(
@@ -150,26 +140,27 @@ class _Log:
         self._folder = folder
         self._console = console
         self._tracker = Tracker(config.tracking.uri, folder, manifest.name)
+        self._id = f"{folder.name}-{uuid.uuid4().hex[:8]}"
         self._tags = {
-            "forget": study_name(config.forget),
+            "forget": forget_name(config.forget),
             "backbone": config.context.backbone.name,
             "method": config.method.name,
             "manifest_digest": manifest.digest,
             "synthetic": str(manifest.synthetic).lower(),
         }
         shared = {"epochs": config.train.epochs, "shots": config.context.data.shots}
-        name = f"forget {study_name(config.forget)}"
-        self._parent = self._tracker.start_study(
-            unique_name(folder), name, self._tags, shared, manifest
-        )
+        name = f"forget {forget_name(config.forget)}"
+        self._parent = self._tracker.start_study(self._id, name, self._tags, shared, manifest)
         self._curves: dict[int, str] = {}
+        self.outcomes: list[tuple[str, int, TestOutcome]] = []
+        self.failures: list[str] = []
 
-    def epoch(self, final: FinalRun, report: EpochReport) -> None:
+    def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
         """Adds an epoch to its run's curves and tells it."""
-        seed = final.run.train.seed
+        seed: int = run.config["train"]["seed"]
         if seed not in self._curves:
-            name = f"{unique_name(self._folder)}/seed-{seed}"
             tags = {**self._tags, "trial_number": f"seed {seed}"}
+            name = f"{self._id}/seed-{seed}"
             self._curves[seed] = self._tracker.log_trial(self._parent, name, {"seed": seed}, tags)
         self._tracker.log_epoch(self._curves[seed], report)
         scores = "  ".join(f"{k} {100 * v:.1f}" for k, v in report.val.as_dict().items())
@@ -179,74 +170,63 @@ class _Log:
             highlight=False,
         )
 
-    def finals(self, runs: Sequence[FinalRun], outcomes: Sequence[TestOutcome]) -> None:
-        """Writes checkpoints and figures, and logs them."""
-        figures: list[dict[str, Any]] = []
-        for final, outcome in zip(runs, outcomes, strict=True):
-            seed, scores = final.run.train.seed, outcome.test.scores
-            figures.append(
-                {
-                    "stage": final.stage,
-                    "seed": seed,
-                    "test": scores.as_dict(),
-                    "accuracy_by_domain": scores.accuracy_by_domain,
-                }
-            )
-            if outcome.checkpoint is not None:
-                file = self._folder / f"seed-{seed}.safetensors"
-                storage.write_bytes(str(file), outcome.checkpoint)
-            self._tracker.log_final(
-                self._parent,
-                final.stage,
-                final.run,
-                outcome,
-                self._manifest,
-                self._tags,
-            )
-        file = self._folder / "metrics.json"
-        storage.write_bytes(str(file), json.dumps(figures, indent=2).encode())
-        self.end("FINISHED")
+    def run_ended(self, run: Run, record: TrialRecord) -> None:
+        """Notes why a run has failed."""
+        if record.error is not None:
+            self.failures.append(f"{run.stage}, seed {run.config['train']['seed']}: {record.error}")
+
+    def outcome(self, run: Run, outcome: TestOutcome) -> None:
+        """Writes a run's checkpoint and logs its figures."""
+        config = RunConfig.model_validate(run.config)
+        seed = config.train.seed
+        self.outcomes.append((run.stage, seed, outcome))
+        if outcome.checkpoint is not None:
+            file = self._folder / f"seed-{seed}.safetensors"
+            storage.write_bytes(str(file), outcome.checkpoint)
+        self._tracker.log_final(
+            self._parent, run.stage, config, outcome, self._manifest, self._tags
+        )
 
     def end(self, status: str) -> None:
-        """Closes all runs."""
+        """Writes the figures and closes all runs."""
+        figures = [
+            {
+                "stage": stage,
+                "seed": seed,
+                "test": outcome.test.scores.as_dict(),
+                "accuracy_by_domain": outcome.test.scores.accuracy_by_domain,
+            }
+            for stage, seed, outcome in self.outcomes
+        ]
+        file = self._folder / "metrics.json"
+        storage.write_bytes(str(file), json.dumps(figures, indent=2).encode())
         for run_id in self._curves.values():
             self._tracker.end_trial(run_id, status, {})
         self._tracker.end_study(self._parent, status, {})
 
 
-def _runs(config: TrainCommandConfig) -> list[FinalRun]:
+def _runs(config: TrainCommandConfig) -> list[tuple[str, RunConfig]]:
+    """Stages and configurations; the untouched model comes last."""
     run = RunConfig(forget=config.forget, method=config.method, train=config.train)
-    zero_shot = FinalRun("zero_shot", run.model_copy(update={"method": ZeroShotConfig()}))
+    zero_shot = ("zero_shot", run.model_copy(update={"method": ZeroShotConfig()}))
     if config.method.name == "zero_shot":
         return [zero_shot]
-    trained = [
-        FinalRun(
-            config.method.name,
-            run.model_copy(update={"train": run.train.model_copy(update={"seed": seed})}),
-        )
-        for seed in config.seeds
-    ]
-    return [*trained, zero_shot]
+    return [*((config.method.name, seeded_run(run, seed)) for seed in config.seeds), zero_shot]
 
 
 def _table(
     config: TrainCommandConfig,
     manifest: Manifest,
-    runs: Sequence[FinalRun],
-    outcomes: Sequence[TestOutcome],
+    outcomes: Sequence[tuple[str, int, TestOutcome]],
 ) -> Table:
     synthetic = " (synthetic data)" if manifest.synthetic else ""
-    title = f"forget {study_name(config.forget)}, test split of {manifest.name}{synthetic}, %"
+    title = f"forget {forget_name(config.forget)}, test split of {manifest.name}{synthetic}, %"
     table = Table(title=title, title_justify="left")
     table.add_column("model")
     for name in ("Mem", "For", "H"):
         table.add_column(name, justify="right")
-    for stage in dict.fromkeys(final.stage for final in runs):
-        scores = [
-            outcome.test.scores.as_dict()
-            for final, outcome in zip(runs, outcomes, strict=True)
-            if final.stage == stage
-        ]
+    for stage in dict.fromkeys(stage for stage, _, _ in outcomes):
+        scores = [o.test.scores.as_dict() for other, _, o in outcomes if other == stage]
         cells = [mean_and_spread([100 * s[key] for s in scores]) for key in ("mem", "for", "h")]
         table.add_row(stage.replace("_", "-"), *cells)
     return table

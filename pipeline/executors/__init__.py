@@ -1,1 +1,1 @@
-"""Warm executors: Ray Train worker groups that serve run after run."""
+"""Warm executors: workers that serve run after run."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -20,8 +22,6 @@ SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # How fast a dead worker is noticed.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    # Ray Train's controllers run in this process, and its log is ours to keep.
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     # Ray would start every worker through `uv run` if the command was.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Ray 2.60 warns that this will be the default.
@@ -30,16 +30,17 @@ SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # All executors start at the same time.
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",
     # A trial that failed has no metric to report.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
 
+# How long a cluster may take to take a connection.
+ANSWER_S = 10.0
+
 # A cluster on one machine is not preempted; the watchers would cost a process an executor.
 LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-
-
-# Names of the threads that wait inside Ray for as long as an executor lives.
-EXECUTOR_THREAD = "executor"
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,13 @@ class Cluster:
         local: Whether it was started by, and ends with, this process.
         nodes: Resources of each node that is alive.
         job_id: Ray's name of this job, or that under which it was submitted.
+        head: Ray's id of the head, if other nodes have all the cores; else None.
     """
 
     local: bool
     nodes: tuple[dict[str, float], ...]
     job_id: str
+    head: str | None = None
 
 
 def connect(address: str | None) -> Cluster:
@@ -78,6 +81,7 @@ def connect(address: str | None) -> Cluster:
             f"address '{given}': must be HOST:PORT or auto (from outside a cluster, use "
             "'ray job submit --address URL --working-dir . -- python pipeline/search.py ...')"
         )
+    _check_listens(given)
     try:
         ray.init(
             address=given or "local",
@@ -92,8 +96,33 @@ def connect(address: str | None) -> Cluster:
         if given is None:
             raise UserError(f"Ray does not start on this machine: {reason}") from error
         raise UserError(f"address '{given}': no Ray cluster answers there: {reason}") from error
-    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
-    return Cluster(given is None, nodes, _job_id())
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = tuple(node["Resources"] for node in alive)
+    return Cluster(given is None, nodes, _job_id(), _bare_head(alive))
+
+
+def _check_listens(address: str | None) -> None:
+    """Sees whether there is anything at an address: Ray would wait for it for a quarter of an hour.
+
+    Raises:
+        UserError: If there is not.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except OSError as error:
+        raise UserError(
+            f"address '{address}': no Ray cluster answers there: {error.strerror or error}"
+        ) from error
+
+
+def _bare_head(nodes: Sequence[Mapping[str, Any]]) -> str | None:
+    (head,) = [node for node in nodes if "node:__internal_head__" in node["Resources"]]
+    others = [node for node in nodes if node is not head]
+    is_bare = not head["Resources"].get("CPU") and any(n["Resources"].get("CPU") for n in others)
+    return str(head["NodeID"]) if is_bare else None
 
 
 def _job_id() -> str:
@@ -101,14 +130,3 @@ def _job_id() -> str:
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     submitted: str | None = config.get("metadata", {}).get("job_submission_id")
     return submitted or ray.get_runtime_context().get_job_id()
-
-
-def leave() -> None:
-    """Leaves the cluster at the end of a command.
-
-    ``ray.shutdown`` under a thread that still waits for an executor crashes the process now and
-    then. It is about to end anyway: a cluster of its own ends with it, and any other takes back
-    what it held.
-    """
-    if not any(thread.name.startswith(EXECUTOR_THREAD) for thread in threading.enumerate()):
-        ray.shutdown()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.patience import patiently
+from pipeline.patience import is_full, patiently
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Savepoint:
 def write_savepoint(place: str, savepoint: Savepoint) -> None:
     """Writes a savepoint over the one before, whole or not at all.
 
-    A bucket that cannot be reached is told of and costs no more than an epoch: a run that is
-    resumed goes on from the savepoint before.
+    A disk that is full, or a bucket that cannot be reached, is told of and costs no more than an
+    epoch: a run that is resumed goes on from the savepoint before.
     """
     data = json.dumps(list(savepoint.epochs)).encode() + b"\n" + savepoint.state
     if "://" in place:
@@ -54,13 +54,20 @@ def read_savepoint(place: str) -> Savepoint | None:
 
 
 def _write_file(file: Path, data: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        # Half of it would help to keep the disk full.
+        temporary.unlink(missing_ok=True)
+        if not is_full(error):
+            raise
+        print(f"savepoint {file}: {error.strerror}", file=sys.stderr)
 
 
 def _read_file(file: Path) -> bytes | None:

@@ -3,65 +3,40 @@
 from __future__ import annotations
 
 import io
-import pickle
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from adu.attention import SampleAttention, sample_attention
+from adu.attention import sample_attention
 from adu.checkpoint import checkpoint_bytes
 from adu.context import Context, ContextConfig, load_context
-from adu.evaluate import TestResult, evaluate_images, evaluate_test
+from adu.evaluate import evaluate_images, evaluate_test
 from adu.image_cache import ImageCache
+from adu.methods import build_method
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig, Trainer
+from pipeline.executors.outcome_file import TestOutcome, outcome_bytes
+from pipeline.executors.run import Run
+from pipeline.executors.worker import WorkerSetup
 
 SESSION = "pipeline.executors.session:open_session"
 
 
-@dataclass(frozen=True)
-class TestOutcome:
-    """What a tested run gives.
-
-    Attributes:
-        val: Scores of the tested model on the validation images.
-        test: Scores and features on the test split.
-        domain_accuracy: How often a linear probe, fitted on the features of the few-shot training
-            images, tells the domain of the sampled test images.
-        checkpoint: What was trained, as a safetensors file; None if nothing was.
-        attention: Where it looks on sample images; None for a tower without a class token.
-        began_s: When the run began, in seconds since 1970; None if nobody has noted it.
-        ended_s: When it ended.
-    """
-
-    __test__ = False  # not a test case, whatever pytest thinks of the name
-
-    val: Scores
-    test: TestResult
-    domain_accuracy: float
-    checkpoint: bytes | None
-    attention: SampleAttention | None = None
-    began_s: float | None = None
-    ended_s: float | None = None
-
-
-def open_session(config: dict[str, Any]) -> AduSession:
+def open_session(setup: WorkerSetup) -> AduSession:
     """Loads the frozen model on a worker, and the few-shot images once a node.
 
-    Args:
-        config: A `ContextConfig` as plain values.
+    Raises:
+        UserError: If the model does not take one of the probes, or there is no such model or image.
     """
-    from ray.train.torch import get_device
-
-    device = get_device()
-    assert isinstance(device, torch.device)
-    cache = ImageCache(_job_on_node())
-    context = load_context(ContextConfig.model_validate(config), device, cache)
-    # Read now what every run needs, so that the first one is not slower than the others.
-    _ = context.train, context.val
-    return AduSession(context)
+    torch.set_num_threads(setup.threads)
+    session = AduSession(setup.config, torch.device("cuda" if setup.on_gpu else "cpu"))
+    for probe in setup.probes:
+        run = RunConfig.model_validate(probe)
+        build_method(run.method, session.context.backbone, session.context.task(run.forget))
+    return session
 
 
 def _job_on_node() -> str:
@@ -75,23 +50,38 @@ def _job_on_node() -> str:
 class AduSession:
     """The frozen model and the few-shot images, ready for any run."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, config: Mapping[str, Any], device: torch.device) -> None:
+        self._device = device
+        self._open(config)
 
     def close(self) -> None:
         """Leaves the images to the others, or to nobody."""
-        if self._context.cache is not None:
-            self._context.cache.close()
+        if self.context.cache is not None:
+            self.context.cache.close()
 
-    def start(self, run: dict[str, Any], state: bytes | None) -> AduRun:
-        """Begins a run, or goes on with one."""
-        return AduRun(RunConfig.model_validate(run), self._context, state)
+    def start(self, run: Run, state: bytes | None) -> AduTraining:
+        """Begins a run, or goes on with one; other images than the last run's are read first."""
+        if self._device.type == "cuda":
+            # What the last run has left; this one may need it, and so may who shares the GPU.
+            torch.cuda.empty_cache()
+        if run.context != self._config:
+            self.close()
+            self._open(run.context)
+        return AduTraining(RunConfig.model_validate(run.config), self.context, state)
+
+    def _open(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+        cache = ImageCache(_job_on_node())
+        self.context = load_context(ContextConfig.model_validate(config), self._device, cache)
+        # Read now what every run needs, so that the first one is not slower than the others.
+        _ = self.context.train, self.context.val
 
 
-class AduRun:
+class AduTraining:
     """One run of the trainer."""
 
     def __init__(self, run: RunConfig, context: Context, state: bytes | None) -> None:
+        self._began_s = time.time()
         self._run = run
         self._context = context
         self._trainer = Trainer(run, context)
@@ -110,7 +100,7 @@ class AduRun:
         return buffer.getvalue()
 
     def test(self) -> bytes:
-        """Evaluates on the test split; a pickled `TestOutcome`."""
+        """Evaluates on the test split; the bytes of an outcome file."""
         # Brings scikit-learn, which the start of an executor need not wait for.
         from adu.audit import probe_domains
 
@@ -123,9 +113,12 @@ class AduRun:
         trained = any(True for _ in model.trainable())
         checkpoint = checkpoint_bytes(model, self._run, context) if trained else None
         attention = sample_attention(model, context, forget)
-        return pickle.dumps(TestOutcome(val, test, domain_accuracy, checkpoint, attention))
+        outcome = TestOutcome(
+            val, test, domain_accuracy, checkpoint, attention, self._began_s, time.time()
+        )
+        return outcome_bytes(self._run, outcome)
 
 
-def epoch_report(values: dict[str, Any]) -> EpochReport:
+def epoch_report(values: Mapping[str, Any]) -> EpochReport:
     """An epoch's report out of its plain values."""
     return EpochReport(**{**values, "val": Scores(**values["val"])})

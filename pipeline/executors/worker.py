@@ -1,6 +1,6 @@
-"""What the workers of an executor do: open a session, then execute one command after another.
+"""What the workers of an executor do: open a session, then one run after another.
 
-The session is what they hold from run to run; here is only how commands reach all ranks and how
+The session is what they hold from run to run; here is only how runs reach all ranks and how
 exceptions are told from broken workers.
 """
 
@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
+import ray.train
 
 from adu.errors import UserError
-from pipeline.executors.mailbox import Command, Event, MailboxLink
+from pipeline.executors.mailbox import Line
+from pipeline.executors.run import Event, Run, one_line
+from pipeline.executors.savepoint import Savepoint, read_savepoint, write_savepoint
 
-# Ranks wait for a command as long as it takes; a peer that dies is noticed all the same.
+# Ranks wait for a run as long as it takes; a peer that dies is noticed all the same.
 PATIENCE = timedelta(days=365)
 
 
-class Run(Protocol):
+class Training(Protocol):
     """One run, in the hands of the workers that execute it."""
 
     def epochs(self) -> Iterator[dict[str, Any]]:
@@ -32,7 +38,7 @@ class Run(Protocol):
         """All that is needed to go on after the last epoch. Asked of rank 0 only."""
 
     def test(self) -> bytes:
-        """Evaluates what was trained; the result of the run."""
+        """Evaluates what was trained on the test split; the outcome, as a file holds it."""
 
 
 class Session(Protocol):
@@ -41,7 +47,7 @@ class Session(Protocol):
     Every worker makes the same calls; collectives are the session's own business.
     """
 
-    def start(self, run: dict[str, Any], state: bytes | None) -> Run:
+    def start(self, run: Run, state: bytes | None) -> Training:
         """Begins a run, or goes on with one."""
 
     def close(self) -> None:
@@ -53,146 +59,142 @@ class WorkerSetup:
     """What a worker is told when it starts.
 
     Attributes:
-        session: ``module:function`` that opens the `Session`, given the next two.
+        session: ``module:function`` that opens the `Session`, given this.
         config: The session's configuration, as plain values.
         threads: CPU threads for torch.
-        mailbox: The executor's mailbox.
+        on_gpu: Whether the worker has a GPU, or a part of one.
+        probes: Configurations that the session must accept before anything is trained.
+        output: Local folder in which runs keep their state; None if that is a URL.
     """
 
     session: str
-    config: dict[str, Any]
-    threads: int
-    mailbox: MailboxLink
+    config: Mapping[str, Any]
+    threads: int = 1
+    on_gpu: bool = False
+    probes: Sequence[Mapping[str, Any]] = ()
+    output: str | None = None
 
 
-def serve(config: dict[str, Any]) -> None:
+class Ranks:
+    """The workers of an executor. Rank 0 speaks to the mailbox, and tells the others."""
+
+    def __init__(self, line: Line, on_gpu: bool) -> None:
+        context = ray.train.get_context()
+        self.rank, self.n_ranks = context.get_world_rank(), context.get_world_size()
+        self._group: Any = None
+        if self.n_ranks > 1:
+            import torch.distributed as dist
+
+            address = line.ask("meet", _free_address() if self.rank == 0 else None)
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                init_method=f"tcp://{address}",
+                rank=self.rank,
+                world_size=self.n_ranks,
+            )
+            # Always gloo: waiting for a run must not keep a GPU busy.
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def share(self, ask: Callable[[], Any]) -> Any:
+        """Has rank 0 ask, and gives the answer on every rank."""
+        answer = [ask() if self.rank == 0 else None]
+        if self._group is not None:
+            import torch.distributed as dist
+
+            dist.broadcast_object_list(answer, src=0, group=self._group)
+        return answer[0]
+
+
+def serve(setup: WorkerSetup, line: Line) -> None:
     """What every worker of an executor does, from its start to its end."""
-    setup: WorkerSetup = config["setup"]
-    session = _open_session(setup)
-    if session is None:
-        return
-    link = _Link(setup.mailbox)
-    while True:
-        command = link.next_command()
-        if command is None:
-            # Ray Train would start a worker again, and again, that fails at its end.
-            with contextlib.suppress(Exception):
-                session.close()
-            return
-        try:
-            _execute(session, command, link)
-        except Exception as error:
-            if not link.failed(command, error) or _spoils_process(error):
-                raise
-        _free_memory()
-
-
-def _open_session(setup: WorkerSetup) -> Session | None:
-    import torch
-
-    torch.set_num_threads(setup.threads)
-    module, _, function = setup.session.partition(":")
+    line.ask("enter", _placement_group(), False)
     try:
-        return getattr(importlib.import_module(module), function)(setup.config)
+        _check_output(setup.output)
+        ranks = Ranks(line, setup.on_gpu)
+        session: Session = _function(setup.session)(setup)
     except Exception as error:
-        setup.mailbox.ask("break_down", _failure(error))
-        return None
-
-
-def _execute(session: Session, command: Command, link: _Link) -> None:
-    run = session.start(command.run, command.state)
-    if command.kind == "check":
-        link.finish(command, None)
+        line.ask("end", _event("broken", error))
         return
-    for epoch in run.epochs():
-        if not link.report(command, epoch, run.state):
+    line.ask("enter", _placement_group(), True)
+    while (taken := ranks.share(lambda: line.ask("take"))) is not None:
+        ticket, run = taken
+        try:
+            _execute(session, ticket, run, line, ranks)
+        except Exception as error:
+            if _spoils_process(error) or not line.ask(
+                "fail", ticket, ranks.rank, _event("failed", error)
+            ):
+                raise
+    with contextlib.suppress(Exception):
+        session.close()
+
+
+def _check_output(output: str | None) -> None:
+    """Sees whether this node shares the folder of the output with the driver's."""
+    if output is not None and not Path(output).is_dir():
+        raise UserError(
+            f"output {output}: is not seen on node {ray.util.get_node_ip_address()} (give a URL, "
+            "or a folder that all nodes share)"
+        )
+
+
+def _execute(session: Session, ticket: int, run: Run, line: Line, ranks: Ranks) -> None:
+    saved: Savepoint | None = ranks.share(lambda: read_savepoint(run.state_file))
+    training = session.start(run, saved.state if saved else None)
+    reports = list(saved.epochs) if saved else []
+    if reports:
+        # Whether it goes on after this one may never have been decided.
+        event = Event("epoch", reports[-1], before=tuple(reports[:-1]))
+        if not ranks.share(lambda: line.ask("report", ticket, event)):
             return
-    link.finish(command, run.test() if command.kind == "test" else None)
+
+    def report() -> bool:
+        write_savepoint(run.state_file, Savepoint(reports, training.state()))
+        goes_on: bool = line.ask("report", ticket, Event("epoch", reports[-1]))
+        return goes_on
+
+    for epoch in training.epochs():
+        reports.append(epoch)
+        if not ranks.share(report):
+            return
+    if run.tested:
+        outcome = training.test()
+        if ranks.rank == 0:
+            _keep(run.outcome_file, outcome)
+    if ranks.rank == 0:
+        line.ask("finish", ticket, Event("done"))
+
+
+def _keep(file: str, outcome: bytes) -> None:
+    from adu import storage
+    from pipeline.patience import patiently
+
+    patiently(file, lambda: storage.write_bytes(file, outcome))
+
+
+def _event(kind: Any, error: Exception) -> Event:
+    is_users = isinstance(error, UserError)
+    return Event(kind, error=str(error) if is_users else one_line(error), user_error=is_users)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _placement_group() -> str | None:
+    group = ray.util.get_current_placement_group()
+    return group.id.hex() if group else None
+
+
+def _free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
 
 def _spoils_process(error: Exception) -> bool:
     """Whether nothing on the GPU works any more after an exception (out of memory is not one)."""
-    import torch
-
-    return isinstance(error, torch.AcceleratorError)
-
-
-def _free_memory() -> None:
-    import torch
-
-    # What the last run has left; the next one may need it, and so may who shares the GPU.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-class _Link:
-    """A worker's line to the mailbox. Rank 0 speaks, and tells the others what it hears."""
-
-    def __init__(self, mailbox: MailboxLink) -> None:
-        import torch.distributed as dist
-
-        self._mailbox = mailbox
-        self._rank, self._world_size = 0, 1
-        self._ranks: Any = None
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
-            # Always gloo: waiting for a command must not keep a GPU busy.
-            self._ranks = dist.new_group(backend="gloo", timeout=PATIENCE)
-        nodes = self._nodes()
-        self._group = self._share(lambda: mailbox.ask("enter", nodes))
-
-    def next_command(self) -> Command | None:
-        """Waits for a command; None to leave."""
-        command: Command | None = self._share(lambda: self._mailbox.ask("take", self._group))
-        return command
-
-    def report(self, command: Command, epoch: dict[str, Any], state: Callable[[], bytes]) -> bool:
-        """Reports an epoch; returns whether the run goes on."""
-        return bool(
-            self._share(
-                lambda: self._mailbox.ask("report", self._group, command.run_id, epoch, state())
-            )
-        )
-
-    def finish(self, command: Command, result: bytes | None) -> None:
-        """Reports the end of a run."""
-        if self._rank == 0:
-            self._mailbox.ask("finish", self._group, command.run_id, result)
-
-    def failed(self, command: Command, error: Exception) -> bool:
-        """Reports an exception of this rank; returns whether the group can stay."""
-        stays: bool = self._mailbox.ask(
-            "fail", self._group, command.run_id, self._rank, _failure(error)
-        )
-        return stays
-
-    def _nodes(self) -> tuple[str, ...]:
-        """Ray's ids of the nodes that the ranks are on."""
-        here: str = ray.get_runtime_context().get_node_id()
-        if self._ranks is None:
-            return (here,)
-        import torch.distributed as dist
-
-        everywhere = [""] * self._world_size
-        dist.all_gather_object(everywhere, here, group=self._ranks)
-        return tuple(sorted(set(everywhere)))
-
-    def _share(self, ask: Callable[[], Any]) -> Any:
-        answer = [ask() if self._rank == 0 else None]
-        if self._ranks is not None:
-            import torch.distributed as dist
-
-            dist.broadcast_object_list(answer, src=0, group=self._ranks)
-        return answer[0]
-
-
-def _failure(error: Exception) -> Event:
-    is_users = isinstance(error, UserError)
-    text = str(error) if is_users else one_line(error)
-    return Event("failed", error=text, user_error=is_users)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and message without line breaks."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.AcceleratorError)

@@ -1,16 +1,10 @@
-"""Conducts a search from the cluster's start to the summary: its studies, side by side."""
+"""Conducts a search from the cluster's start to the summary: one queue over all its studies."""
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,40 +13,40 @@ from rich.console import Console
 
 from adu import storage
 from adu.errors import UserError
-from adu.metrics import Scores
-from adu.trainer import EpochReport
+from adu.trainer import EpochReport, RunConfig
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK
-from pipeline.executors.cluster import connect
-from pipeline.executors.pool import ExecutorPool, check_runs, count_executors
-from pipeline.executors.session import SESSION, TestOutcome
-from pipeline.executors.sharing import Executors, Share, Turns
-from pipeline.jobs.finals import FinalRun, FinalRunFailedError, final_runs, mean_scores, run_finals
+from pipeline.executors.outcome_file import TestOutcome
+from pipeline.executors.run import Run
+from pipeline.jobs.finals import final_configs, final_records, fixed_run
 from pipeline.jobs.interrupt import Interrupt
-from pipeline.jobs.plan import Plan, study_name
-from pipeline.patience import patiently
-from pipeline.results.output import Output, unique_name
-from pipeline.results.progress import Progress, trial_key
+from pipeline.jobs.job import EXIT_FAILED, Job
+from pipeline.jobs.plan import Plan
+from pipeline.jobs.tracked_search import SYNTHETIC_NOTE, TrackedSearch
+from pipeline.names import forget_name
+from pipeline.patience import patiently, tell_by
+from pipeline.results.output import Output
+from pipeline.results.progress import Progress
 from pipeline.results.summary import SearchRecord, Timing, render_summary, write_summary
+from pipeline.studies.listener import RunListener
+from pipeline.studies.race import Race
 from pipeline.studies.records import (
-    FinalRecord,
     StudyRecord,
     TrialRecord,
     read_study_record,
     write_study_record,
 )
-from pipeline.studies.samplers import open_storage
-from pipeline.studies.searcher import StudyListener
+from pipeline.studies.rules import make_rule
 from pipeline.studies.selection import best_trial
-from pipeline.studies.study_run import register_trials, run_study
-from pipeline.tracking.recorder import Background, TrackedStudy
-from pipeline.tracking.tracker import Tracker, default_uri, model_name, short_name, ui_command
+from pipeline.studies.source import FixedRuns
+from pipeline.studies.storage import open_storage
+from pipeline.studies.study import Study
+from pipeline.tracking.recorder import TrackedTrials
+from pipeline.tracking.tracker import ui_command
 
-EXIT_FAILED = 1
-
-SYNTHETIC_NOTE = "synthetic demo data"
+Forget = tuple[str, ...]
 
 
-class Conductor:
+class Conductor(RunListener):
     """Runs a planned search.
 
     Args:
@@ -76,18 +70,18 @@ class Conductor:
         self._interrupt = interrupt
         self._console = console
         self._started_at = started_at
-        self._background = Background()
-        self._tracker: Tracker | None = None
+        self._tracked = TrackedSearch(plan, output)
         self._timing = Timing()
-        self._overheads_s: dict[int, list[float]] = {}
-        self._records: dict[tuple[str, ...], StudyRecord] = {}
+        self._studies: dict[Forget, Study] = {}
+        self._records: dict[Forget, StudyRecord] = {}
         self._failures: list[str] = []
         self._without_executors = False
-        self._tags: dict[str, str] = {}
-        # From then on there is something in the output that must not be lost.
-        self.has_begun = False
-        # Studies run side by side, each in a thread.
-        self._lock = threading.RLock()
+        self._job: Job | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something in the output that must not be lost."""
+        return bool(self._records) or (self._job is not None and self._job.has_worked)
 
     def run(self) -> int:
         """Runs all studies and tells what came of them; returns the command's exit code.
@@ -96,168 +90,155 @@ class Conductor:
             UserError: If the search cannot be started.
         """
         self._console.print(f"results in {self._output.url}", highlight=False, soft_wrap=True)
-        if self._restore_all():
-            return self._conclude()
-        config = self._plan.config
-        studies = open_storage(config.search.storage, self._output.journal)
-        cluster = connect(config.address)
-        self._interrupt.install()
-        n_executors = count_executors(config.resources, cluster.nodes)
-        # A new SQLite file takes MLflow seconds, in which the workers start.
-        self._background.call(self._open_tracker)
-        self._tags = {"ray_job_id": cluster.job_id, **code_version()}
-        context = self._plan.context.model_dump(mode="json")
-        pool = ExecutorPool(SESSION, context, config.resources, n_executors)
-        progress = self._progress(n_executors)
-        try:
-            with progress:
-                progress.message(f"starting {n_executors} executor{'s' * (n_executors != 1)}")
-                pool.start()
-                self._timing.executor_start_s = pool.wait_ready()
-                probes = [run.model_dump(mode="json", by_alias=True) for run in self._plan.probes()]
-                check_runs(pool.executors, probes)
-                if pool.failure is not None:
-                    raise pool.failure
-                self._background.flush()
-                progress.message("")
-                self.has_begun = True
+        todo = [forget for forget in self._plan.forget_sets if not self._restore(forget)]
+        if todo:
+            self._search(todo)
+        return self._conclude()
 
-                def heard(news: str) -> None:
-                    progress.executors(len(pool.executors), news)
+    def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
+        """Counts the time in training loops."""
+        if is_news:
+            self._timing.train_s += report.train_s + report.val_s
+        if not self._timing.executor_start_s:
+            trained_s = report.train_s + report.val_s
+            self._timing.executor_start_s = time.monotonic() - self._job_at - trained_s
 
-                pool.listen(heard, self._interrupt.stop.set)
-                with self._interrupt.graceful(pool.interrupt):
-                    self._run_studies(pool, studies, progress)
-            if pool.failure is not None:
-                self._without_executors = True
-                self._failures.append(f"{pool.failure}; go on with --resume")
-            pool.dismiss()
-            self._finish_tracking()
-            self._write_summary()
-            return self._conclude()
-        finally:
-            # After the table: a person need not wait for it, and Ray must not go before it.
-            pool.close()
-
-    def _restore_all(self) -> bool:
-        """Takes the records of a search that was resumed with nothing left to do."""
-        files = {f: self._output.study_file(study_name(f)) for f in self._plan.forget_sets}
-        if not all(storage.exists(file) for file in files.values()):
+    def _restore(self, forget: Forget) -> bool:
+        """Takes the record of a study that came to its end, unless more is asked for now."""
+        file = self._output.study_file(forget_name(forget))
+        if not storage.exists(file):
             return False
-        self._records = {forget: read_study_record(file) for forget, file in files.items()}
+        record = read_study_record(file)
+        if not record.complete or record.asked != self._plan.asked():
+            return False
+        self._records[forget] = record
         return True
 
-    def _run_studies(self, pool: ExecutorPool, studies: BaseStorage, progress: Progress) -> None:
-        """Runs what is left: side by side, each on its share of the executors."""
-        todo: list[tuple[str, ...]] = []
-        for forget in self._plan.forget_sets:
-            file = self._output.study_file(study_name(forget))
-            if storage.exists(file):
-                record = self._records[forget] = read_study_record(file)
-                progress.study_restored(study_name(forget), record.trials)
-                progress.study_state(study_name(forget), "done")
-            else:
-                todo.append(forget)
+    def _search(self, todo: Sequence[Forget]) -> None:
+        config, interrupt = self._plan.config, self._interrupt
+        stored = open_storage(config.search.storage, self._output.journal)
+        listeners: list[RunListener] = [self, TrackedTrials(self._tracked.study)]
+        self._job_at = time.monotonic()
+        job = self._job = Job(config.address, config.resources, interrupt, listeners)
+        self._tracked.begin(job.cluster.job_id)
+        self._progress = self._view(job.n_executors)
+        listeners.append(self._progress)
+        for forget, record in self._records.items():
+            for trial in record.trials:
+                self._progress.run_restored(forget_name(forget), trial, {})
+            self._progress.study_state(forget_name(forget), "done")
+        for forget in todo:
+            self._add_study(job, forget, stored)
+        tell_by(self._progress.news)
+        with self._progress:
+            n = job.n_executors
+            self._progress.news(f"starting {n} executor{'s' * (n != 1)}")
+            context = self._plan.context.model_dump(mode="json")
+            failure = job.run(context, self._plan.probes(), self._output.url)
+        tell_by(None)
+        if failure is not None:
+            self._without_executors = True
+            self._failures.append(failure)
+        for forget, study in self._studies.items():
+            if forget not in self._records and (study.records or study.name in job.queue.begun):
+                self._leave(forget, study)
+        self._failures += self._tracked.finish()
+        self._timing.wall_s = time.monotonic() - self._started_at
+        later_s = [s for overheads_s in job.queue.overheads_s.values() for s in overheads_s[1:]]
+        self._timing.trial_overhead_median_s = median(later_s) if later_s else None
+        self._write_summary()
 
-        register_trials(pool.mailboxes)
-        at_once = self._plan.config.resources.studies_at_once
-        # All studies count, also those that are done: the others' shares are as they were.
-        n_studies = len(self._plan.forget_sets)
-        turns = Turns(pool.executors, n_studies, at_once, self._interrupt.stop)
+    def _add_study(self, job: Job, forget: Forget, stored: BaseStorage) -> None:
+        spec = self._plan.study(forget, self._output, stored, self._siblings)
+        study = self._studies[forget] = Study(spec, lambda study: self._trials_ended(forget, study))
+        rule = make_rule(spec.config, spec.base.train.epochs)
+        job.rules.add(study.name, rule, study.curves())
+        job.queue.add_study(study)
+        for record in study.records:
+            self._progress.run_restored(study.name, record, {})
+            scores = study.restored[record.number]
+            self._tracked.study(study.name).trial_restored(record, scores)
 
-        def work(number: int, forget: tuple[str, ...]) -> None:
-            with turns.take(number, study_name(forget)) as share:
-                if not self._interrupt.stop.is_set():
-                    # Final runs take any executor that is free.
-                    self._run_one(forget, share, pool.executors, studies, progress)
+    def _siblings(self) -> list[Mapping[str, Any]]:
+        """The best parameters of the studies that have ended."""
+        records = list(self._records.values())
+        return [record.best.params for record in records if record.best]
 
-        with ThreadPoolExecutor(max(len(todo), 1)) as threads:
-            for future in [threads.submit(work, *each) for each in enumerate(todo)]:
-                future.result()
+    # What becomes of a study.
 
-    def _run_one(
-        self,
-        forget: tuple[str, ...],
-        executors: Share,
-        free: Executors,
-        studies: BaseStorage,
-        progress: Progress,
-    ) -> None:
-        """Runs a study to its end, or as far as it is let."""
-        name = study_name(forget)
-        tags = self._study_tags(forget)
-        tracked = TrackedStudy(
-            self._require_tracker,
-            self._background,
-            lambda tracker: tracker.start_study(
-                f"{unique_name(self._output.url)}/{name}",
-                f"forget {name}",
-                tags,
-                self._shared_params(),
-                self._plan.manifest,
-            ),
-            tags,
-        )
-        progress.study_state(name, "searching")
-        study = self._plan.study(forget, self._output, studies, self._siblings())
-        listener = _Listeners(name, study.base.train.epochs, tracked, progress, self._count_epoch)
-        run = run_study(study, executors, listener, self._interrupt.stop)
-        best = best_trial(run.trials, study.config.min_mem)
-        record = StudyRecord(forget, run.trials, best, {}, False, run.ended_by)
-        with self._lock:
-            self._overheads_s.update(run.overheads_s)
-        if self._interrupt.stop.is_set():
-            self._close_study(tracked, record, "KILLED")
-        elif best is None:
-            self._failures.append(f"{name}: {_grouped_failures(run.trials)}")
-            progress.study_state(name, "failed")
-            self._close_study(tracked, record, "FAILED")
-        else:
-            record = self._run_finals(record, free, progress, tracked)
-        with self._lock:
+    def _trials_ended(self, forget: Forget, study: Study) -> None:
+        """Has the best configurations compared once more."""
+        assert self._job is not None
+        self._progress.study_state(study.name, "racing")
+        self._job.queue.add_fixed(Race(study, lambda _: self._race_ended(forget, study)))
+
+    def _race_ended(self, forget: Forget, study: Study) -> None:
+        """Has the best configuration and what it is compared with tested."""
+        record = self._record_of(forget, study)
+        for trial in record.trials:
+            if trial.again:
+                self._tracked.study(study.name).trial_again(trial)
+        if record.best is None:
+            self._failures.append(f"{study.name}: {_grouped_failures(record.trials)}")
+            self._progress.study_state(study.name, "failed")
+            self._tracked.close(record, "FAILED")
             self._records[forget] = record
-            self._write_summary()
-        if record.complete:
-            # After what MLflow is told: a study that has its record is not looked at again.
-            self._background.call(lambda: self._close_output(record))
-
-    def _run_finals(
-        self, record: StudyRecord, executors: Executors, progress: Progress, tracked: TrackedStudy
-    ) -> StudyRecord:
-        forget, name = record.forget, study_name(record.forget)
-        progress.study_state(name, "final runs")
-        best = record.best.params if record.best else None
+            return
+        self._progress.study_state(study.name, "final runs")
         seeds = self._plan.config.final.seeds
-        runs = final_runs(self._plan.base(forget), self._plan.space(forget), best, seeds)
+        space = self._plan.space(forget)
+        configs = final_configs(self._plan.base(forget), space, record.best.params, seeds)
+        folder = self._output.finals(study.name)
+        context = study.spec.context
+        finals = [
+            (fixed_run(study.name, stage, config, context, folder), config)
+            for stage, config in configs
+        ]
+        outcomes: dict[str, TestOutcome] = {}
 
-        def on_epoch(final: FinalRun, report: EpochReport) -> None:
-            self._count_epoch(report)
-            progress.run_epoch(name, f"{final.stage}/{final.run.train.seed}", report)
+        def keep(run: Run, outcome: TestOutcome) -> None:
+            # Nothing is built on it once another search has the output.
+            self._output.check()
+            outcomes[run.place] = outcome
 
-        def on_end(final: FinalRun, _: TestOutcome) -> None:
-            progress.run_ended(name, f"{final.stage}/{final.run.train.seed}")
+        def end(runs: FixedRuns) -> None:
+            record.finals = final_records(finals, outcomes, runs.failures)
+            record.complete, record.asked = True, self._plan.asked()
+            self._finals_ended(record, finals, outcomes)
 
-        stop, folder = self._interrupt.stop, self._output.finals(name)
-        try:
-            outcomes = run_finals(name, runs, executors, stop, on_epoch, on_end, folder)
-        except FinalRunFailedError as error:
-            self._failures.append(f"{name}: {error}")
-            progress.study_state(name, "failed")
-            self._close_study(tracked, record, "FAILED")
-            return record
-        if outcomes is None:
-            self._close_study(tracked, record, "KILLED")
-            return record
-        record.finals = _final_records(runs, outcomes)
-        record.complete = True
-        self._log_finals(record, runs, outcomes, tracked)
-        self._close_study(tracked, record, "FINISHED")
-        progress.study_state(name, "done")
-        return record
+        assert self._job is not None
+        runs = [run for run, _ in finals]
+        self._job.queue.add_fixed(FixedRuns(study.name, runs, keep, end))
+
+    def _finals_ended(
+        self,
+        record: StudyRecord,
+        finals: Sequence[tuple[Run, RunConfig]],
+        outcomes: Mapping[str, TestOutcome],
+    ) -> None:
+        name = forget_name(record.forget)
+        self._records[record.forget] = record
+        self._failures += self._final_failures(record)
+        known = [(run.stage, config, outcomes.get(run.place)) for run, config in finals]
+        self._tracked.finals(record, known)
+        self._tracked.close(record, "FINISHED")
+        self._progress.study_state(name, "done")
+        self._write_summary()
+        # After what MLflow is told: a study that has its record is not looked at again.
+        self._tracked.then(lambda: self._close_output(record))
+
+    @staticmethod
+    def _final_failures(record: StudyRecord) -> list[str]:
+        name = forget_name(record.forget)
+        return [
+            f"{name}: final run {final.label}, seed {seed}: {error}"
+            for final in record.finals.values()
+            for seed, error in final.errors.items()
+        ]
 
     def _close_output(self, record: StudyRecord) -> None:
         """Writes down that a study is finished."""
-        name = study_name(record.forget)
+        name = forget_name(record.forget)
         file = self._output.study_file(name)
         try:
             patiently(file, lambda: write_study_record(record, file))
@@ -265,67 +246,45 @@ class Conductor:
         except UserError as error:
             self._failures.append(f"{name}: its record could not be written: {error}")
 
-    def _siblings(self) -> list[Mapping[str, Any]]:
-        """The best parameters of the studies that have ended."""
-        with self._lock:
-            return [record.best.params for record in self._records.values() if record.best]
+    def _leave(self, forget: Forget, study: Study) -> None:
+        """Tells of a study that did not come to its end."""
+        record = self._records[forget] = self._record_of(forget, study)
+        self._tracked.close(record, "KILLED")
 
-    def _log_finals(
-        self,
-        record: StudyRecord,
-        runs: Sequence[FinalRun],
-        outcomes: Sequence[TestOutcome],
-        tracked: TrackedStudy,
-    ) -> None:
-        manifest = self._plan.manifest
-        for final, outcome in zip(runs, outcomes, strict=True):
-            tracked.final(final.stage, final.run, outcome, manifest)
-        shown: dict[str, TestOutcome] = {}
-        for final, outcome in zip(runs, outcomes, strict=True):
-            # Of several seeds the first stands for its stage.
-            shown.setdefault(final.stage, outcome)
-        if "best" in shown and self._plan.config.tracking.register_models:
-            name = model_name(self._plan.name, record.forget)
-            backbone = self._plan.context.backbone.name
-            tracked.model(name, shown["best"], manifest.classes, backbone)
-        if "best" in shown:
-            tracked.pictures(
-                lambda: self._draw(record, shown["zero_shot"], shown["best"]),
-                self._output.study_pictures(study_name(record.forget)),
-            )
+    def _record_of(self, forget: Forget, study: Study) -> StudyRecord:
+        best = best_trial(study.records, study.spec.config.min_mem)
+        return StudyRecord(forget, study.records, best, {}, False, study.ended_by)
 
-    def _draw(
-        self, record: StudyRecord, before: TestOutcome, after: TestOutcome
-    ) -> dict[str, bytes]:
-        # Takes seconds to import, which the start of a search need not wait for.
-        from pipeline.results.pictures import study_pictures
+    # What a person sees.
 
-        manifest = self._plan.manifest
-        note = SYNTHETIC_NOTE if manifest.synthetic else ""
-        return study_pictures(record, before, after, manifest.domains, note)
-
-    def _close_study(self, tracked: TrackedStudy, record: StudyRecord, status: str) -> None:
-        metrics: dict[str, float] = {"n_trials": len(record.trials)}
-        if record.best is not None and record.best.val is not None:
-            metrics |= {f"best/val_{k}": v for k, v in record.best.val.as_dict().items()}
-        for stage, final in record.finals.items():
-            metrics |= {f"{stage}/test_{k}": v for k, v in final.test.as_dict().items()}
-        tracked.end(status, metrics)
+    def _view(self, n_executors: int) -> Progress:
+        synthetic = f" ({SYNTHETIC_NOTE})" if self._plan.manifest.synthetic else ""
+        # Three configurations are trained for each seed; zero-shot is not.
+        n_finals = 3 * len(self._plan.config.final.seeds)
+        race = self._plan.config.search.race
+        return Progress(
+            self._console,
+            f"search {self._plan.name}{synthetic}",
+            [forget_name(forget) for forget in self._plan.forget_sets],
+            self._plan.config.search.trials,
+            n_executors,
+            n_finals + (race * (race + 1) // 2 - 1),
+            self._started_at,
+        )
 
     def _conclude(self) -> int:
         record = self._record()
-        ui = ui_command(self._tracking_uri())
+        ui = ui_command(self._tracked.uri)
         self._console.print(render_summary(record, self._output.url, ui))
-        for failure in self._failures:
-            self._console.print(f"failed    {failure}", highlight=False, soft_wrap=True)
+        earlier = [line for each in record.studies for line in self._final_failures(each)]
+        for failure in dict.fromkeys([*self._failures, *earlier]):
+            self._console.print(f"failed    {failure}", markup=False, highlight=False)
         if record.interrupted and not self._without_executors:
             return EXIT_INTERRUPTED
-        return EXIT_FAILED if self._failures else EXIT_OK
+        return EXIT_FAILED if self._failures or earlier else EXIT_OK
 
     def _write_summary(self) -> None:
         self._timing.wall_s = time.monotonic() - self._started_at
-        later = [s for overheads_s in self._overheads_s.values() for s in overheads_s[1:]]
-        self._timing.trial_overhead_median_s = median(later) if later else None
         write_summary(self._record(), self._output.summary_file)
 
     def _record(self) -> SearchRecord:
@@ -334,129 +293,16 @@ class Conductor:
             "manifest": manifest.url,
             "manifest_digest": manifest.digest,
             "backbone": self._plan.config.context.backbone.name,
-            "tracking_uri": self._tracking_uri(),
+            "tracking_uri": self._tracked.uri,
         }
         return SearchRecord(
             self._plan.name,
             [self._records[f] for f in self._plan.forget_sets if f in self._records],
             self._timing,
             manifest.synthetic,
-            self._interrupt.stop.is_set(),
+            self._interrupt.stop.is_set() or self._without_executors,
             details,
         )
-
-    def _progress(self, n_executors: int) -> Progress:
-        synthetic = f" ({SYNTHETIC_NOTE})" if self._plan.manifest.synthetic else ""
-        # Three configurations are trained for each seed; zero-shot is not.
-        return Progress(
-            self._console,
-            f"search {self._plan.name}{synthetic}",
-            [study_name(forget) for forget in self._plan.forget_sets],
-            self._plan.config.search.trials,
-            n_executors,
-            3 * len(self._plan.config.final.seeds),
-            self._started_at,
-        )
-
-    def _count_epoch(self, report: EpochReport) -> None:
-        with self._lock:
-            self._timing.train_s += report.train_s + report.val_s
-
-    def _tracking_uri(self) -> str:
-        # Only an output on this machine can do without a server or database.
-        return self._plan.config.tracking.uri or default_uri(Path(self._output.url))
-
-    def _open_tracker(self) -> None:
-        uri = self._plan.config.tracking.uri
-        self._tracker = Tracker(uri, self._output.work, self._plan.manifest.name)
-
-    def _require_tracker(self) -> Tracker:
-        assert self._tracker is not None
-        return self._tracker
-
-    def _finish_tracking(self) -> None:
-        """Waits for MLflow; what it could not write is told, the search's own results stand."""
-        try:
-            self._background.flush()
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            self._failures.append(f"MLflow: some of the runs could not be written: {reason}")
-
-    def _study_tags(self, forget: tuple[str, ...]) -> dict[str, str]:
-        return {
-            **self._tags,
-            "forget": "+".join(forget),
-            "search": unique_name(self._output.url),
-            "backbone": self._plan.config.context.backbone.name,
-            "method": self._plan.config.method.name,
-            "manifest_digest": self._plan.manifest.digest,
-            "synthetic": str(self._plan.manifest.synthetic).lower(),
-        }
-
-    def _shared_params(self) -> dict[str, Any]:
-        config = self._plan.config
-        return {
-            "epochs": config.train.epochs,
-            "batch_size": config.train.batch_size,
-            "shots": config.context.data.shots,
-            "val_shots": config.context.data.val_shots,
-            "trials": config.search.trials,
-            "sampler": config.search.sampler,
-            "searched": ", ".join(short_name(path) for path in config.space),
-            "objective": config.search.objective,
-        }
-
-
-class _Listeners(StudyListener):
-    """Tells MLflow, the live view and the clock what happens in a study."""
-
-    def __init__(
-        self,
-        study: str,
-        epochs: int,
-        tracked: TrackedStudy,
-        progress: Progress,
-        count_epoch: Any,
-    ) -> None:
-        self._study = study
-        self._epochs = epochs
-        self._tracked = tracked
-        self._progress = progress
-        self._count_epoch = count_epoch
-
-    def trial_restored(self, trial: TrialRecord, scores: Mapping[int, Mapping[str, float]]) -> None:
-        self._tracked.trial_restored(trial, scores)
-        self._progress.study_restored(self._study, [trial])
-
-    def trial_started(self, number: int, params: Mapping[str, Any]) -> None:
-        self._tracked.trial_started(number, params)
-        self._progress.run_started(self._study, trial_key(number), self._epochs)
-
-    def epoch_ended(self, number: int, report: EpochReport, replayed: bool) -> None:
-        self._tracked.epoch_ended(number, report, replayed)
-        self._progress.run_epoch(self._study, trial_key(number), report)
-        if not replayed:
-            self._count_epoch(report)
-
-    def trial_ended(self, trial: TrialRecord) -> None:
-        self._tracked.trial_ended(trial)
-        self._progress.trial_ended(self._study, trial)
-
-    def trial_suspended(self, number: int) -> None:
-        self._tracked.trial_suspended(number)
-        self._progress.run_ended(self._study, trial_key(number))
-
-
-def code_version() -> dict[str, str]:
-    """The version of this code as tags of MLflow's, which its UI shows."""
-    root = Path(__file__).parents[2]
-    tags = {"adu_search_version": version("adu-search")}
-    git = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError):
-        commit = subprocess.run(git, capture_output=True, text=True, check=False)
-        if commit.returncode == 0:
-            tags["mlflow.source.git.commit"] = commit.stdout.strip()
-    return tags
 
 
 def _grouped_failures(trials: Sequence[TrialRecord]) -> str:
@@ -464,24 +310,3 @@ def _grouped_failures(trials: Sequence[TrialRecord]) -> str:
     reasons = Counter(trial.error or "" for trial in trials)
     listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
     return f"all {len(trials)} trials failed: {listed}"
-
-
-def _final_records(
-    runs: Sequence[FinalRun], outcomes: Sequence[TestOutcome]
-) -> dict[str, FinalRecord]:
-    stages: dict[str, list[tuple[FinalRun, TestOutcome]]] = {}
-    for final, outcome in zip(runs, outcomes, strict=True):
-        stages.setdefault(final.stage, []).append((final, outcome))
-    return {stage: _final_record(stage, pairs) for stage, pairs in stages.items()}
-
-
-def _final_record(stage: str, pairs: Sequence[tuple[FinalRun, TestOutcome]]) -> FinalRecord:
-    tests: list[Scores] = [outcome.test.scores for _, outcome in pairs]
-    return FinalRecord(
-        stage,
-        pairs[0][0].run,
-        mean_scores([outcome.val for _, outcome in pairs]),
-        mean_scores(tests),
-        tuple(final.run.train.seed for final, _ in pairs),
-        tuple(tests),
-    )

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from adu.context import stored_bytes, view_bytes
-from pipeline.executors.pool import count_executors
-from pipeline.jobs.plan import Plan, study_name
+from pipeline.executors.resources import count_executors
+from pipeline.jobs.plan import Plan
+from pipeline.names import forget_name
 from pipeline.studies.space import Space
 
 # A training step costs the forward pass and a backward pass without weight gradients; measured,
@@ -41,7 +42,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         space = plan.space(forget)
         changed = {path: p for path, p in space.items() if p != config.space.get(path)}
         if changed:
-            console.print(_space(f"otherwise for forget {study_name(forget)}", changed))
+            console.print(_space(f"otherwise for forget {forget_name(forget)}", changed))
     for line in (*_resources(plan), *_sizing(plan)):
         console.print(line, highlight=False, soft_wrap=True)
     console.print("dry run: nothing was started", highlight=False)
@@ -55,7 +56,7 @@ def _studies(plan: Plan) -> Table:
     finals = f"3 x {len(plan.config.final.seeds)} seeds, zero-shot"
     for forget in plan.forget_sets:
         retain = ", ".join(d for d in plan.manifest.domains if d not in forget)
-        row = (study_name(forget), retain, str(search.trials), str(epochs), finals)
+        row = (forget_name(forget), retain, str(search.trials), str(epochs), finals)
         table.add_row(*row)
     return table
 
@@ -94,8 +95,10 @@ def _budgets(plan: Plan) -> str:
         budgets.append(f"validation H {100 * search.target_h:g} %")
     if search.patience is not None:
         budgets.append(f"{search.patience} trials without a better one")
-    stopping = {"asha": "ASHA", "median": "the median rule", "none": "nothing"}[search.scheduler]
-    return f"a study ends after {' or '.join(budgets)}; {stopping} stops trials early"
+    names = {"asha": "ASHA", "median": "the median rule", "none": "nothing"}
+    stopping = names.get(search.scheduler, search.scheduler)
+    again = f"; its best {search.race} are run again" if search.race > 1 else ""
+    return f"a study ends after {' or '.join(budgets)}; {stopping} stops trials early{again}"
 
 
 def _sizing(plan: Plan) -> list[str]:
@@ -139,8 +142,9 @@ def trial_forwards(plan: Plan) -> float:
 
 def search_forwards(plan: Plan) -> float:
     """The same for all trials and final runs of all studies, none of which is stopped early."""
-    n_finals = 3 * len(plan.config.final.seeds)
-    forwards = trial_forwards(plan) * (plan.config.search.trials + n_finals)
+    search, n_finals = plan.config.search, 3 * len(plan.config.final.seeds)
+    n_again = search.race * (search.race + 1) // 2 - 1
+    forwards = trial_forwards(plan) * (search.trials + n_again + n_finals)
     forwards += len(plan.manifest.test_rows()) * (n_finals + 1)
     return forwards * len(plan.forget_sets)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first ends the search in good order, the second at once."""
+"""Ctrl-C: the first ends a job in good order, the second at once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 EXIT_CODE = 130
-SIGNALS = (signal.SIGINT, signal.SIGTERM)  # `ray job stop` and Kubernetes send SIGTERM
+# `ray job stop` and Kubernetes send SIGTERM, a terminal that is closed SIGHUP.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupt:
@@ -37,33 +38,18 @@ class Interrupt:
     def install(self) -> None:
         """Takes the signals; again after something else (``ray.init``) has taken them."""
         for number in SIGNALS:
-            handler = signal.signal(number, self._handle)
-            self._previous.setdefault(number, handler)
+            # What `nohup` has a command ignore, it ignores.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous.setdefault(number, signal.signal(number, self._handle))
 
     @contextlib.contextmanager
-    def graceful(self, on_stop: Callable[[], None]) -> Iterator[None]:
-        """While inside, nothing is raised.
-
-        Args:
-            on_stop: Called once, in a thread of its own, if a signal comes.
-        """
-        left = threading.Event()
-
-        def watch() -> None:
-            while not left.is_set():
-                if self.stop.wait(0.1):
-                    on_stop()
-                    return
-
-        watcher = threading.Thread(target=watch, daemon=True, name="interrupt")
-        watcher.start()
+    def graceful(self) -> Iterator[None]:
+        """While inside, nothing is raised."""
         self._graceful = True
         try:
             yield
         finally:
             self._graceful = False
-            left.set()
-            watcher.join()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.stop.is_set():

@@ -8,140 +8,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from optuna.storages import BaseStorage
-from pydantic import BeforeValidator, Field
 
 from adu import storage
-from adu.config import StrictModel
 from adu.context import ContextConfig, check_forget_set
 from adu.data import DataConfig, select_images
 from adu.errors import UserError
 from adu.manifest import Manifest, load_manifest
-from adu.methods import MethodConfig
-from adu.methods.adu import AduConfig
 from adu.reading import check_images
-from adu.trainer import RunConfig, TrainConfig
-from pipeline.executors.pool import ResourcesConfig
-from pipeline.results.output import (
-    STUDIES,
-    Output,
-    absolute_output,
-    open_output,
-    parent_of,
-    unique_name,
-)
+from adu.trainer import RunConfig
+from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConfig
+from pipeline.names import forget_name, parse_forget_name
+from pipeline.results.output import STUDIES, Output, absolute_output, open_output, parent_of
 from pipeline.studies.records import read_study_record
-from pipeline.studies.samplers import shown
-from pipeline.studies.searcher import Study, StudyConfig
-from pipeline.studies.space import Space, SpaceConfig, check_space, configure, examples
-
-DEMO = "demo"
-
-# In search.warm_start: the studies of the same search.
-SIBLINGS = "siblings"
-
-RESULTS = Path("results")
-
-
-def _split_domains(value: Any) -> Any:
-    """One forget set on the command line: ``cartoon+photo`` or ``cartoon,photo``."""
-    return tuple(value.replace(",", "+").split("+")) if isinstance(value, str) else value
-
-
-def _one_or_many(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-ForgetSet = Annotated[tuple[str, ...], BeforeValidator(_split_domains)]
-
-
-class ForgetSize(StrictModel):
-    """All forget sets of some sizes."""
-
-    size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_one_or_many)] = Field(
-        (1,), min_length=1, description="domains in each forget set; several sizes: [1, 2]"
-    )
-
-
-class FinalConfig(StrictModel):
-    """The final runs, on which the test split is read."""
-
-    seeds: tuple[int, ...] = Field(
-        (0, 1, 2), min_length=1, description="each trained configuration is run once with each"
-    )
-
-
-class TrackingConfig(StrictModel):
-    """Where runs are tracked."""
-
-    uri: str | None = Field(
-        None, description="MLflow server or database; unset: mlflow.db beside the output"
-    )
-    register_models: bool = Field(
-        True, description="whether a search registers the best model of each study"
-    )
-
-
-class SearchConfig(StrictModel):
-    """Search for what makes a CLIP model forget whole domains and keep the others.
-
-    For each forget set: search with Ray Tune and Optuna on validation images, then compare the
-    best trial, the paper's defaults, the Baseline and the untouched model on test images.
-    """
-
-    name: str | None = Field(None, description="name of the search; unset: the manifest's")
-    context: ContextConfig = ContextConfig()
-    forget: ForgetSize | tuple[ForgetSet, ...] = Field(
-        ForgetSize(), description="the forget sets: each domain,domain,... or all of some sizes"
-    )
-    method: MethodConfig = AduConfig()
-    train: TrainConfig = TrainConfig()
-    space: SpaceConfig = Field(
-        min_length=1, description="what is searched: option path to range and default"
-    )
-    overrides: dict[str, SpaceConfig] = Field(
-        {},
-        description="changes of the space where a domain is forgotten, or for one forget set "
-        "(domain+domain)",
-    )
-    search: StudyConfig = StudyConfig()
-    final: FinalConfig = FinalConfig()
-    resources: ResourcesConfig = ResourcesConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    output: str | None = Field(
-        None, description="folder or URL (s3://bucket/path); unset: results/NAME-DATE-TIME"
-    )
-    resume: bool = Field(False, description="go on with the search in the output")
-    resume_or_start: bool = Field(
-        False, description="go on with the search in the output, or start it if there is none"
-    )
-    dry_run: bool = Field(False, description="show what would be searched, and start nothing")
-    images_per_s: float | None = Field(
-        None,
-        gt=0,
-        description="for --dry-run: training images a second of one worker, where it is to run "
-        "(make bench-train measures it)",
-    )
-    address: str | None = Field(
-        None, description="HOST:PORT of a running Ray cluster; unset: RAY_ADDRESS, else a local one"
-    )
-
-
-SHORTCUTS = {
-    "context.data.manifest": "manifest",
-    "context.data.shots": "shots",
-    "context.backbone.name": "backbone",
-    "search.trials": "trials",
-    "search.seed": "seed",
-    "search.warm_start": "warm-start",
-    "train.epochs": "epochs",
-    "tracking.uri": "tracking-uri",
-    "resources.workers-per-trial": "workers-per-trial",
-    "resources.cpus-per-worker": "cpus-per-worker",
-    "resources.gpus-per-worker": "gpus-per-worker",
-}
+from pipeline.studies.rules import make_rule
+from pipeline.studies.space import Space, check_space, configure, examples, grid
+from pipeline.studies.study import StudySpec
 
 
 @dataclass(frozen=True)
@@ -187,7 +71,7 @@ class Plan:
     def space(self, forget: tuple[str, ...]) -> Space:
         """What is searched for a forget set: overrides of its domains, then its own, win."""
         space = dict(self.config.space)
-        for name in (*forget, study_name(forget)):
+        for name in (*(forget_name([domain]) for domain in forget), forget_name(forget)):
             space |= self.config.overrides.get(name, {})
         return space
 
@@ -196,52 +80,58 @@ class Plan:
         forget: tuple[str, ...],
         output: Output,
         storage: BaseStorage,
-        siblings: Sequence[Mapping[str, Any]],
-    ) -> Study:
+        siblings: Callable[[], Sequence[Mapping[str, Any]]],
+    ) -> StudySpec:
         """The study of a forget set.
 
         Args:
             forget: The forget domains.
             output: Where the search keeps what it finds.
             storage: Optuna's.
-            siblings: The best parameters of the search's studies that have ended.
+            siblings: Gives the best parameters of the search's studies that have ended.
         """
-        name = study_name(forget)
-        shared = self.config.search.storage is not None
-        first = [*self.warm_start, *(siblings if SIBLINGS in self.config.search.warm_start else ())]
-        return Study(
+        name = forget_name(forget)
+        config = self.config.search
+
+        def first() -> Sequence[Mapping[str, Any]]:
+            return [*self.warm_start, *(siblings() if SIBLINGS in config.warm_start else ())]
+
+        return StudySpec(
             name,
             self.base(forget),
             self.space(forget),
-            self.config.search,
+            config,
+            self.context.model_dump(mode="json"),
             storage,
             # Searches may share a database, but not a file in the output folder.
-            f"{unique_name(output.url)}/{name}" if shared else name,
-            output.savepoints(name),
+            name if config.storage is None else f"{output.search_id}/{name}",
+            output.trials(name),
             first,
             output.commit,
         )
 
     def probes(self) -> list[RunConfig]:
         """Runs at the ends of every range, to see whether the model takes them."""
-        runs = [
+        return [
             configure(self.base(forget), values)
             for forget in self.forget_sets
             for values in examples(self.space(forget))
         ]
-        # What a model takes does not depend on the domains to forget.
-        return list({run.model_dump_json(exclude={"forget"}): run for run in runs}.values())
+
+    def asked(self) -> dict[str, Any]:
+        """What a study comes to its end by; a search may be resumed with more."""
+        budgets = ("trials", "wall_time_s", "target_h", "patience", "race")
+        values = self.config.search.model_dump(include=set(budgets))
+        return {**values, "seeds": list(self.config.final.seeds)}
 
     def _identity(self) -> dict[str, Any]:
-        # Where and on how much it runs may change between a start and a resume.
-        told = {"output", "resume", "resume_or_start", "dry_run", "images_per_s"}
-        told |= {"address", "resources", "tracking"}
-        values = self.config.model_dump(mode="json", by_alias=True, exclude=told)
-        if self.config.search.storage is not None:
-            values["search"]["storage"] = shown(self.config.search.storage)
+        """What makes trials comparable: all else may change between a start and a resumption."""
+        kept = {"name", "method", "train", "space", "overrides"}
+        values = self.config.model_dump(mode="json", by_alias=True, include=kept)
+        values["search"] = {"objective": self.config.search.objective}
         how = {"data": {"read_threads", "cache_gib"}}
         values["context"] = self.context.model_dump(mode="json", exclude=how)
-        return {**values, "forget": self.forget_sets, "manifest_digest": self.manifest.digest}
+        return {**values, "manifest_digest": self.manifest.digest}
 
 
 def make_plan(config: SearchConfig, prepare_demo: Callable[[str], Manifest]) -> Plan:
@@ -261,7 +151,7 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[str], Manifest]) -> 
     name = config.name or manifest.name
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for domains in config.overrides:
-        check_forget_set(tuple(domains.split("+")), manifest.domains)
+        check_forget_set(parse_forget_name(domains), manifest.domains)
     plan = Plan(
         config,
         name,
@@ -271,8 +161,10 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[str], Manifest]) -> 
         _warm_start(config.search.warm_start),
         output or storage.join(parent, f"{name}-{stamp}"),
     )
+    make_rule(config.search, config.train.epochs)
     for forget in plan.forget_sets:
         check_space(plan.space(forget), plan.base(forget))
+        _check_grid(plan, forget)
     return plan
 
 
@@ -295,11 +187,6 @@ def open_manifest(
     manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
     check_images(manifest)
     return manifest
-
-
-def study_name(forget: Sequence[str]) -> str:
-    """A forget set as a part of file names and URLs."""
-    return "+".join(forget)
 
 
 def forget_sets(
@@ -335,6 +222,18 @@ def _check_tracking(config: SearchConfig) -> None:
         raise UserError(
             "tracking.uri: must be set where the output is a URL (MLflow's own SQLite file needs "
             "a disk that stays)"
+        )
+
+
+def _check_grid(plan: Plan, forget: tuple[str, ...]) -> None:
+    search = plan.config.search
+    if search.sampler != "grid":
+        return
+    n_points = sum(1 for _ in grid(plan.space(forget), plan.base(forget), search.grid_points))
+    if n_points > search.trials:
+        raise UserError(
+            f"search.trials = {search.trials}: the grid of {forget_name(forget)} has {n_points} "
+            "points (raise search.trials, or lower search.grid_points)"
         )
 
 

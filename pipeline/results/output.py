@@ -16,13 +16,15 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adu import storage
 from adu.errors import UserError
+from pipeline.names import file_name
 from pipeline.patience import patiently
 from pipeline.results.lease import HEARTBEAT_S, LOCK, BucketLease, FolderLease, LeaseLostError
 
@@ -30,7 +32,11 @@ MARKER = "search.json"
 JOURNAL = "optuna.journal"
 RAY_LOG = "ray.log"
 STUDIES = "studies"
+FINALS = "finals"
 UNFINISHED = "unfinished"
+
+# Parts of a configuration in which a name more is another search, not one of a later version.
+WHOLE = ("space", "overrides")
 
 # Of those between a search and its resumption.
 SHOWN_DIFFERENCES = 5
@@ -49,12 +55,16 @@ class Output:
 
     Attributes:
         url: The output: an absolute local path or a URL.
-        created: Whether this process created it.
+        search_id: The search's own name, which no other one has, such as ``out-1a2b3c4d``.
+        created: Whether this process has begun the search in it.
+        is_new: Whether there was not even a folder before.
         work: Local folder of what is written in place: the output itself unless that is a URL.
     """
 
     url: str
+    search_id: str
     created: bool
+    is_new: bool
     work: Path
     _copies: _Copies | None = field(default=None, repr=False)
 
@@ -80,23 +90,23 @@ class Output:
 
     def study_file(self, study: str) -> str:
         """The record of a finished study."""
-        return storage.join(self.url, STUDIES, f"{study}.json")
+        return storage.join(self.url, STUDIES, f"{file_name(study)}.json")
 
     def study_pictures(self, study: str) -> str:
         """Where the pictures of a study go."""
-        return storage.join(self.url, STUDIES, study)
+        return storage.join(self.url, STUDIES, file_name(study))
 
-    def savepoints(self, study: str) -> str:
+    def trials(self, study: str) -> str:
         """Where the last epochs of a study's trials at work are kept."""
-        return storage.join(self.url, UNFINISHED, study, "trials")
+        return storage.join(self.url, UNFINISHED, file_name(study))
 
     def finals(self, study: str) -> str:
-        """Where a study's final runs are kept until it is finished."""
-        return storage.join(self.url, UNFINISHED, study, "finals")
+        """Where a study's final runs leave their outcomes."""
+        return storage.join(self.url, STUDIES, file_name(study), FINALS)
 
     def forget_unfinished(self, study: str) -> None:
-        """Removes what was kept of a study that is finished now."""
-        storage.remove(storage.join(self.url, UNFINISHED, study), recursive=True)
+        """Removes what was kept of the trials of a study that is finished now."""
+        storage.remove(self.trials(study), recursive=True)
         if self.is_local:
             # That of another study may still be in there.
             with contextlib.suppress(OSError):
@@ -113,6 +123,15 @@ class Output:
         if self._copies is not None:
             self._copies.commit()
 
+    def check(self) -> None:
+        """Sees whether the output is still this search's.
+
+        Raises:
+            OutputLostError: If another one has taken it over.
+        """
+        if self._copies is not None:
+            self._copies.check()
+
     def close(self) -> None:
         """Copies what is left and lets the next search in."""
         if self._copies is not None:
@@ -121,13 +140,17 @@ class Output:
             lease.release()
 
     def discard(self) -> None:
-        """Removes the output if this process created it: nothing came of the search."""
+        """Removes what this process has put there, if it began the search: nothing came of it."""
         if not self.created:
             return
         if self._copies is not None:
             self._copies.stop()
         _held.pop(self.url, None)
-        storage.remove(self.url, recursive=True)
+        # It was empty before.
+        for name in storage.names_in(self.url):
+            storage.remove(storage.join(self.url, name), recursive=True)
+        if self.is_new:
+            storage.remove(self.url, recursive=True)
 
 
 def open_output(
@@ -156,8 +179,9 @@ def open_output(
                     "another --output)"
                 )
             # Before anything is waited for.
-            _check_same(place, json.loads(storage.read_bytes(marker)), _as_json(identity))
-            return _hold(place, created=False)
+            known = _read_marker(place)
+            _check_same(place, known, _as_json(identity))
+            return _hold(place, known["id"], created=False)
         if resume and not or_start:
             raise UserError(
                 f"output {place}: has no search to resume (--resume-or-start begins one)"
@@ -182,10 +206,16 @@ def parent_of(output: str) -> str:
     return output.rsplit("/", 1)[0] or "/"
 
 
-def unique_name(output: str | Path) -> str:
-    """A name for what lies in an output that no other one's has, such as ``out-1a2b3c4d``."""
-    place = str(output).rstrip("/")
-    return f"{place.rsplit('/', 1)[-1]}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+def search_id(output: str) -> str:
+    """The id of the search in an output.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if not storage.exists(storage.join(output, MARKER)):
+        raise UserError(f"output {output}: has no {MARKER}, so no search")
+    found: str = _read_marker(output)["id"]
+    return found
 
 
 def point_latest(folder: Path) -> None:
@@ -217,14 +247,36 @@ def fetch_journal(output: str, folder: Path) -> Path:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """Where two JSON values differ: dotted paths, old values, new values."""
+    """Where two JSON values differ: dotted paths, old values, new values.
+
+    What only one of them has is not compared, since another version has written it, except where
+    names are the user's (`WHOLE`).
+    """
     if isinstance(old, dict) and isinstance(new, dict):
+        whole = path.split(".")[0] in WHOLE
+        names = old.keys() | new.keys() if whole else old.keys() & new.keys()
         return [
             found
-            for name in sorted(old.keys() | new.keys())
+            for name in sorted(names)
             for found in differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))
         ]
     return [] if old == new else [(path, old, new)]
+
+
+def _read_marker(place: str) -> dict[str, Any]:
+    marker = storage.join(place, MARKER)
+    try:
+        known: dict[str, Any] = json.loads(storage.read_bytes(marker))
+        # One of before searches had ids: its runs go by the name of its place.
+        digest = hashlib.sha256(place.rstrip("/").encode()).hexdigest()
+        known.setdefault("id", f"{_last_part(place)}-{digest[:8]}")
+        return known
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"output {place}: {MARKER} is damaged: {error}") from error
+
+
+def _last_part(place: str) -> str:
+    return place.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _check_same(place: str, old: Any, new: Any) -> None:
@@ -255,17 +307,18 @@ def _check_inside_bucket(place: str) -> None:
 
 
 def _create(place: str, identity: Mapping[str, Any]) -> Output:
-    created = not storage.is_local(place) or not Path(place).exists()
+    is_new = not storage.is_local(place) or not Path(place).exists()
     if storage.is_local(place):
         (Path(place) / STUDIES).mkdir(parents=True, exist_ok=True)
     # One of two that started at the same time.
-    output = _hold(place, created)
-    data = json.dumps(identity, indent=2).encode()
+    search = f"{_last_part(place)}-{uuid.uuid4().hex[:8]}"
+    output = _hold(place, search, created=True, is_new=is_new)
+    data = json.dumps({"id": output.search_id, **identity}, indent=2).encode()
     storage.write_bytes(storage.join(place, MARKER), data)
     return output
 
 
-def _hold(place: str, created: bool) -> Output:
+def _hold(place: str, search: str, created: bool, is_new: bool = False) -> Output:
     """Keeps every other command out for as long as this process lives.
 
     Raises:
@@ -277,11 +330,11 @@ def _hold(place: str, created: bool) -> Output:
         lease.take()
         _held[place] = lease
     if isinstance(lease, FolderLease):
-        return Output(place, created, Path(place))
+        return Output(place, search, created, is_new, Path(place))
     copies = _Copies(place, Path(tempfile.mkdtemp(prefix="adu-search-")), lease)
     copies.restore()
     copies.start()
-    return Output(place, created, copies.work, copies)
+    return Output(place, search, created, is_new, copies.work, copies)
 
 
 class _Copies:
@@ -301,7 +354,11 @@ class _Copies:
         self._lock = threading.Lock()
         self._lost: OutputLostError | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep, daemon=True, name="output")
+        # Apart: a copy that takes long must not cost the lease.
+        self._threads = [
+            threading.Thread(target=self._keep, args=(call,), daemon=True, name="output")
+            for call in (lease.beat, self._copy_all)
+        ]
 
     def restore(self) -> None:
         """Fetches the journal, if there is one."""
@@ -313,7 +370,18 @@ class _Copies:
 
     def start(self) -> None:
         """Begins to keep the lease, and copies once in a while."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
+
+    def check(self) -> None:
+        """See `Output.check`."""
+        if self._lost is not None:
+            raise self._lost
+        try:
+            patiently(self._url, self._lease.check)
+        except (LeaseLostError, UserError) as error:
+            self._lost = OutputLostError(str(error))
+            raise self._lost from error
 
     def commit(self) -> None:
         """Copies the journal; see `Output.commit`."""
@@ -328,14 +396,12 @@ class _Copies:
 
     def stop(self) -> None:
         """Copies no more."""
-        self._stop.set()
-        self._thread.join()
+        self._end_threads()
         shutil.rmtree(self.work, ignore_errors=True)
 
     def close(self) -> None:
         """Copies what is left, then stops."""
-        self._stop.set()
-        self._thread.join()
+        self._end_threads()
         if self._lost is None:
             self._copy_all()
         shutil.rmtree(self.work, ignore_errors=True)
@@ -344,11 +410,15 @@ class _Copies:
         self._lease.check()
         self._copy(JOURNAL)
 
-    def _keep(self) -> None:
+    def _end_threads(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _keep(self, call: Callable[[], None]) -> None:
         while not self._stop.wait(HEARTBEAT_S) and self._lost is None:
             try:
-                self._lease.beat()
-                self._copy_all()
+                call()
             except LeaseLostError as error:
                 self._lost = OutputLostError(str(error))
             except UserError as error:

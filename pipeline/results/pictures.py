@@ -15,8 +15,8 @@ from sklearn.manifold import TSNE
 from adu.attention import SampleAttention
 from adu.evaluate import TestResult
 from adu.metrics import Scores, harmonic_mean
-from pipeline.executors.session import TestOutcome
-from pipeline.studies.records import STAGES, StudyRecord
+from pipeline.executors.outcome_file import TestOutcome
+from pipeline.studies.records import StudyRecord
 
 DPI = 110
 # Colours that stay apart for colour-blind eyes (Okabe and Ito), and a marker for each.
@@ -48,7 +48,7 @@ def study_pictures(
     maps = _feature_maps(before, after)
     # Over all seeds, where the pictures of features show the first.
     mean_before, mean_after = (
-        study.finals[stage].test if stage in study.finals else result.scores
+        (study.finals[stage].test if stage in study.finals else None) or result.scores
         for stage, result in (("zero_shot", before), ("best", after))
     )
     draw = {
@@ -95,8 +95,8 @@ def draw_trade_off(axes: Axes, study: StudyRecord) -> None:
             label=f"trial, {state} (validation)" if scores else None,
         )
     for colour, (stage, marker) in zip(COLOURS, STAGE_MARKERS.items(), strict=False):
-        if stage in study.finals:
-            test = study.finals[stage].test
+        test = study.finals[stage].test if stage in study.finals else None
+        if test is not None:
             axes.scatter(
                 100 * test.mem,
                 100 * test.for_,
@@ -105,7 +105,7 @@ def draw_trade_off(axes: Axes, study: StudyRecord) -> None:
                 color=colour,
                 edgecolors="black",
                 zorder=3,
-                label=f"{STAGES[stage]} (test): H {100 * test.h:.1f}",
+                label=f"{study.finals[stage].label} (test): H {100 * test.h:.1f}",
             )
     axes.set(xlabel="Mem, %", ylabel="For, %", xlim=(0, 103), ylim=(0, 103))
     axes.set_title("Kept against forgotten", fontsize=11)
@@ -146,7 +146,7 @@ def draw_domains(axes: Axes, study: StudyRecord, before: Scores, after: Scores) 
     places = np.arange(len(domains))
     for shift, scores, label, colour, hatch in (
         (-0.2, before, "before (zero-shot)", "#BBBBBB", ""),
-        (0.2, after, "after (ADU, searched)", COLOURS[0], "//"),
+        (0.2, after, "after", COLOURS[0], "//"),
     ):
         heights = [100 * scores.accuracy_by_domain[domain] for domain in domains]
         bars = axes.bar(

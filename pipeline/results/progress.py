@@ -11,11 +11,11 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal, TextIO
+from statistics import mean
+from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -23,9 +23,12 @@ from rich.table import Table
 from rich.text import Text
 
 from adu.trainer import EpochReport
+from pipeline.command import LastingStream
+from pipeline.executors.run import TRIAL, Run
+from pipeline.studies.listener import RunListener
 from pipeline.studies.records import TrialRecord
 
-StudyState = Literal["waiting", "searching", "final runs", "done", "failed"]
+StudyState = Literal["waiting", "searching", "racing", "final runs", "done", "failed"]
 
 REFRESH_HZ = 4
 
@@ -40,18 +43,20 @@ OTHER_LINES = 5
 class _StudyView:
     trials_total: int
     state: StudyState = "waiting"
-    complete: int = 0
-    stopped: int = 0
-    failed: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
     finals: int = 0
     best_h: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
     running: dict[str, tuple[int, int]] = field(default_factory=dict)
 
+    @property
+    def n_ended(self) -> int:
+        return sum(self.ended.values())
 
-class Progress:
-    """The live view of a search. Its methods may be called from any thread.
+
+class Progress(RunListener):
+    """The live view of a search.
 
     Args:
         console: Where to show it.
@@ -80,7 +85,9 @@ class Progress:
         self._started_at = started_at
         self._message = ""
         self._studies = {name: _StudyView(trials) for name in studies}
-        self._durations_s: deque[float] = deque(maxlen=LAST_TRIALS)
+        self._durations_s: dict[bool, deque[float]] = {
+            tested: deque(maxlen=LAST_TRIALS) for tested in (False, True)
+        }
         self._lock = threading.RLock()
         self._live = Live(
             console=console,
@@ -100,24 +107,19 @@ class Progress:
         if self._console.is_terminal:
             self._live.stop()
 
-    def message(self, text: str) -> None:
+    def news(self, text: str) -> None:
         """Says what is going on apart from studies, such as executors that start."""
         with self._lock:
             self._message = text
         if text:
             self._line(text)
 
-    def executors(self, n_executors: int, news: str) -> None:
-        """Says how many trials run at once from now on, and why."""
-        with self._lock:
-            self._concurrency = n_executors
-            self._message = news
-        self._line(news)
-
     def study_state(self, study: str, state: StudyState) -> None:
         """A study goes over to another phase."""
         with self._lock:
             view = self._studies[study]
+            if view.state == state:
+                return
             view.state = state
             if view.started_at is None and state != "waiting":
                 view.started_at = time.monotonic()
@@ -126,50 +128,60 @@ class Progress:
                 view.running.clear()
         self._line(f"forget {study}: {state}")
 
-    def study_restored(self, study: str, trials: Sequence[TrialRecord]) -> None:
-        """Counts the trials that an earlier start of the search has finished."""
-        for trial in trials:
-            self._count(study, trial)
+    def run_restored(self, study: str, record: TrialRecord, scores: Mapping[int, Any]) -> None:
+        """Counts a trial that an earlier start of the search has finished."""
+        self._count(study, record)
 
-    def run_started(self, study: str, run: str, epochs: int) -> None:
-        """A trial is running."""
-        with self._lock:
-            self._studies[study].running[run] = (0, epochs)
+    def run_started(self, run: Run) -> None:
+        """A run has an executor."""
+        if run.stage == TRIAL:
+            self.study_state(run.study, "searching")
+        self._studies[run.study].running[run.name] = (0, run.epochs)
 
-    def run_epoch(self, study: str, run: str, report: EpochReport) -> None:
-        """A trial or final run has finished an epoch."""
+    def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
+        """A run has finished an epoch."""
         with self._lock:
-            self._studies[study].running[run] = (report.epoch, report.epochs)
+            self._message = ""
+            self._studies[run.study].running[run.name] = (report.epoch, report.epochs)
 
-    def trial_ended(self, study: str, trial: TrialRecord) -> None:
-        """A trial is over."""
+    def run_suspended(self, run: Run) -> None:
+        """A run waits for another executor, or for the search to be resumed."""
         with self._lock:
-            self._studies[study].running.pop(trial_key(trial.number), None)
-            self._durations_s.append(trial.wall_s)
-        self._count(study, trial)
-        h = f"validation H {100 * trial.val.h:.1f} %" if trial.val else trial.error or ""
-        self._line(f"forget {study}: trial {trial.number} {trial.state}, {h}{self._left()}")
+            self._studies[run.study].running.pop(run.name, None)
 
-    def run_ended(self, study: str, run: str) -> None:
-        """A final run is over, or a trial is suspended."""
+    def run_ended(self, run: Run, record: TrialRecord) -> None:
+        """A run is over."""
+        self.run_suspended(run)
         with self._lock:
-            view = self._studies[study]
-            view.running.pop(run, None)
-            view.finals += view.state == "final runs"
+            self._durations_s[run.tested].append(record.wall_s)
+            if run.stage != TRIAL:
+                self._studies[run.study].finals += 1
+                return
+        self._count(run.study, record)
+        h = f"validation H {100 * record.val.h:.1f} %" if record.val else record.error or ""
+        self._line(f"forget {run.study}: trial {record.number} {record.state}, {h}{self._left()}")
 
     def seconds_left(self) -> float | None:
-        """An estimate from the trials so far; None before the first has ended."""
+        """An estimate from the runs so far; None before the first has ended."""
         with self._lock:
-            if not self._durations_s:
+            if not any(self._durations_s.values()):
                 return None
-            runs = 0.0
+            # Until the first has ended, a final run is taken for a trial that was not stopped.
+            trial_s, final_s = (self._mean_s(tested) for tested in (False, True))
+            left_s = 0.0
             for view in self._studies.values():
-                if view.state in ("waiting", "searching"):
-                    ended = view.complete + view.stopped + view.failed
-                    runs += max(view.trials_total - ended, 0) + self._n_finals
-                elif view.state == "final runs":
-                    runs += max(self._n_finals - view.finals, 0)
-            return median(self._durations_s) * runs / self._concurrency
+                if view.state not in ("done", "failed"):
+                    left_s += trial_s * max(view.trials_total - view.n_ended, 0)
+                    left_s += final_s * max(self._n_finals - view.finals, 0)
+                    left_s -= sum(
+                        (trial_s if name.isdigit() else final_s) * epoch / epochs
+                        for name, (epoch, epochs) in view.running.items()
+                    )
+            return max(left_s, 0.0) / max(self._concurrency, 1)
+
+    def _mean_s(self, tested: bool) -> float:
+        durations_s = self._durations_s[tested]
+        return mean(durations_s) if durations_s else max(self._durations_s[not tested])
 
     def _shown(self) -> list[str]:
         """The studies that there is room for, in their order."""
@@ -184,7 +196,7 @@ class Progress:
     def _count(self, study: str, trial: TrialRecord) -> None:
         with self._lock:
             view = self._studies[study]
-            setattr(view, trial.state, getattr(view, trial.state) + 1)
+            view.ended[trial.state] += 1
             if trial.state == "complete" and trial.val is not None:
                 view.best_h = max(view.best_h or 0.0, trial.val.h)
 
@@ -221,23 +233,21 @@ class Progress:
 
 
 # Which studies are shown where there is no room for all of them.
-SHOWN_FIRST: tuple[StudyState, ...] = ("searching", "final runs", "failed", "done", "waiting")
-
-
-def trial_key(number: int) -> str:
-    """A trial among a study's runs."""
-    return f"trial {number}"
+SHOWN_FIRST: tuple[StudyState, ...] = (
+    *("searching", "racing", "final runs"),
+    *("failed", "done", "waiting"),
+)
 
 
 def _row(view: _StudyView) -> tuple[str, ...]:
-    ended = view.complete + view.stopped + view.failed
-    trials = f"{ended}/{view.trials_total}"
+    trials = f"{view.n_ended}/{view.trials_total}"
     best = "" if view.best_h is None else f"{100 * view.best_h:.1f}"
     now = [f"epoch {epoch}/{epochs}" for epoch, epochs in view.running.values()]
     if view.state in ("done", "failed") and view.started_at and view.ended_at:
-        now = [f"{view.stopped} stopped early, took {_duration(view.ended_at - view.started_at)}"]
-    if view.failed:
-        now.append(f"{view.failed} failed")
+        took = _duration(view.ended_at - view.started_at)
+        now = [f"{view.ended['stopped']} stopped early, took {took}"]
+    if view.ended["failed"]:
+        now.append(f"{view.ended['failed']} failed")
     state = f"{view.state}, {view.finals} done" if view.state == "final runs" else view.state
     return state, trials, best, ", ".join(now[:4])
 
@@ -260,25 +270,43 @@ def quiet_ray(log: Path) -> Iterator[Console]:
     Yields:
         A console that still writes to the real standard output.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(1), os.dup(2)]
-    real: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    for stream in (sys.stdout, sys.stderr):
+        LastingStream(stream).flush()
+    saved = {number: _duplicate(number) for number in (1, 2)}
+    real = os.fdopen(os.dup(saved[1]), "w", encoding="utf-8", buffering=1)
     with log.open("ab") as sink:
-        for descriptor in (1, 2):
-            os.dup2(sink.fileno(), descriptor)
+        for number in saved:
+            os.dup2(sink.fileno(), number)
     try:
         yield console_on(real)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for descriptor, kept in zip((1, 2), saved, strict=True):
-            os.dup2(kept, descriptor)
+        for stream in (sys.stdout, sys.stderr):
+            LastingStream(stream).flush()
+        for number, kept in saved.items():
+            os.dup2(kept, number)
             os.close(kept)
-        real.close()
+        with contextlib.suppress(OSError):
+            real.close()
+
+
+def _duplicate(number: int) -> int:
+    try:
+        return os.dup(number)
+    except OSError:
+        # Closed by whoever started the command.
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 def console_on(file: Any) -> Console:
     """A console that does not break lines where nobody watches."""
-    terminal = file.isatty()
-    return Console(file=file, width=None if terminal else PLAIN_WIDTH, soft_wrap=not terminal)
+    stream: Any = LastingStream(file)
+    terminal = stream.isatty()
+    return Console(
+        file=stream,
+        width=None if terminal else PLAIN_WIDTH,
+        soft_wrap=not terminal,
+        # Names are shown as they are.
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )

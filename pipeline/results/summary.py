@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,9 +14,13 @@ from rich.text import Text
 
 from adu import storage
 from adu.metrics import Scores
+from pipeline.names import forget_name
 from pipeline.patience import patiently
 from pipeline.studies.records import STAGES, FinalRecord, StudyRecord
 from pipeline.studies.selection import pareto_front
+
+# Of the last lines, in columns.
+WIDTH = 96
 
 
 @dataclass
@@ -79,7 +84,9 @@ def render_summary(record: SearchRecord, output: str, ui_command: str) -> Render
         table.add_column(name, justify="right", no_wrap=True)
     for study in record.studies:
         _add_study(table, study)
-    lines = [verdict(study) for study in record.studies if study.finals]
+    # Where nobody watches, paths stay whole and nothing else is folded later.
+    said = [verdict(study) for study in record.studies if study.finals]
+    lines = [textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in said]
     if record.interrupted:
         lines.append("Interrupted: the table holds what was finished.")
     lines.append(f"results   {output}")
@@ -89,10 +96,10 @@ def render_summary(record: SearchRecord, output: str, ui_command: str) -> Render
 
 def verdict(study: StudyRecord) -> str:
     """Whether the search beat the paper's defaults on test, in one sentence."""
-    name = "+".join(study.forget)
-    if "best" not in study.finals or "paper_defaults" not in study.finals:
-        return f"{name}: no trial to compare with the defaults."
+    name = forget_name(study.forget)
     gains = paired_gains(study)
+    if not gains:
+        return f"{name}: no trial to compare with the defaults."
     gain = sum(gains) / len(gains)
     points = f"{gain:+.1f}"
     if len(gains) > 1:
@@ -113,6 +120,8 @@ def judgement(gains: Sequence[float]) -> str:
 
 def paired_gains(study: StudyRecord) -> list[float]:
     """Points of test H by which the search beat the paper's defaults, seed by seed."""
+    if "best" not in study.finals or "paper_defaults" not in study.finals:
+        return []
     best, paper = study.finals["best"], study.finals["paper_defaults"]
     paper_h = dict(zip(paper.seeds, (s.h for s in _runs(paper)), strict=True))
     best_h = dict(zip(best.seeds, (s.h for s in _runs(best)), strict=True))
@@ -120,23 +129,26 @@ def paired_gains(study: StudyRecord) -> list[float]:
 
 
 def _add_study(table: Table, study: StudyRecord) -> None:
-    name = "+".join(study.forget)
+    name = forget_name(study.forget)
     if not study.finals:
         done = len(study.trials)
         table.add_row(name, f"not finished: {done} trial{'s' * (done != 1)}", "", "", "")
-    for stage, label in STAGES.items():
+    for stage in STAGES:
         if stage in study.finals:
-            table.add_row(name, label, *_cells(study.finals[stage]))
+            final = study.finals[stage]
+            table.add_row(name, final.label, *_cells(final))
             name = ""
     table.add_section()
 
 
 def _cells(final: FinalRecord) -> list[str]:
+    if final.test is None:
+        return ["failed", "", ""]
     return [_cell([s.as_dict()[key] for s in _runs(final)]) for key in ("mem", "for", "h")]
 
 
 def _runs(final: FinalRecord) -> Sequence[Scores]:
-    return final.test_by_seed or (final.test,)
+    return final.test_by_seed or ((final.test,) if final.test else ())
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -158,7 +170,8 @@ def _study_summary(study: StudyRecord) -> dict[str, Any]:
         best = {
             "trial": study.best.number,
             "params": study.best.params,
-            "val": study.best.val.as_dict() if study.best.val else None,
+            "val": study.best.mean.as_dict() if study.best.mean else None,
+            "val_h_by_seed": [scores.h for scores in study.best.looks],
             **(_test_summary(final) if final else {"test": None}),
         }
     return {
@@ -186,9 +199,9 @@ def _study_summary(study: StudyRecord) -> dict[str, Any]:
 
 def _gain_summary(study: StudyRecord) -> dict[str, Any] | None:
     """The paired difference of best and defaults on test, in points of H."""
-    if "best" not in study.finals or "paper_defaults" not in study.finals:
-        return None
     gains = paired_gains(study)
+    if not gains:
+        return None
     summary: dict[str, Any] = {"h_points": sum(gains) / len(gains), "by_seed": gains}
     if len(gains) > 1:
         summary["std"] = _deviation(gains)
@@ -198,11 +211,13 @@ def _gain_summary(study: StudyRecord) -> dict[str, Any] | None:
 def _test_summary(final: FinalRecord) -> dict[str, Any]:
     runs = _runs(final)
     summary: dict[str, Any] = {
-        "test": final.test.as_dict(),
-        "accuracy_by_domain": final.test.accuracy_by_domain,
+        "test": final.test.as_dict() if final.test else None,
+        "accuracy_by_domain": final.test.accuracy_by_domain if final.test else None,
         "seeds": list(final.seeds),
     }
-    if len(runs) > 1:
+    if final.errors:
+        summary["errors"] = final.errors
+    if final.test and len(runs) > 1:
         summary["test_std"] = {
             key: _deviation([scores.as_dict()[key] for scores in runs])
             for key in final.test.as_dict()

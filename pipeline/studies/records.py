@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from statistics import mean
 from typing import Any, Literal
 
 from adu import storage
 from adu.metrics import Scores
 from adu.trainer import RunConfig
 
-# Stages of a study's final runs, in the order of the table, as a person reads them.
+# Stages of a study's final runs, in the order of the table, as a person reads them; a method is
+# put in.
 STAGES = {
     "zero_shot": "zero-shot",
     "baseline": "Baseline",
-    "paper_defaults": "ADU, paper defaults",
-    "best": "ADU, searched",
+    "paper_defaults": "{}, paper defaults",
+    "best": "{}, searched",
 }
+
+METHOD_LABELS = {
+    "adu": "ADU",
+    "baseline": "Baseline",
+    "bbf": "BBF",
+    "clipfit": "CLIPFit",
+    "coop": "CoOp",
+    "lp++": "LP++",
+    "maple": "MaPLe",
+    "zero_shot": "zero-shot",
+}
+
+
+def stage_label(stage: str, method: str = "ADU") -> str:
+    """A stage as a person reads it; what is no stage of a study's stays as it is."""
+    return STAGES.get(stage, stage).format(method)
 
 
 @dataclass
@@ -33,6 +51,7 @@ class TrialRecord:
         wall_s: From the end of its executor's trial before to its own.
         loop_s: Of that, time inside the training loop.
         error: Why it failed, in one line.
+        again: Validation scores of the same configuration with further seeds, by seed.
     """
 
     number: int
@@ -43,6 +62,25 @@ class TrialRecord:
     wall_s: float
     loop_s: float
     error: str | None = None
+    again: dict[int, Scores] = field(default_factory=dict)
+
+    @property
+    def looks(self) -> list[Scores]:
+        """Its validation scores, one a seed."""
+        return [*([self.val] if self.val else []), *self.again.values()]
+
+    @property
+    def mean(self) -> Scores | None:
+        """Validation scores averaged over its seeds; H is the mean of the runs' H."""
+        if self.val is None:
+            return None
+        looks = self.looks
+        return replace(
+            self.val,
+            mem=mean(look.mem for look in looks),
+            for_=mean(look.for_ for look in looks),
+            h=mean(look.h for look in looks),
+        )
 
 
 @dataclass
@@ -54,16 +92,24 @@ class FinalRecord:
         run: The configuration (of the first seed).
         val: Validation scores, averaged over the seeds.
         test: Test scores, averaged over the seeds; H is the mean of the runs' H.
-        seeds: Seeds of the runs.
-        test_by_seed: Test scores of every run.
+        seeds: Seeds of the runs that came to their end.
+        test_by_seed: Test scores of every one of them.
+        errors: Why the others did not, by seed.
     """
 
     stage: str
     run: RunConfig
     val: Scores | None
-    test: Scores
+    test: Scores | None
     seeds: tuple[int, ...]
     test_by_seed: tuple[Scores, ...] = ()
+    errors: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The stage as a person reads it."""
+        name = METHOD_LABELS.get(self.run.method.name, self.run.method.name)
+        return stage_label(self.stage, name)
 
 
 @dataclass
@@ -77,6 +123,7 @@ class StudyRecord:
         finals: Final runs by stage.
         complete: Whether it has come to its end.
         ended_by: The budget that was spent: ``trials``, ``wall time``, ``target H``, ``patience``.
+        asked: The budgets and seeds that it has come to its end with.
     """
 
     forget: tuple[str, ...]
@@ -85,6 +132,7 @@ class StudyRecord:
     finals: dict[str, FinalRecord]
     complete: bool
     ended_by: str = "trials"
+    asked: dict[str, Any] = field(default_factory=dict)
 
 
 def write_study_record(record: StudyRecord, file: str) -> None:
@@ -105,23 +153,24 @@ def read_study_record(file: str) -> StudyRecord:
         finals={stage: _final(final) for stage, final in values["finals"].items()},
         complete=values["complete"],
         ended_by=values["ended_by"],
+        asked=values.get("asked", {}),
     )
 
 
 def _trial(values: Mapping[str, Any]) -> TrialRecord:
-    return TrialRecord(**{**values, "val": _scores(values["val"])})
+    again = {int(seed): Scores(**scores) for seed, scores in values.get("again", {}).items()}
+    return TrialRecord(**{**values, "val": _scores(values["val"]), "again": again})
 
 
 def _final(values: Mapping[str, Any]) -> FinalRecord:
-    test = _scores(values["test"])
-    assert test is not None
     return FinalRecord(
         stage=values["stage"],
         run=RunConfig.model_validate(values["run"]),
         val=_scores(values["val"]),
-        test=test,
+        test=_scores(values["test"]),
         seeds=tuple(values["seeds"]),
         test_by_seed=tuple(Scores(**scores) for scores in values["test_by_seed"]),
+        errors={int(seed): error for seed, error in values.get("errors", {}).items()},
     )
 
 

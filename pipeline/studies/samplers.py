@@ -1,23 +1,14 @@
-"""Optuna's side of a study that is set up once: its storage, and its samplers by name."""
+"""Optuna's samplers, by name."""
 
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Literal
 
 import optuna
-import sqlalchemy.exc
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.engine import make_url
-
-from adu.errors import UserError
 
 SamplerName = Literal["tpe", "gp", "nsga2", "random", "grid"]
-
-LOCK_SUFFIX = ".lock"
 
 
 def make_sampler(
@@ -50,49 +41,3 @@ def make_sampler(
             return NSGAIISampler(population_size=max(startup_trials, 2), seed=seed)
     # A grid's trials are enqueued; there is nothing left to propose.
     return RandomSampler(seed=seed)
-
-
-def open_storage(url: str | None, journal: Path) -> BaseStorage:
-    """Opens the storage of a search's studies.
-
-    Args:
-        url: A database; None for the journal.
-        journal: File beside the results.
-
-    Raises:
-        UserError: If the database cannot be opened.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if url is None:
-        _repair(journal)
-        return JournalStorage(JournalFileBackend(str(journal)))
-    try:
-        return RDBStorage(url)
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"search.storage {shown(url)}: cannot be opened: {reason}".replace(url, shown(url))
-        ) from error
-
-
-def shown(url: str) -> str:
-    """A database's URL without its password."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return url
-
-
-def _repair(journal: Path) -> None:
-    """Mends what a writer that was killed may have left: half a line, and its lock.
-
-    Nobody else writes: a search holds its output folder for itself.
-    """
-    Path(f"{journal}{LOCK_SUFFIX}").unlink(missing_ok=True)
-    if not journal.exists():
-        return
-    whole = journal.read_bytes()
-    end = whole.rfind(b"\n") + 1
-    if end < len(whole):
-        with journal.open("r+b") as file:
-            file.truncate(end)

@@ -11,16 +11,28 @@ from pipeline.studies.records import TrialRecord
 def best_trial(trials: Sequence[TrialRecord], min_mem: float | None = None) -> TrialRecord | None:
     """The chosen trial: among complete ones, else among stopped ones.
 
+    Of those that were run again, only the ones with the most seeds are left (see `Race`); they are
+    compared by their means. What was seen once has had luck or not.
+
     Args:
         trials: A study's trials.
         min_mem: Unset: the highest H. Else the highest For of those whose Mem is at least this; if
             there are none, the highest Mem.
     """
     for state in ("complete", "stopped"):
-        scored = [(trial, trial.val) for trial in trials if trial.state == state and trial.val]
-        if scored:
-            return max(scored, key=lambda pair: _rank(pair[1], min_mem))[0]
+        ranked = ranking([trial for trial in trials if trial.state == state], min_mem)
+        most = max((len(trial.looks) for trial in ranked), default=0)
+        for trial in ranked:
+            if len(trial.looks) == most:
+                return trial
     return None
+
+
+def ranking(trials: Sequence[TrialRecord], min_mem: float | None = None) -> list[TrialRecord]:
+    """Trials that have scores, the best first, by the mean over their seeds."""
+    scored = [(trial, trial.mean) for trial in trials]
+    known = [(trial, mean) for trial, mean in scored if mean is not None]
+    return [trial for trial, _ in sorted(known, key=lambda p: _rank(p[1], min_mem), reverse=True)]
 
 
 def pareto_front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 from adu import storage
 from adu.manifest import Manifest
 from adu.trainer import EpochReport, RunConfig
-from pipeline.executors.session import TestOutcome
+from pipeline.executors.outcome_file import TestOutcome
+from pipeline.executors.run import TRIAL, Run
+from pipeline.studies.listener import RunListener
 from pipeline.studies.records import TrialRecord
 from pipeline.tracking.tracker import Tracker
 
@@ -135,9 +138,27 @@ class TrackedStudy:
 
         self.call(end)
 
+    def trial_again(self, trial: TrialRecord) -> None:
+        """Adds to a trial's run what its configuration came to with further seeds."""
+        h = [scores.h for scores in trial.looks]
+        metrics = {"seeds/n": float(len(h)), "seeds/h_mean": mean(h), "seeds/h_std": stdev(h)}
+        tags = {**self._tags, "trial_number": str(trial.number)}
+
+        def add(tracker: Tracker, study_run: str) -> None:
+            run = tracker.log_trial(study_run, str(trial.number), trial.params, tags)
+            tracker.end_trial(run, STATUS[trial.state], metrics)
+
+        self.call(add)
+
     def trial_suspended(self, number: int) -> None:
         """Closes the run of a trial until the search is resumed."""
-        self.call(lambda tracker, _: tracker.end_trial(self._runs.pop(number), "KILLED", {}))
+
+        def suspend(tracker: Tracker, _: str) -> None:
+            # It may never have had an executor.
+            if number in self._runs:
+                tracker.end_trial(self._runs.pop(number), "KILLED", {})
+
+        self.call(suspend)
 
     def final(self, stage: str, run: RunConfig, outcome: TestOutcome, manifest: Manifest) -> None:
         """Logs a final run."""
@@ -175,6 +196,41 @@ class TrackedStudy:
     def end(self, status: str, metrics: Mapping[str, float]) -> None:
         """Closes the study's run."""
         self.call(lambda tracker, study_run: tracker.end_study(study_run, status, metrics))
+
+
+class TrackedTrials(RunListener):
+    """Has MLflow follow the trials of a search.
+
+    Args:
+        studies: Gives a study's `TrackedStudy`.
+    """
+
+    def __init__(self, studies: Callable[[str], TrackedStudy]) -> None:
+        self._studies = studies
+
+    def run_restored(self, study: str, record: TrialRecord, scores: Mapping[int, Any]) -> None:
+        """Completes the run of a trial that had ended when everything was killed."""
+        self._studies(study).trial_restored(record, scores)
+
+    def run_started(self, run: Run) -> None:
+        """Starts a trial's run, or finds it."""
+        if run.stage == TRIAL:
+            self._studies(run.study).trial_started(run.number, run.params)
+
+    def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
+        """Adds an epoch to a trial's curves."""
+        if run.stage == TRIAL:
+            self._studies(run.study).epoch_ended(run.number, report, not is_news)
+
+    def run_ended(self, run: Run, record: TrialRecord) -> None:
+        """Closes a trial's run."""
+        if run.stage == TRIAL:
+            self._studies(run.study).trial_ended(record)
+
+    def run_suspended(self, run: Run) -> None:
+        """Closes the run of a trial until it goes on."""
+        if run.stage == TRIAL:
+            self._studies(run.study).trial_suspended(run.number)
 
 
 def _closing_metrics(trial: TrialRecord) -> dict[str, float]:

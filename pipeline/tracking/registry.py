@@ -16,6 +16,8 @@ from mlflow import MlflowClient
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
+from pipeline.names import parse_forget_name
+
 ALIAS = "best"
 
 # What the served model needs besides the copy of `adu` that goes with it.
@@ -119,7 +121,7 @@ def _parts(backbone: str, scratch: Path) -> tuple[dict[str, str], Sequence[str]]
 def _describe(
     client: MlflowClient, name: str, number: str, backbone: str, tags: Mapping[str, str]
 ) -> None:
-    forget = " and ".join(tags.get("forget", "").split("+"))
+    forget = " and ".join(parse_forget_name(tags["forget"])) if tags.get("forget") else ""
     text = (
         f"{backbone} that has unlearned the domain {forget}: bytes of an image in, a score for "
         f"each class out. `mlflow.pyfunc.load_model('models:/{name}@{ALIAS}')`"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import tempfile
 import time
 import urllib.error
@@ -45,8 +44,9 @@ from adu.evaluate import TestResult
 from adu.manifest import Manifest
 from adu.s3 import mlflow_variables
 from adu.trainer import EpochReport, RunConfig
-from pipeline.executors.session import TestOutcome
-from pipeline.studies.records import STAGES
+from pipeline.executors.outcome_file import TestOutcome
+from pipeline.names import mlflow_name
+from pipeline.studies.records import METHOD_LABELS, STAGES, stage_label
 
 PARENT_TAG = "mlflow.parentRunId"
 TRIAL_TAG = "adu.trial_id"
@@ -215,7 +215,7 @@ class Tracker:
         """Finds or creates the run of a final run and logs all that came of it; returns its id."""
         seed = run.train.seed
         key = f"{study_run}/{stage}/{tags.get('forget', '')}/{seed}"
-        label = STAGES.get(stage, stage)
+        label = stage_label(stage, METHOD_LABELS.get(run.method.name, run.method.name))
         label = label if stage == "zero_shot" else f"{label}, seed {seed}"
         name = _run_name(tags, label)
         own = {PARENT_TAG: study_run, STAGE_TAG: key, "stage": stage, "method": run.method.name}
@@ -477,7 +477,12 @@ def ui_command(uri: str) -> str:
 
 def model_name(search: str, forget: Sequence[str]) -> str:
     """The name in the registry of the best model of a study."""
-    return re.sub(r"[^A-Za-z0-9_.+-]", "_", f"{search}-without-{'+'.join(forget)}")
+    return f"{mlflow_name(search)}-without-{_model_part(forget)}"
+
+
+def _model_part(forget: Sequence[str]) -> str:
+    """A forget set in a model's name: the registry takes a plus, if not in a path."""
+    return "+".join(mlflow_name(domain) for domain in forget)
 
 
 def short_name(path: str) -> str:
@@ -493,8 +498,9 @@ def _ms(seconds: float | None) -> int | None:
 def metrics_of_test(result: TestResult) -> dict[str, float]:
     """A test result as MLflow's metrics."""
     metrics = {f"test/{name}": value for name, value in result.scores.as_dict().items()}
-    accuracy = result.scores.accuracy_by_domain
-    return metrics | {f"test/accuracy/{domain}": value for domain, value in accuracy.items()}
+    for domain, value in result.scores.accuracy_by_domain.items():
+        metrics[f"test/accuracy/{mlflow_name(domain)}"] = value
+    return metrics
 
 
 def _run_name(tags: Mapping[str, str], label: str) -> str:

@@ -11,9 +11,9 @@ import shutil
 
 import pytest
 
-from pipeline.command import join_domains, load_config
-from pipeline.executors.pool import count_executors
-from pipeline.jobs.plan import SHORTCUTS, SearchConfig
+from pipeline.command import load_config
+from pipeline.executors.resources import count_executors
+from pipeline.jobs.config import SHORTCUTS, SearchConfig
 from tests.infra.manifests import (
     INFRA,
     OVERLAYS,
@@ -60,7 +60,7 @@ def config_of(job) -> SearchConfig:
     # The file is named from the image's working directory, which is laid out as this repository.
     place = arguments.index("--config") + 1
     arguments[place] = str(ROOT / arguments[place])
-    return load_config(SearchConfig, SHORTCUTS, join_domains(arguments))
+    return load_config(SearchConfig, SHORTCUTS, arguments)
 
 
 def node_of(group) -> dict[str, float]:

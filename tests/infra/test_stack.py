@@ -81,19 +81,25 @@ def search(clients, tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
     upload(tiny_backbone(folder / "model"), BACKBONE)
     ingest(clients, tiny_images(folder / "images"))
-    (folder / "job.yaml").write_text(yaml.safe_dump(configuration()))
+    (folder / "job.yaml").write_text(yaml.safe_dump(configuration(folder / "images")))
     job = submit(clients, "--config", str(folder / "job.yaml"), "--output", OUTPUT)
     log = kill_a_worker_after(clients, job, "trial 0 complete")
     assert job.returncode == 0, log
     return log
 
 
-def configuration():
+def configuration(images):
     return {
         "name": "tiny",
         "context": {
             "backbone": {"name": BACKBONE},
-            "data": {"manifest": MANIFEST, "shots": 2, "val_shots": 1},
+            # The images stay where they are, on a disk that all nodes of this machine share.
+            "data": {
+                "manifest": MANIFEST,
+                "shots": 2,
+                "val_shots": 1,
+                "allow_uri": [str(images)],
+            },
         },
         "forget": [["sketch"], ["photo"]],
         "train": {"epochs": 2, "batch_size": 8},

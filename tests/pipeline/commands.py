@@ -18,7 +18,8 @@ def start(script: str, arguments: Sequence[str], **environment: str) -> subproce
     return subprocess.Popen(
         [sys.executable, str(ROOT / "pipeline" / script), *arguments],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        # This checkout's packages, whichever is installed.
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -15,30 +15,37 @@ import time
 from pathlib import Path
 
 from adu.errors import UserError
+from pipeline.executors.run import Run
 
 # Of a process: also those of runs that were stopped.
 begun = 0
 
 
+def make_run(name, place="", tested=False, epochs=3, **options):
+    config = {"forget": ["sketch"], "train": {"epochs": epochs, "seed": 0}, **options}
+    return Run("stub", name, "stub", config, {}, str(place or f"/nowhere/{name}"), tested)
+
+
 class StubRun:
     def __init__(self, run, state):
-        import torch.distributed as dist
+        import ray.train
 
-        self.run = run
+        self.run = run.config
+        self.n_epochs = run.epochs
         self.done = pickle.loads(state) if state else 0
-        self.rank = dist.get_rank()
-        self.world_size = dist.get_world_size()
-        if run.get("refuse"):
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        if self.run.get("refuse"):
             raise UserError("option = 3: must be at most 2")
 
     def epochs(self):
-        n_epochs = self.run.get("epochs", 3)
-        while self.done < n_epochs:
+        while self.done < self.n_epochs:
             self._work(self.done + 1)
             self.done += 1
             yield {
                 "epoch": self.done,
-                "epochs": n_epochs,
+                "epochs": self.n_epochs,
+                "val": {"h": 0.5, "mem": 0.5, "for_": 0.5},
                 "pid": os.getpid(),
                 "world_size": self.world_size,
                 "begun": begun,
@@ -48,7 +55,7 @@ class StubRun:
         return pickle.dumps(self.done)
 
     def test(self):
-        return pickle.dumps(("tested", self.done))
+        return b"tested after %d" % self.done
 
     def _work(self, epoch):
         global begun
@@ -88,8 +95,8 @@ class StubSession:
         pass
 
 
-def open_session(config):
-    if config.get("refuse"):
+def open_session(setup):
+    if setup.config.get("refuse"):
         raise UserError("manifest x: has no card.json")
     return StubSession()
 
@@ -129,11 +136,11 @@ class StubSearchSession:
         self.seconds = seconds
 
     def start(self, run, state):
-        return StubSearchRun(run, state, self.seconds)
+        return StubSearchRun(run.config, state, self.seconds)
 
     def close(self):
         pass
 
 
-def open_search_session(config):
-    return StubSearchSession(config["seconds"])
+def open_search_session(setup):
+    return StubSearchSession(setup.config["seconds"])

@@ -3,8 +3,8 @@
 import pytest
 
 from adu.errors import UserError
-from pipeline.command import join_domains, load_config, read_yaml, run_command
-from pipeline.jobs.plan import SearchConfig
+from pipeline.command import load_config, read_yaml, run_command
+from pipeline.jobs.config import SearchConfig
 from pipeline.search import DEFAULT_CONFIG
 from pipeline.search import SHORTCUTS as SEARCH_SHORTCUTS
 from pipeline.train import SHORTCUTS, TrainCommandConfig
@@ -119,7 +119,7 @@ def test_any_domain_can_be_named_in_a_flag(name, flag):
 @pytest.mark.parametrize("name", ["[photo]", '"quoted"', "50%", "写真", "a b"])
 def test_forget_sets_of_odd_names_stay_apart(name):
     arguments = ["--config", str(DEFAULT_CONFIG), "--forget", name, "--forget", f"a,{name}"]
-    sets = load_config(SearchConfig, SEARCH_SHORTCUTS, join_domains(arguments)).forget
+    sets = load_config(SearchConfig, SEARCH_SHORTCUTS, arguments).forget
     assert sets == ((name,), ("a", name))
 
 
@@ -129,9 +129,9 @@ def test_a_forget_set_may_be_given_in_several_flags():
 
 
 def test_commas_part_domains_unless_escaped():
-    assert join_domains(["--forget", r"a,b\,c", r"--forget=d\+e,f\\,g", "--name", "a,b"]) == [
-        *("--forget", r"a+b\,c", r"--forget=d\+e+f\\+g", "--name", "a,b")
-    ]
+    flags = ["--config", str(DEFAULT_CONFIG), "--forget", r"a,b\,c", r"--forget=d\+e,f\\,g"]
+    sets = load_config(SearchConfig, SEARCH_SHORTCUTS, flags).forget
+    assert sets == (("a", "b,c"), ("d+e", "f\\", "g"))
 
 
 def test_unseen_domains_and_places_may_hold_anything_too():

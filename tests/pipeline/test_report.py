@@ -8,8 +8,7 @@ from mlflow import MlflowClient
 
 from adu.manifest import load_manifest
 from pipeline.report import main
-from pipeline.results.output import unique_name
-from pipeline.studies.samplers import open_storage
+from pipeline.studies.storage import open_storage
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline import records
 from tests.pipeline.results.test_pictures import DOMAINS, result
@@ -25,6 +24,7 @@ def searched(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     folder = root / "out"
     folder.mkdir()
+    (folder / "search.json").write_text('{"id": "out-1a2b3c4d"}')
     study = optuna.create_study(
         storage=open_storage(None, folder / "optuna.journal"),
         study_name="sketch",
@@ -48,7 +48,7 @@ def log_runs(root, folder):
     tracker = Tracker(None, folder, "tiny")
     tags = {
         "forget": "sketch",
-        "search": unique_name(folder),
+        "search": "out-1a2b3c4d",
         "backbone": "demo",
         "method": "adu",
         "manifest_digest": manifest.digest,
@@ -94,12 +94,19 @@ def test_the_page_holds_results_charts_and_pictures_by_itself(searched, capsys):
     assert "report.html" in logged
 
 
-@pytest.mark.parametrize("change", ["folder", "database"])
+@pytest.mark.parametrize("change", ["folder", "database", "nothing"])
 def test_a_search_that_nobody_knows_is_refused(searched, tmp_path, capsys, change):
     arguments = ["--output", str(tmp_path / "out")]
+    if change != "nothing":
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "search.json").write_text('{"id": "out-ffffffff"}')
     if change == "folder":
         arguments += ["--tracking-uri", f"sqlite:///{searched.parent / 'mlflow.db'}"]
     assert main(arguments) == 2
-    says = {"folder": "has no search from there", "database": "there is no such file"}[change]
+    says = {
+        "folder": "has no search from there",
+        "database": "there is no such file",
+        "nothing": "has no search.json, so no search",
+    }[change]
     line = capsys.readouterr().err
     assert says in line and line.count("\n") == 1

@@ -2,7 +2,6 @@
 
 import io
 import json
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +11,7 @@ from rich.console import Console
 from adu.data import DataConfig
 from adu.errors import UserError
 from adu.manifest import load_manifest
-from pipeline import reproduce
-from pipeline.jobs.finals import FinalRunFailedError
-from pipeline.jobs.interrupt import Interrupt
-from pipeline.reproduce import Job, ReproduceConfig, _enough_images, _table, main
+from pipeline.reproduce import ReproduceConfig, TablePlan, _enough_images, _table, main
 from pipeline.results.tables import ABLATION, MAIN, TABLES, table_rows
 from tests.pipeline import commands
 from tests.tiny import DOMAINS, tiny_backbone, tiny_manifest
@@ -74,8 +70,8 @@ def test_the_depth_table_ends_with_the_tower():
 def test_every_row_of_a_table_is_a_valid_configuration_of_its_own(tmp_path, table):
     manifest = SimpleNamespace(name="pacs", synthetic=False, domains=("a", "b", "c", "d"))
     rows = tuple(table_rows(table, "pacs", 4, n_blocks=12))
-    job = Job(ReproduceConfig(table=table, seeds=(0,)), manifest, rows, tmp_path)
-    found = {(row.shots, str([final.run for final in job.runs(row)])) for row in rows}
+    plan = TablePlan(ReproduceConfig(table=table, seeds=(0,)), manifest, rows, tmp_path)
+    found = {(row.shots, str(plan.configs(row))) for row in rows}
     # The defaults stand on both curves of the sensitivity.
     assert len(found) == len(rows) or table == "sensitivity"
     assert len({row.label for row in rows}) == len(rows)
@@ -110,8 +106,8 @@ def test_a_whole_table_is_run_logged_and_kept(flags, tmp_path, capfd):
     assert main([*arguments, "--resume"]) == 0
     again = capfd.readouterr().out
     assert again[again.index("─") : again.rindex("ADU")] in out
-    assert main([*arguments, "--resume", "--seeds", "[0]"]) == 2
-    assert "holds another search: seeds is [0, 1] there" in capfd.readouterr().err
+    assert main([*arguments, "--resume", "--epochs", "2"]) == 2
+    assert "holds another search: train.epochs is 1 there" in capfd.readouterr().err
 
 
 def measured(folder, data_set, **options):
@@ -120,78 +116,32 @@ def measured(folder, data_set, **options):
     manifest = SimpleNamespace(name=data_set, synthetic=False, domains=domains, url="")
     rows = tuple(table_rows("ablation", data_set, 4, 12))
     config = ReproduceConfig(table="ablation", seeds=(0, 1))
-    job = Job(config, manifest, rows, folder, **options)
+    plan = TablePlan(config, manifest, rows, folder, **options)
     for row, h in ((rows[0], 0.5), (rows[-1], 0.71)):
-        for final in job.runs(row):
-            test = {"h": h + 0.01 * final.run.train.seed, "mem": 0.8, "for": 0.5}
-            file = job.file(row, final.run)
+        for config in plan.configs(row):
+            test = {"h": h + 0.01 * config.train.seed, "mem": 0.8, "for": 0.5}
+            file = plan.file(row, config)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"seed": final.run.train.seed, "test": test}))
-    return job
+            file.write_text(json.dumps({"seed": config.train.seed, "test": test}))
+    return plan
 
 
-def printed(job, width):
+def printed(plan, width):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(_table(job, width))
+    console.print(_table(plan, width))
     lines = console.export_text().splitlines()
     assert all(len(line) <= width and "…" not in line for line in lines)
     return [line.split() for line in lines if line.strip()]
 
 
-class StubPool:
-    """Stands for an `ExecutorPool`: what runs is replaced as well."""
-
-    failure = None
-    executors = None
-
-    def __init__(self, *_):
-        pass
-
-    start = wait_ready = interrupt = close = lambda self: None
-
-
-def test_rows_run_side_by_side_and_one_that_fails_stops_no_other(tmp_path, monkeypatch):
-    # Three seeds on two executors would leave one idle at the end of every row.
-    job = measured(tmp_path, "pacs")
-    rows = [job.rows[0], job.rows[1], job.rows[-1]]
-    all_there = threading.Barrier(len(rows))
-
-    def run_finals(label, *_):
-        all_there.wait(30)
-        if label == rows[1].label:
-            raise FinalRunFailedError("final run InstaPG: no good")
-        return []
-
-    monkeypatch.setattr(reproduce, "ExecutorPool", StubPool)
-    monkeypatch.setattr(reproduce, "run_finals", run_finals)
-    console = Console(file=io.StringIO())
-    runner = reproduce._Runner(job, Interrupt(), console)
-    assert runner._run_rows(rows, None, 2, SimpleNamespace()) == 1
-    told = console.file.getvalue()
-    assert "failed    final run InstaPG: no good\n" in told
-    assert "Baseline: H 50.5, after " in told
-    assert "All: H 71.5, after " in told
-
-
-def test_a_pool_that_fails_once_all_is_done_fails_no_table(tmp_path, monkeypatch):
-    job = measured(tmp_path, "pacs")
-    monkeypatch.setattr(reproduce, "ExecutorPool", StubPool)
-    monkeypatch.setattr(StubPool, "failure", UserError("executors all lost"))
-    runner = reproduce._Runner(job, Interrupt(), Console(file=io.StringIO()))
-    monkeypatch.setattr(reproduce, "run_finals", lambda *_: [])
-    assert runner._run_rows([job.rows[0]], None, 2, SimpleNamespace()) == 0
-    monkeypatch.setattr(reproduce, "run_finals", lambda *_: None)
-    assert runner._run_rows([job.rows[0]], None, 2, SimpleNamespace()) == 1
-
-
 def test_published_figures_stand_beside_the_measured_ones_or_below(tmp_path):
-    job = measured(tmp_path, "office_home")
-    (baseline,) = [line for line in printed(job, 120) if line[0] == "Baseline"]
+    plan = measured(tmp_path, "office_home")
+    (baseline,) = [line for line in printed(plan, 120) if line[0] == "Baseline"]
     # (50 and 51) less 52.59, 80 less 79.96, 50 less 39.88.
     assert " ".join(baseline[1:]) == (
         "50.5 ± 0.7 52.6 (-2.1) 80.0 ± 0.0 80.0 (+0.0) 50.0 ± 0.0 39.9 (+10.1)"
     )
-    narrow = printed(job, 80)
+    narrow = printed(plan, 80)
     at = [line[0] for line in narrow].index("Baseline")
     assert " ".join(narrow[at]) == "Baseline 50.5 ± 0.7 80.0 ± 0.0 50.0 ± 0.0"
     assert " ".join(narrow[at + 1]) == "paper (diff.) 52.6 (-2.1) 80.0 (+0.0) 39.9 (+10.1)"
@@ -205,8 +155,8 @@ def test_a_data_set_that_the_paper_lacks_has_no_published_columns(tmp_path, widt
 
 
 def test_a_row_is_averaged_over_the_forget_sets_that_are_asked_for(tmp_path):
-    job = measured(tmp_path, "pacs", forget=(("b",),))
-    assert [final.run.forget for final in job.runs(job.rows[-1])] == [("b",)] * 2
+    plan = measured(tmp_path, "pacs", forget=(("b",),))
+    assert [config.forget for config in plan.configs(plan.rows[-1])] == [("b",)] * 2
 
 
 def test_more_shots_than_there_are_images_are_left_out(manifest_of_eight):

@@ -1,6 +1,7 @@
 """What a search says when nothing works."""
 
-from pipeline.jobs.conductor import _grouped_failures, code_version
+from pipeline.jobs.conductor import _grouped_failures
+from pipeline.jobs.tracked_search import code_version
 from tests.pipeline import records
 
 

@@ -8,8 +8,9 @@ import ray
 import torch
 
 from adu.context import ContextConfig, load_context
+from pipeline.jobs.config import SearchConfig
 from pipeline.jobs.dry_run import few_shot_bytes
-from pipeline.jobs.plan import SearchConfig, make_plan
+from pipeline.jobs.plan import make_plan
 from pipeline.search import main
 from tests.tiny import tiny_backbone, tiny_manifest
 
@@ -71,8 +72,8 @@ def test_it_sizes_a_search_for_gpus_from_one_measured_figure(tmp_path, capsys):
     step_s, epochs = 1 / 10, 4
     trial_s = epochs * 9 * (2 + 1 / 2.4) * step_s
     assert f"a trial takes {trial_s:.2g} s, so {4 * 3600 / trial_s:.3g} an hour" in out
-    # 6 studies of 9 trials and 9 final runs, and 36 test images for these and zero-shot.
-    search_s = 6 * ((9 + 9) * trial_s + 36 * (9 + 1) / 2.4 * step_s) / 4
+    # 6 studies of 9 trials, 5 runs again and 9 final ones; 36 test images for these, and zero-shot.
+    search_s = 6 * ((9 + 5 + 9) * trial_s + 36 * (9 + 1) / 2.4 * step_s) / 4
     assert f"in all {search_s / 3600 * 2:.3g} GPU-hours" in out
     assert f"about {search_s / 60:.0f} min of training on 4 executors" in out
 

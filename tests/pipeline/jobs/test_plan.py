@@ -8,7 +8,9 @@ import yaml
 from adu.config import parse_config
 from adu.errors import UserError
 from pipeline.command import load_config
-from pipeline.jobs.plan import SHORTCUTS, SearchConfig, make_plan, study_name
+from pipeline.jobs.config import SHORTCUTS, SearchConfig
+from pipeline.jobs.plan import make_plan
+from pipeline.names import forget_name
 from pipeline.studies.records import write_study_record
 from tests.pipeline import records
 from tests.tiny import DOMAINS, tiny_manifest
@@ -49,7 +51,7 @@ def test_every_domain_is_forgotten_in_turn_unless_told_otherwise(plan):
         ("clipart", "photo"),
     )
     pairs = plan(forget={"size": 2}).forget_sets
-    assert [study_name(forget) for forget in pairs] == [
+    assert [forget_name(forget) for forget in pairs] == [
         "clipart+photo",
         "clipart+sketch",
         "photo+sketch",
@@ -89,11 +91,29 @@ def test_workers_are_given_absolute_paths(plan, manifest, monkeypatch):
 
 
 def test_what_makes_a_search_another_one(plan):
-    here = plan()
-    here.open_output()
+    first = plan().open_output()
     plan(resume=True, resources={"executors": 1}).open_output()
-    with pytest.raises(UserError, match="search.trials is 20 there and 3 now"):
-        plan(resume=True, search={"trials": 3}).open_output()
+    # More of the same is the same search.
+    more = {"trials": 60, "sampler": "gp", "wall_time_s": 60}
+    again = plan(resume=True, search=more, final={"seeds": [3, 4]}, forget=["sketch"])
+    assert again.open_output().search_id == first.search_id
+    # Trials that could not be compared are another one.
+    with pytest.raises(UserError, match="train.epochs is 50 there and 3 now"):
+        plan(resume=True, train={"epochs": 3}).open_output()
+    wider = {"method.gamma": {**SPACE["method.gamma"], "high": 60}}
+    with pytest.raises(UserError, match="space.method.gamma.high is 30 there and 60 now"):
+        plan(resume=True, space=wider).open_output()
+    with pytest.raises(UserError, match="space.train.lr is null there and "):
+        plan(resume=True, space={**SPACE, "train.lr": 0.1}).open_output()
+
+
+def test_a_grid_that_the_trials_do_not_hold_is_refused(plan):
+    with pytest.raises(UserError) as error:
+        plan(search={"sampler": "grid", "grid_points": 30, "trials": 20})
+    assert str(error.value) == (
+        "search.trials = 20: the grid of clipart has 30 points (raise search.trials, or lower "
+        "search.grid_points)"
+    )
 
 
 def test_overrides_of_a_domain_and_of_one_set_change_the_space(plan):
@@ -121,8 +141,8 @@ def test_a_warm_start_takes_the_best_of_an_earlier_search(plan, tmp_path):
     write_study_record(records.study(), str(earlier / "studies" / "sketch.json"))
     here = plan(search={"warm_start": [str(earlier), "siblings"]})
     siblings = [{"method.gamma": 2.0}]
-    study = here.study(("photo",), here.open_output(), None, siblings)
-    assert study.first == [{"method.gamma": 3.0, "train.lr": 0.01}, {"method.gamma": 2.0}]
+    study = here.study(("photo",), here.open_output(), None, lambda: siblings)
+    assert study.first() == [{"method.gamma": 3.0, "train.lr": 0.01}, {"method.gamma": 2.0}]
     with pytest.raises(UserError, match="search.warm_start nowhere: is neither the output folder"):
         plan(search={"warm_start": ["nowhere"]})
 
@@ -131,12 +151,12 @@ def test_the_password_of_a_database_is_not_written_down(plan, tmp_path):
     here = plan(search={"storage": "postgresql://me:secret@db/studies"})
     output = here.open_output()
     assert "secret" not in (tmp_path / "out" / "search.json").read_text()
-    assert here.study(("photo",), output, None, []).stored_name.startswith("out-")
+    assert here.study(("photo",), output, None, list).stored_name.startswith("out-")
 
 
 def test_the_ends_of_every_range_are_probed(plan):
-    gammas = [run.method.gamma for run in plan().probes()]
-    assert gammas == [0.1, 30]
+    gammas = {run.method.gamma for run in plan().probes()}
+    assert gammas == {0.1, 30}
 
 
 def test_the_help_says_what_can_be_typed(capsys):

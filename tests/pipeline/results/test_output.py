@@ -12,10 +12,10 @@ from adu.errors import UserError
 from pipeline import patience
 from pipeline.results import output as output_module
 from pipeline.results.lease import STALE_S
-from pipeline.results.output import open_output, point_latest
+from pipeline.results.output import open_output, point_latest, search_id
 
 ROOT = Path(__file__).parents[3]
-IDENTITY = {"name": "demo", "train": {"epochs": 6, "lr": 0.1}}
+IDENTITY = {"name": "demo", "train": {"epochs": 6, "lr": 0.1}, "space": {}}
 
 
 def test_two_searches_at_work_in_one_folder_are_one_too_many(tmp_path):
@@ -45,13 +45,32 @@ def test_a_search_is_resumed_only_when_asked_and_only_as_it_was(tmp_path):
     other = {**IDENTITY, "train": {"epochs": 12, "lr": 0.1}}
     with pytest.raises(UserError, match="train.epochs is 6 there and 12 now"):
         open_output(folder, other, resume=True)
-    other |= {"name": "other", "forget": ["sketch"]}
+    # What another version has written, or not, makes no other search; what the user has named does.
+    other |= {"name": "other", "new in this version": 1, "space": {"train.lr": 0.1}}
     with pytest.raises(UserError) as error:
         open_output(folder, other, resume=True)
     assert (
-        'holds another search: forget is null there and ["sketch"] now; name is "demo" there and '
-        '"other" now; train.epochs is 6 there and 12 now (give' in str(error.value)
+        'holds another search: name is "demo" there and "other" now; space.train.lr is null there '
+        "and 0.1 now; train.epochs is 6 there and 12 now (give" in str(error.value)
     )
+
+
+def test_a_search_has_a_name_of_its_own_that_outlives_its_process_and_not_its_folder(tmp_path):
+    first = open_output(tmp_path / "out", IDENTITY, resume=False)
+    assert first.search_id.startswith("out-")
+    assert open_output(tmp_path / "out", IDENTITY, resume=True).search_id == first.search_id
+    assert search_id(first.url) == first.search_id
+    # Another one in the same place is never taken for it.
+    first.discard()
+    again = open_output(tmp_path / "out", IDENTITY, resume=False)
+    assert again.search_id != first.search_id
+
+
+def test_a_damaged_marker_is_named(tmp_path):
+    open_output(tmp_path / "out", IDENTITY, resume=False)
+    (tmp_path / "out" / "search.json").write_bytes(b"\xff{")
+    with pytest.raises(UserError, match="search.json is damaged"):
+        open_output(tmp_path / "out", IDENTITY, resume=True)
 
 
 def test_there_must_be_something_to_resume(tmp_path):
@@ -80,6 +99,15 @@ def test_only_what_was_created_is_discarded(tmp_path):
     assert Path(new.url).exists()
     new.discard()
     assert not Path(new.url).exists()
+
+
+def test_a_folder_that_was_there_and_empty_is_left_so(tmp_path):
+    # Or both a start and a resumption would be refused.
+    output = open_output(tmp_path, IDENTITY, resume=False)
+    output.ray_log.write_text("what Ray said")
+    output.discard()
+    assert list(tmp_path.iterdir()) == []
+    open_output(tmp_path, IDENTITY, resume=False)
 
 
 def test_latest_points_to_the_last_one(tmp_path):
@@ -194,5 +222,7 @@ def test_a_search_whose_output_was_taken_over_writes_no_more(s3):
     for _ in range(2):
         with pytest.raises(output_module.OutputLostError, match="taken over by another search"):
             output.commit()
+    with pytest.raises(output_module.OutputLostError, match="taken over by another search"):
+        output.check()
     output.close()
     assert not storage.exists(f"{s3}/out/optuna.journal")

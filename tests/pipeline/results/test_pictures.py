@@ -10,7 +10,7 @@ from PIL import Image
 
 from adu.attention import SampleAttention
 from adu.evaluate import TestResult
-from pipeline.executors.session import TestOutcome
+from pipeline.executors.outcome_file import TestOutcome
 from pipeline.results.pictures import study_pictures
 from pipeline.studies.records import StudyRecord
 from tests.pipeline import records

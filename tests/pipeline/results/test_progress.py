@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from adu.trainer import EpochReport
-from pipeline.results.progress import Progress, console_on, trial_key
+from pipeline.executors.run import TRIAL, Run
+from pipeline.results.progress import Progress, console_on
 from tests.pipeline import records
 
 
@@ -31,14 +32,19 @@ def frame(view: Progress, console: Console) -> list[str]:
     return [line.rstrip() for line in captured.get().splitlines()]
 
 
+def run(number: int, study: str = "photo", tested: bool = False) -> Run:
+    config = {"train": {"epochs": 9}}
+    name = f"best-{number}" if tested else str(number)
+    return Run(study, name, "best" if tested else TRIAL, config, {}, "", tested, number)
+
+
 def busy(view: Progress) -> Progress:
-    view.study_state("photo", "searching")
-    view.run_started("photo", trial_key(0), 9)
-    view.run_epoch("photo", trial_key(0), report(9))
-    view.trial_ended("photo", records.trial(0, 0.9, 0.5))
+    view.run_started(run(0))
+    view.run_epoch(run(0), report(9), True)
+    view.run_ended(run(0), records.trial(0, 0.9, 0.5))
     for number in (1, 2):
-        view.run_started("photo", trial_key(number), 9)
-        view.run_epoch("photo", trial_key(number), report(4))
+        view.run_started(run(number))
+        view.run_epoch(run(number), report(4), True)
     return view
 
 
@@ -64,7 +70,7 @@ def test_where_not_all_studies_have_room_those_at_work_are_shown():
         view.study_state(name, "done")
     view.study_state("study-40", "searching")
     view.study_state("study-50", "final runs")
-    view.run_ended("study-50", "best/0")
+    view.run_ended(run(0, "study-50", tested=True), records.trial(0, 0.9, 0.5))
     lines = frame(view, console)
     assert len(lines) < 10
     shown = [line.split()[0] for line in lines[2:-1]]
@@ -73,15 +79,47 @@ def test_where_not_all_studies_have_room_those_at_work_are_shown():
     assert lines[-1].split() == ["and", "17", "done,", "40", "waiting"]
 
 
-def test_time_left_counts_trials_and_final_runs():
+def test_time_left_counts_trials_and_final_runs_each_with_its_own_time():
     view = progress(Console(file=io.StringIO()), 1)
     assert view.seconds_left() is None
-    view.study_state("photo", "searching")
-    view.trial_ended("photo", records.trial(0, 0.9, 0.5))
+    view.run_started(run(0))
+    view.run_ended(run(0), records.trial(0, 0.9, 0.5))
     # Seven trials and three final runs of two seconds, two at a time.
     assert view.seconds_left() == 10.0
+    view.run_started(run(1))
+    view.run_epoch(run(1), report(3), True)
+    # A third of it is done.
+    assert view.seconds_left() == pytest.approx(10 - 2 / 3 / 2)
+    view.run_suspended(run(1))
+    long = records.trial(0, 0.9, 0.5)
+    long.wall_s = 6.0
+    view.run_ended(run(0, tested=True), long)
+    assert view.seconds_left() == (7 * 2 + 2 * 6) / 2
     view.study_state("photo", "done")
     assert view.seconds_left() == 0
+
+
+def test_a_terminal_that_is_gone_or_full_ends_nothing(tmp_path):
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from pipeline.results.progress import quiet_ray\n"
+        "with quiet_ray(Path(sys.argv[1])) as console:\n"
+        "    for _ in range(3000):\n"
+        "        console.file.write('more than a pipe holds\\n')\n"
+        "Path(sys.argv[2]).touch()\n"
+    )
+    for number, redirection in enumerate(
+        (">&-", ">/dev/full", "2>&- >&-", "| head -1 > /dev/null")
+    ):
+        done = tmp_path / str(number)
+        command = f'"{sys.executable}" -c "{program}" {tmp_path}/log {done} {redirection}'
+        environment = {**os.environ, "PYTHONPATH": os.getcwd()}  # noqa: PTH109
+        ran = subprocess.run(
+            ["bash", "-c", command], stderr=subprocess.PIPE, text=True, env=environment
+        )
+        assert done.exists(), (redirection, ran.stderr)
+        assert "Traceback" not in ran.stderr, redirection
 
 
 def test_without_a_terminal_one_line_for_what_ended():

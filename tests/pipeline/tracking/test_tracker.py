@@ -21,7 +21,7 @@ from adu.methods.adu import AduConfig
 from adu.metrics import Scores
 from adu.trainer import EpochReport, RunConfig
 from infra.stack.ports import free_ports
-from pipeline.executors.session import TestOutcome
+from pipeline.executors.outcome_file import TestOutcome
 from pipeline.studies.records import TrialRecord
 from pipeline.tracking.recorder import Background, TrackedStudy
 from pipeline.tracking.tracker import Tracker, default_uri, ui_command

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,39 @@ from adu.attention import SampleAttention
 from adu.evaluate import TestResult
 from adu.metrics import Scores
 from adu.trainer import RunConfig
-from pipeline.executors.session import TestOutcome
 from pipeline.patience import patiently
 
 _NOTHING = np.zeros(0)
 
 
-def write_outcome(file: str, run: RunConfig, outcome: TestOutcome) -> None:
-    """Writes what came of a run, whole or not at all."""
+@dataclass(frozen=True)
+class TestOutcome:
+    """What a tested run gives.
+
+    Attributes:
+        val: Scores of the tested model on the validation images.
+        test: Scores and features on the test split.
+        domain_accuracy: How often a linear probe, fitted on the features of the few-shot training
+            images, tells the domain of the sampled test images.
+        checkpoint: What was trained, as a safetensors file; None if nothing was.
+        attention: Where it looks on sample images; None for a tower without a class token.
+        began_s: When the run began, or went on, in seconds since 1970.
+        ended_s: When it ended.
+    """
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    val: Scores
+    test: TestResult
+    domain_accuracy: float
+    checkpoint: bytes | None
+    attention: SampleAttention | None = None
+    began_s: float | None = None
+    ended_s: float | None = None
+
+
+def outcome_bytes(run: RunConfig, outcome: TestOutcome) -> bytes:
+    """What came of a run, as a file holds it."""
     test = outcome.test
     facts = {
         "run": run.model_dump(mode="json", by_alias=True),
@@ -48,7 +73,7 @@ def write_outcome(file: str, run: RunConfig, outcome: TestOutcome) -> None:
         images_NHWC=attention.images_NHWC if attention else _NOTHING,
         attention_NHW=attention.attention_NHW if attention else _NOTHING,
     )
-    patiently(file, lambda: storage.write_bytes(file, buffer.getvalue()))
+    return buffer.getvalue()
 
 
 def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:

@@ -6,8 +6,7 @@ import pytest
 from adu.attention import SampleAttention
 from adu.evaluate import TestResult
 from adu.trainer import RunConfig
-from pipeline.executors.session import TestOutcome
-from pipeline.results.outcome_file import read_outcome, write_outcome
+from pipeline.executors.outcome_file import TestOutcome, outcome_bytes, read_outcome
 from tests.pipeline import records
 
 RUN = RunConfig(forget=("sketch",))
@@ -24,9 +23,8 @@ def test_an_outcome_survives_its_file(tmp_path, checkpoint):
     if checkpoint:
         images, maps = np.zeros((1, 4, 4, 3), np.uint8), np.ones((1, 2, 2))
         attention = SampleAttention(images, maps, ("photo",), ("cup",))
-    write_outcome(
-        file, RUN, TestOutcome(records.scores(0.7, 0.6), test, 0.4, checkpoint, attention)
-    )
+    outcome = TestOutcome(records.scores(0.7, 0.6), test, 0.4, checkpoint, attention)
+    (tmp_path / "run.npz").write_bytes(outcome_bytes(RUN, outcome))
     found = read_outcome(file, RUN)
     assert found.test.scores == test.scores and found.val == records.scores(0.7, 0.6)
     assert (found.test.features_NE == features_NE).all()

@@ -1,0 +1,105 @@
+"""A study's best configurations once more, with further seeds: one look each may have been luck."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+
+from adu import storage
+from adu.errors import UserError
+from adu.metrics import Scores
+from adu.trainer import EpochReport, RunConfig
+from pipeline.executors.run import AGAIN, Run
+from pipeline.studies.records import TrialRecord
+from pipeline.studies.selection import ranking
+from pipeline.studies.space import configure
+from pipeline.studies.study import Study
+
+# Added to the trials' own seed: no final run has such a one.
+FIRST_SEED = 1000
+
+# What a configuration is worth that fails with another seed.
+NOTHING = Scores(0.0, 0.0, 0.0, {}, {})
+
+
+class Race:
+    """A source of runs: successive rejects among the best configurations of a study.
+
+    Of `search.race` configurations each is run with a further seed, the one with the worst mean is
+    dropped, the others are run with another seed, and so on until two are left, whose means decide.
+    Only trials that were not stopped early take part.
+
+    Args:
+        study: The study, whose trials have ended.
+        on_end: Called with this when it is decided.
+    """
+
+    most_at_once = float("inf")
+
+    def __init__(self, study: Study, on_end: Callable[[Race], None]) -> None:
+        self._study = study
+        self.on_end = on_end
+        self.name = study.name
+        self.n_live = 0
+        self._known: dict[str, int] = {}
+        complete = [record for record in study.records if record.state == "complete"]
+        config = study.spec.config
+        self._left = ranking(complete, config.min_mem)[: config.race] if config.race > 1 else []
+        self._seed = study.spec.base.train.seed + FIRST_SEED
+        self._waiting: deque[TrialRecord] = deque()
+        self._begin_round()
+
+    @property
+    def wants(self) -> bool:
+        """Whether another run has not begun."""
+        if not self._waiting and not self.n_live:
+            self._end_round()
+        return bool(self._waiting)
+
+    def propose(self) -> Run:
+        """The next configuration with the round's seed."""
+        record, spec = self._waiting.popleft(), self._study.spec
+        run = configure(spec.base, record.params)
+        train = run.train.model_copy(update={"seed": self._seed})
+        name = f"{record.number} again, seed {self._seed}"
+        self.n_live += 1
+        return Run(
+            spec.name,
+            name,
+            AGAIN,
+            run.model_copy(update={"train": train}).model_dump(mode="json", by_alias=True),
+            spec.context,
+            storage.join(spec.place, f"{record.number}-{self._seed}"),
+            number=record.number,
+            params=record.params,
+        )
+
+    def keep(self, run: Run, report: EpochReport) -> bool:
+        """Counts an epoch; returns whether that is news."""
+        is_news = report.epoch > self._known.get(run.key, 0)
+        self._known[run.key] = max(report.epoch, self._known.get(run.key, 0))
+        return is_news
+
+    def end(self, run: Run, record: TrialRecord) -> None:
+        """Keeps what a configuration came to; one that fails with a seed is worth nothing there."""
+        self.n_live -= 1
+        (own,) = (each for each in self._study.records if each.number == run.number)
+        seed = RunConfig.model_validate(run.config).train.seed
+        scores = record.val if record.state != "failed" else None
+        self._study.keep_again(own, seed, scores or NOTHING)
+        with contextlib.suppress(UserError):
+            storage.remove(run.state_file)
+
+    def suspend(self) -> None:
+        """Nothing to do: what has no scores is run again."""
+
+    def _begin_round(self) -> None:
+        self._waiting.extend(each for each in self._left if self._seed not in each.again)
+
+    def _end_round(self) -> None:
+        """Drops the worst and goes on with the next seed, as long as there is somebody to drop."""
+        while len(self._left) > 2 and not self._waiting:
+            self._left = ranking(self._left, self._study.spec.config.min_mem)[:-1]
+            self._seed += 1
+            self._begin_round()

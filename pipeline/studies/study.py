@@ -1,0 +1,360 @@
+"""One study: Optuna's memory of the trials of one forget set, and what it proposes next.
+
+Ray's own OptunaSearch tells a trial that was stopped early COMPLETE with its last value, enqueues
+its first trials again whenever it is built, keeps no intermediate values where there are two
+objectives, and forgets what ran when its process dies. A `Study` does none of that:
+
+- A trial that is stopped early is PRUNED with all its intermediate values.
+- The paper's defaults, and what a study is warmed up with, are enqueued when it is created.
+- Optuna's storage has the record of each finished trial and is enough to go on. Trials that ran
+  when everything was killed are WAITING once more and go on under their old number.
+- A proposal depends on the seed, the study and what is known, not on earlier processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import Field
+
+from adu import storage
+from adu.config import StrictModel
+from adu.errors import UserError
+from adu.metrics import Scores
+from adu.trainer import EpochReport, RunConfig
+from pipeline.executors.run import TRIAL, Run
+from pipeline.studies.records import TrialRecord
+from pipeline.studies.samplers import SamplerName, make_sampler
+from pipeline.studies.selection import best_trial
+from pipeline.studies.space import Space, Value, configure, defaults, fit, grid, searched, suggest
+
+# Attributes of Optuna's trials and studies.
+RECORD = "record"
+SCORES = "val, epoch "
+SEARCHED_S = "searched_s"
+AGAIN = "again, "
+
+EndedBy = Literal["trials", "wall time", "target H", "patience"]
+
+
+class StudyConfig(StrictModel):
+    """How each study searches."""
+
+    trials: int = Field(20, ge=1, description="trials of a study, the paper's defaults included")
+    wall_time_s: float | None = Field(
+        None, gt=0, description="seconds of a study after which no trial begins; unset: no limit"
+    )
+    target_h: float | None = Field(
+        None, gt=0, le=1, description="validation H at which a study ends; unset: none"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="trials without a better one after which a study ends; unset: none"
+    )
+    at_once: int | None = Field(
+        None,
+        ge=1,
+        description="trials of a study at the same time; 1: what it proposes depends on nothing "
+        "else; unset: more than one where an executor would have nothing to do",
+    )
+    sampler: SamplerName = Field("tpe", description="how Optuna proposes")
+    objective: Literal["h", "mem_for"] = Field(
+        "h", description="what is searched for: H, or Mem and For with their Pareto front"
+    )
+    min_mem: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="choose the highest For with at least this Mem; unset: the highest H",
+    )
+    race: int = Field(
+        3,
+        ge=1,
+        description="so many of the best configurations are run again, with another seed in each "
+        "round, after which the worst is dropped; the mean decides; 1: one look does",
+    )
+    startup_trials: int = Field(5, ge=1, description="random trials before the sampler learns")
+    grid_points: int = Field(3, ge=2, description="values in each range, for the grid")
+    warm_start: tuple[str, ...] = Field(
+        (),
+        description="try the best of these first: output folders of earlier searches, or "
+        "'siblings', the studies of this one that have ended",
+    )
+    seed: int = Field(0, ge=0, description="of the sampler")
+    scheduler: str = Field(
+        "asha",
+        description="how trials are stopped early: asha, hyperband, median, none, or the import "
+        "path of a scheduler of Ray Tune's",
+    )
+    scheduler_options: dict[str, Any] = Field({}, description="more options of the scheduler")
+    grace_epochs: int = Field(5, ge=1, description="epochs before a trial may be stopped")
+    reduction_factor: float = Field(
+        3.0, gt=1, description="of the trials at a rung, the best 1/factor go on (ASHA)"
+    )
+    storage: str | None = Field(
+        None, description="database of Optuna's studies; unset: a file in the output folder"
+    )
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """What one study is about.
+
+    Attributes:
+        name: Unique in the search; part of file names.
+        base: The run's configuration, forget set included, apart from what is searched.
+        space: What is searched.
+        config: How.
+        context: Model and images, as plain values.
+        storage: Optuna's, shared by the studies of a search.
+        stored_name: The study's name there.
+        place: Folder or URL of the last epochs of the trials at work.
+        first: Gives parameters to try after the paper's defaults.
+        commit: Returns once what Optuna's storage holds cannot be lost any more.
+    """
+
+    name: str
+    base: RunConfig
+    space: Space
+    config: StudyConfig
+    context: Mapping[str, Any]
+    storage: BaseStorage
+    stored_name: str
+    place: str
+    first: Callable[[], Sequence[Mapping[str, Value]]] = tuple
+    commit: Callable[[], None] = lambda: None
+
+
+@dataclass
+class _Live:
+    trial: optuna.Trial
+    # Epochs that Optuna has been told of: a trial that goes on has some.
+    known: set[int] = field(default_factory=set)
+
+
+class Study:
+    """A source of runs: the trials of one forget set.
+
+    Args:
+        spec: What it is about.
+        on_end: Called with it when its last trial has ended.
+    """
+
+    def __init__(self, spec: StudySpec, on_end: Callable[[Study], None] = lambda _: None) -> None:
+        self.spec = spec
+        self.on_end = on_end
+        self.most_at_once = spec.config.at_once or math.inf
+        self.records: list[TrialRecord] = []
+        self.ended_by: EndedBy = "trials"
+        self._live: dict[int, _Live] = {}
+        n_objectives = 1 if spec.config.objective == "h" else 2
+        self._optuna = optuna.create_study(
+            study_name=spec.stored_name,
+            storage=spec.storage,
+            directions=["maximize"] * n_objectives,
+            load_if_exists=True,
+        )
+        self._began_at = time.monotonic() - self._optuna.user_attrs.get(SEARCHED_S, 0.0)
+        self._mend()
+        self.restored = {
+            trial.number: stored_scores(trial.user_attrs)
+            for trial in self._trials()
+            if RECORD in trial.user_attrs
+        }
+        self.records += [
+            _record(trial) for trial in self._trials() if trial.number in self.restored
+        ]
+        self._restore_again()
+
+    @property
+    def name(self) -> str:
+        """Unique in the search."""
+        return self.spec.name
+
+    @property
+    def n_live(self) -> int:
+        """Trials that are at work, or paused."""
+        return len(self._live)
+
+    @property
+    def n_left(self) -> int:
+        """Trials that have not begun."""
+        left = self.spec.config.trials - len(self.records) - len(self._live)
+        if self.spec.config.sampler == "grid" and self._trials():
+            left = min(left, len(self._trials(TrialState.WAITING)))
+        return max(left, 0)
+
+    @property
+    def wants(self) -> bool:
+        """Whether it has another trial to propose."""
+        return self.n_left > 0 and not self._is_over()
+
+    def curves(self) -> list[dict[int, float]]:
+        """H after each epoch of every trial that an earlier session has finished."""
+        return [
+            {epoch: scores["h"] for epoch, scores in by_epoch.items()}
+            for by_epoch in self.restored.values()
+        ]
+
+    def propose(self) -> Run:
+        """The next trial, or one that is to go on."""
+        spec = self.spec
+        if not self._trials():
+            self._enqueue()
+        self._optuna.sampler = self._sampler()
+        trial = self._optuna.ask()
+        params = suggest(trial, spec.space, spec.base)
+        # Before it can leave its state, which is that of its number.
+        spec.commit()
+        self._live[trial.number] = _Live(trial, set(stored_scores(trial.user_attrs)))
+        return Run(
+            spec.name,
+            str(trial.number),
+            TRIAL,
+            configure(spec.base, params).model_dump(mode="json", by_alias=True),
+            spec.context,
+            storage.join(spec.place, str(trial.number)),
+            number=trial.number,
+            params=params,
+        )
+
+    def keep(self, run: Run, report: EpochReport) -> bool:
+        """Tells Optuna of an epoch; returns whether that is news."""
+        live = self._live[run.number]
+        if report.epoch in live.known:
+            return False
+        # Optuna takes intermediate values of one objective only.
+        if self.spec.config.objective == "h":
+            live.trial.report(report.val.h, report.epoch)
+        live.trial.set_user_attr(f"{SCORES}{report.epoch}", report.val.as_dict())
+        live.known.add(report.epoch)
+        return True
+
+    def end(self, run: Run, record: TrialRecord) -> None:
+        """Tells Optuna of a trial's end."""
+        live = self._live.pop(run.number)
+        live.trial.set_user_attr(RECORD, json.dumps(asdict(record)))
+        self._optuna.set_user_attr(SEARCHED_S, time.monotonic() - self._began_at)
+        self._tell(record)
+        self.spec.commit()
+        # Until here it could have gone on from there. One that is left is never read.
+        with contextlib.suppress(UserError):
+            storage.remove(run.state_file)
+        self.records.append(record)
+
+    def keep_again(self, record: TrialRecord, seed: int, scores: Scores) -> None:
+        """Keeps what a trial's configuration came to with a further seed."""
+        record.again[seed] = Scores(scores.mem, scores.for_, scores.h, {}, {})
+        # Of the study: Optuna changes no trial that has ended.
+        self._optuna.set_user_attr(f"{AGAIN}{record.number}, {seed}", scores.as_dict())
+        self.spec.commit()
+
+    def suspend(self) -> None:
+        """Has the trials that did not come to an end wait for the search to be resumed."""
+        self._live.clear()
+        # It is mended when it is opened again as well.
+        with contextlib.suppress(UserError):
+            self._mend()
+
+    # Helpers.
+
+    def _restore_again(self) -> None:
+        records = {record.number: record for record in self.records}
+        for name, scores in self._optuna.user_attrs.items():
+            if name.startswith(AGAIN):
+                number, seed = map(int, name.removeprefix(AGAIN).split(", "))
+                values = {"mem": scores["mem"], "for_": scores["for"], "h": scores["h"]}
+                records[number].again[seed] = Scores(
+                    **values, accuracy_by_domain={}, n_by_domain={}
+                )
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self._optuna.get_trials(deepcopy=False, states=states or None)
+
+    def _sampler(self) -> optuna.samplers.BaseSampler:
+        config = self.spec.config
+        # Studies differ in their random trials, and trials too, whoever asks for them.
+        seed = config.seed + zlib.crc32(self.name.encode()) + 7919 * len(self._trials())
+        conditional = any(parameter.when for parameter in self.spec.space.values())
+        return make_sampler(config.sampler, seed % 2**32, config.startup_trials, conditional)
+
+    def _is_over(self) -> bool:
+        """Whether a budget is spent; there is always one trial."""
+        config, records = self.spec.config, self.records
+        if not records or self.ended_by != "trials":
+            return self.ended_by != "trials"
+        judged = config.target_h is not None or config.patience is not None
+        best = best_trial(records) if judged else None
+        searched_s = time.monotonic() - self._began_at
+        if config.target_h is not None and best and best.val and best.val.h >= config.target_h:
+            self.ended_by = "target H"
+        elif config.patience is not None and _trials_since_best(records) >= config.patience:
+            self.ended_by = "patience"
+        elif config.wall_time_s is not None and searched_s >= config.wall_time_s:
+            self.ended_by = "wall time"
+        return self.ended_by != "trials"
+
+    def _mend(self) -> None:
+        """Brings trials that nobody runs any more into a state to go on from."""
+        stored = self.spec.storage
+        study_id = stored.get_study_id_from_name(self.spec.stored_name)
+        for trial in self._trials(TrialState.RUNNING):
+            if RECORD in trial.user_attrs:
+                # Killed within the last step of its end.
+                self._tell(_record(trial))
+            else:
+                trial_id = stored.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+                stored.set_trial_state_values(trial_id, TrialState.WAITING)
+
+    def _enqueue(self) -> None:
+        """Enqueues what is tried before the sampler is asked."""
+        spec = self.spec
+        first = [defaults(spec.space), *(fit(spec.space, params) for params in spec.first())]
+        if spec.config.sampler == "grid":
+            first += grid(spec.space, spec.base, spec.config.grid_points)
+        # A range's value is the same as a whole number and with a decimal point.
+        distinct = {tuple(sorted(values.items())): values for values in first}
+        for values in distinct.values():
+            self._optuna.enqueue_trial(searched(spec.space, values))
+
+    def _tell(self, record: TrialRecord) -> None:
+        if record.state == "complete":
+            assert record.val is not None
+            val = record.val
+            values = [val.h] if self.spec.config.objective == "h" else [val.mem, val.for_]
+            self._optuna.tell(record.number, values)
+        elif record.state == "stopped":
+            # Optuna takes the last of the intermediate values.
+            self._optuna.tell(record.number, state=TrialState.PRUNED)
+        else:
+            self._optuna.tell(record.number, state=TrialState.FAIL)
+
+
+def stored_scores(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    """Validation Mem, For and H after each epoch, out of a trial's attributes in Optuna."""
+    return {
+        int(name.removeprefix(SCORES)): scores
+        for name, scores in attributes.items()
+        if name.startswith(SCORES)
+    }
+
+
+def _trials_since_best(records: Sequence[TrialRecord]) -> int:
+    best = best_trial(records)
+    ended = [record for record in records if record.state != "failed"]
+    return len(ended) - 1 - ended.index(best) if best in ended else 0
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    values = json.loads(trial.user_attrs[RECORD])
+    val = Scores(**values["val"]) if values["val"] else None
+    return TrialRecord(**{**values, "val": val, "again": {}})

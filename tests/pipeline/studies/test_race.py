@@ -1,0 +1,89 @@
+"""The best configurations are run again before one is chosen: one look may have been luck."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.executors.run import AGAIN
+from pipeline.studies.race import FIRST_SEED, Race
+from pipeline.studies.selection import best_trial
+from pipeline.studies.study import Study
+from tests.pipeline.studies.made_up import EPOCHS, Queue, make_spec, over, result
+
+FIRST_LOOKS = [0.5, 0.9, 0.8, 0.7, 0.1]
+
+
+def searched(folder, **config):
+    """A study whose trials have ended, and a queue that races its best ones."""
+    study = Study(make_spec(folder, trials=len(FIRST_LOOKS), **config))
+    queue = Queue(study)
+    for number, h in enumerate(FIRST_LOOKS):
+        queue.run(str(number), [0.5, 0.5, 0.5, h])
+    return study, queue
+
+
+def race(study, queue, h_by_trial):
+    """Runs a race; returns which trial was run with which seed, in order."""
+    queue.add_fixed(Race(study, lambda _: None))
+    ran = []
+    while isinstance(config := queue.suggest(f"again-{len(ran)}"), dict):
+        run = config["run"]
+        assert run.stage == AGAIN
+        ran.append((run.number, run.config["train"]["seed"] - FIRST_SEED))
+        queue.started(f"again-{len(ran) - 1}")
+        last = h_by_trial[run.number]
+        told = over("failed", "diverged") if last is None else result(EPOCHS, last)
+        queue.on_trial_complete(f"again-{len(ran) - 1}", told)
+    return ran
+
+
+def test_the_worst_is_dropped_after_each_round_and_the_mean_decides(tmp_path):
+    study, queue = searched(tmp_path)
+    # The first look's winner had luck.
+    assert race(study, queue, {1: 0.2, 2: 0.8, 3: 0.6}) == [(1, 0), (2, 0), (3, 0), (2, 1), (3, 1)]
+    best = best_trial(study.records)
+    assert (best.number, len(best.looks)) == (2, 3)
+    assert best.mean.h == pytest.approx(0.8)
+    # What was dropped, or was seen once, is not chosen, however lucky it was.
+    lucky = study.records[1]
+    assert lucky.mean.h == pytest.approx(0.55) and lucky.val.h == 0.9
+
+
+def test_a_race_that_was_killed_goes_on_where_it_was(tmp_path):
+    study, queue = searched(tmp_path)
+    whole = race(study, queue, {1: 0.2, 2: 0.8, 3: 0.6})
+    again = Study(study.spec)
+    assert again.records == study.records
+    assert race(again, Queue(again), {}) == []
+    # Of another study, after its first two runs.
+    (tmp_path / "killed").mkdir()
+    study, queue = searched(tmp_path / "killed")
+    contest = Race(study, lambda _: None)
+    queue.add_fixed(contest)
+    for number, h in ((1, 0.2), (2, 0.8)):
+        assert queue.propose(str(number)) == f"sketch/{number} again, seed {FIRST_SEED}"
+        queue.on_trial_complete(str(number), result(EPOCHS, h))
+    resumed = Study(study.spec)
+    assert race(resumed, Queue(resumed), {3: 0.6, 2: 0.8}) == whole[2:]
+
+
+def test_a_configuration_that_fails_with_another_seed_is_worth_nothing_there(tmp_path):
+    study, queue = searched(tmp_path, race=2)
+    assert race(study, queue, {1: None, 2: 0.4}) == [(1, 0), (2, 0)]
+    best = best_trial(study.records)
+    assert (best.number, study.records[1].mean.h) == (2, 0.45)
+
+
+def test_without_a_race_one_look_decides(tmp_path):
+    study, queue = searched(tmp_path, race=1)
+    assert race(study, queue, {}) == []
+    assert best_trial(study.records).number == 1
+
+
+def test_a_trial_that_was_stopped_early_takes_no_part(tmp_path):
+    study = Study(make_spec(tmp_path, trials=2))
+    queue = Queue(study)
+    queue.run("a", [0.9])
+    queue.run("b", [0.1] * EPOCHS)
+    assert race(study, queue, {1: 0.2}) == [(1, 0)]
+    assert best_trial(study.records).number == 1
