@@ -22,8 +22,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 from adu.errors import UserError
 from infra.stack.ports import free_ports
 from pipeline.executors.cluster import SETTINGS
-from pipeline.executors.pool import ResourcesConfig, count_executors
-from tests.faults.test_elastic import PATIENCE_S, StudyThread, close, nodes, start_pool
+from pipeline.executors.resources import ResourcesConfig, count_executors
+from tests.faults.stub_job import PATIENCE_S, StubJob, nodes
 from tests.ray_cluster import HEAD_PORTS, RAY, end_with_children, wait_until_healthy
 
 N_TRIALS = 6
@@ -120,13 +120,12 @@ def test_from_zero_workers_to_what_the_search_asks_for_and_back(autoscaling, tmp
     with pytest.raises(UserError, match="the cluster has 0 CPU on 1 node, enough for 0"):
         count_executors(ResourcesConfig(executors=2), nodes())
 
-    pool = start_pool(executors=2, autoscale=True, start_timeout_s=PATIENCE_S)
-    study = StudyThread(pool, tmp_path, "scales", N_TRIALS)
-    study.watcher.wait_for(lambda: len(study.watcher.running) == 2)
-    run = study.wait()
-    close(pool)
-    assert [trial.state for trial in run.trials] == ["complete"] * N_TRIALS
-    assert not study.watcher.ran_ahead
+    trials = {"scales": N_TRIALS}
+    job = StubJob(tmp_path, trials, executors=2, autoscale=True, start_timeout_s=PATIENCE_S)
+    job.watcher.wait_for(lambda: len(job.watcher.running) == 2)
+    job.wait()
+    job.check_complete(trials)
+    assert job.watcher.most_at_once == 2
 
     deadline = time.monotonic() + PATIENCE_S
     while n_workers():

@@ -215,7 +215,7 @@ def check(output: Path) -> None:
 def test_a_job_is_resumed_on_a_head_that_was_started_again(cluster, tmp_path):
     file, output = search_file(tmp_path), tmp_path / "results" / "out"
     job = submit(cluster, "--config", file)
-    wait_for(output, "unfinished/*/trials/*", job)
+    wait_for(output, "unfinished/*/*.state", job)
     raylets = {p.pid for p in cluster.processes("worker") if p.name().startswith("raylet")}
     cluster.kill("head")
     job.communicate(timeout=120)
@@ -237,7 +237,7 @@ def test_a_search_outlives_its_clusters_state_server(cluster, tmp_path):
     search = commands.start(
         "search.py", ["--config", file, "--address", cluster.address], **environment
     )
-    wait_for(output, "unfinished/*/trials/*", search)
+    wait_for(output, "unfinished/*/*.state", search)
     cluster.restart_gcs()
     out, err = search.communicate(timeout=500)
     assert search.returncode == 0, out + err

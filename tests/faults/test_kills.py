@@ -22,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from adu import storage
 from pipeline.results.output import fetch_journal
+from tests.faults.stub_job import EXECUTOR_TITLES, title
 from tests.pipeline import commands
 from tests.tiny import N_BLOCKS, tiny_backbone, tiny_manifest
 
@@ -54,8 +55,8 @@ def config(folder: Path, output: str) -> dict:
             },
             "train.lr": {"low": 0.001, "high": 0.1, "log": True, "default": 0.0025},
         },
-        # Each study on one executor: what it knows at each proposal is then always the same.
-        "search": {"trials": N_TRIALS, "startup_trials": 2, "scheduler": "none"},
+        # What a study knows at each proposal is then always the same.
+        "search": {"trials": N_TRIALS, "startup_trials": 2, "scheduler": "none", "at_once": 1},
         "final": {"seeds": [0]},
         "resources": {"executors": 2},
         "output": output,
@@ -133,7 +134,7 @@ def kill_worker(pid: int, draw: random.Random) -> None:
     workers = [
         process
         for process in psutil.Process(pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(process.cmdline()[:1])
+        if title(process).startswith(EXECUTOR_TITLES)
     ]
     if workers:
         os.kill(draw.choice(workers).pid, signal.SIGKILL)
@@ -200,11 +201,7 @@ def savepoints(output: str) -> dict[str, str]:
     """The savepoints of a search, and when each was written."""
     fs, path = storage.filesystem_for(storage.join(output, "unfinished"))
     files = fs.find(path, detail=True)
-    return {
-        name: str(facts.get("LastModified") or facts["mtime"])
-        for name, facts in files.items()
-        if "/trials/" in name or name.endswith(".savepoint")
-    }
+    return {name: str(facts.get("LastModified") or facts["mtime"]) for name, facts in files.items()}
 
 
 def check_mlflow(uri: str) -> None:
