@@ -9,7 +9,9 @@ of its own, as Ray's documentation has it; (b) this engine; (c) the training loo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import tempfile
 import threading
@@ -20,6 +22,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import psutil
 import ray
 import torch
 from rich.console import Console
@@ -27,24 +30,31 @@ from rich.table import Table
 
 from adu.context import ContextConfig, load_context
 from adu.data import DataConfig
-from adu.trainer import RunConfig, TrainConfig, Trainer
+from adu.trainer import EpochReport, RunConfig, TrainConfig, Trainer
 from pipeline.demo_data import prepare_demo
-from pipeline.executors.cluster import connect, leave
-from pipeline.executors.pool import ExecutorPool, ResourcesConfig, count_executors
+from pipeline.executors.capacity import Capacity
+from pipeline.executors.cluster import connect
+from pipeline.executors.executor import ExecutorSetup
+from pipeline.executors.resources import ResourcesConfig, count_executors
+from pipeline.executors.run import Run
 from pipeline.executors.session import SESSION
-from pipeline.executors.sharing import Share
+from pipeline.executors.worker import WorkerSetup
 from pipeline.results.progress import quiet_ray
-from pipeline.studies.samplers import open_storage
-from pipeline.studies.searcher import Study, StudyConfig
+from pipeline.studies.queue import RunListener, RunQueue
+from pipeline.studies.rules import Rules, make_rule
 from pipeline.studies.space import Parameter
-from pipeline.studies.study_run import register_trials, run_study
+from pipeline.studies.storage import open_storage
+from pipeline.studies.study import Study, StudyConfig, StudySpec
+from pipeline.studies.tuner import run_queue
 
 DOMAIN = "sketch"
+MIB = 2**20
 # Options that change nothing about the time a run takes.
 SPACE = {
     "method.gamma": Parameter(low=0.1, high=3, log=True, default=1),
     "method.lambda": Parameter(low=0.1, high=3, log=True, default=1),
 }
+COLD, WARM, BARE = "(a) a TorchTrainer each", "(b) this engine", "(c) no Ray, one process"
 
 
 @dataclass(frozen=True)
@@ -71,31 +81,6 @@ class Figures:
     def trials_per_min(self) -> float:
         """The start included."""
         return 60 * self.trials / (self.wall_s + self.start_s)
-
-
-class Epochs:
-    """A listener that keeps what the epochs took."""
-
-    def __init__(self) -> None:
-        self.train_s = 0.0
-        self.images_per_s: list[float] = []
-
-    def trial_restored(self, trial: Any, scores: Any) -> None:
-        """Nothing to keep."""
-
-    def trial_started(self, number: int, params: Any) -> None:
-        """Nothing to keep."""
-
-    def epoch_ended(self, number: int, report: Any, replayed: bool) -> None:
-        """Keeps an epoch."""
-        self.train_s += report.train_s
-        self.images_per_s.append(report.images_per_s)
-
-    def trial_ended(self, trial: Any) -> None:
-        """Nothing to keep."""
-
-    def trial_suspended(self, number: int) -> None:
-        """Nothing to keep."""
 
 
 def base_run(epochs: int) -> RunConfig:
@@ -152,7 +137,7 @@ def cold(context: dict[str, Any], epochs: int, n: int, n_cores: int) -> Figures:
 
     runs = list(configurations(n, epochs))
     # As Tune comes; and its loggers write what is read here.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0"
+    engines = os.environ.pop("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS")
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         results = tune.Tuner(
@@ -165,6 +150,7 @@ def cold(context: dict[str, Any], epochs: int, n: int, n_cores: int) -> Figures:
             if result.error is not None:
                 raise result.error
         frames = [result.metrics_dataframe for result in results]
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = engines
     wall_s = time.monotonic() - started_at
     lengths = [len(frame) for frame in frames]
     assert lengths == [epochs] * n, f"epochs of each trial: {lengths}"
@@ -184,31 +170,71 @@ def cold(context: dict[str, Any], epochs: int, n: int, n_cores: int) -> Figures:
 # (b) this engine
 
 
-def warm(context: dict[str, Any], epochs: int, n: int, n_cores: int, folder: Path) -> Figures:
-    pool = ExecutorPool(SESSION, context, ResourcesConfig(), n_cores)
-    pool.start()
-    start_s = pool.wait_ready()
-    storage = open_storage(None, folder / "optuna.journal")
+class Epochs(RunListener):
+    """Keeps what epochs took, and once what an executor's processes weigh."""
+
+    def __init__(self, n_workers: int) -> None:
+        self._n_workers = n_workers
+        self.first_at = math.inf
+        self.train_s = 0.0
+        self.images_per_s: list[float] = []
+        self.beside_mib: dict[str, int] = {}
+
+    def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
+        if not self.images_per_s:
+            self.first_at = time.monotonic() - report.train_s - report.val_s
+            self.beside_mib = beside_workers_mib(self._n_workers)
+        self.train_s += report.train_s
+        self.images_per_s.append(report.images_per_s)
+
+
+def beside_workers_mib(n_workers: int) -> dict[str, int]:
+    """Unshared memory of the processes that executors of so many workers have beside them."""
+    # A single worker is in the executor's own process; some belong to a node.
+    training = ("RayTrainWorker",) if n_workers > 1 else ("Executor", "ResourceTrainable")
+    others = (*training, "IDLE", "DashboardAgent", "RuntimeEnvAgent")
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+            # Ray's title of a worker: ray::ACTOR, or ray::ACTOR.METHOD while it is called.
+            _, of_ray, title = process.cmdline()[0].partition("ray::")
+            name = title.strip().partition(".")[0]
+            if of_ray and not name.startswith(others):
+                found[name] = process.memory_full_info().uss // MIB
+    return found
+
+
+def warm(
+    context: dict[str, Any], epochs: int, n: int, n_workers: int, folder: Path
+) -> tuple[Figures, dict[str, int]]:
+    """Also gives what `beside_workers_mib` does."""
+    resources = ResourcesConfig(workers_per_trial=n_workers)
+    nodes = [node["Resources"] for node in ray.nodes()]
+    n_cores = n_workers * count_executors(resources, nodes)
+    seen = Epochs(n_workers)
+    queue = RunQueue(Capacity(resources, nodes), [seen], threading.Event())
+    rules = Rules(queue)
     config = StudyConfig(trials=n, sampler="random", scheduler="none")
-    savepoints = str(folder / "savepoints")
-    study = Study("bench", base_run(epochs), SPACE, config, storage, "bench", savepoints)
-    epochs_seen = Epochs()
-    register_trials(pool.mailboxes)
+    storage = open_storage(None, folder / "optuna.journal")
+    name, base, place = f"bench-{n_workers}", base_run(epochs), str(folder / "unfinished")
+    study = Study(StudySpec(name, base, SPACE, config, context, storage, name, place))
+    queue.add_study(study)
+    rules.add(name, make_rule(config, epochs), study.curves())
     started_at = time.monotonic()
-    run = run_study(study, Share(pool.executors, study.name), epochs_seen, threading.Event())
-    wall_s = time.monotonic() - started_at
-    pool.close()
-    assert [trial.state for trial in run.trials] == ["complete"] * n
-    # The first trial of each executor waits for its client process to start.
-    later = [s for overheads_s in run.overheads_s.values() for s in overheads_s[1:]]
-    return Figures(
+    run_queue(queue, rules, ExecutorSetup(WorkerSetup(SESSION, context), resources))
+    wall_s = time.monotonic() - seen.first_at
+    assert [record.state for record in study.records] == ["complete"] * n, study.records
+    # The first trial of each executor waits for its workers.
+    later = [s for overheads_s in queue.overheads_s.values() for s in overheads_s[1:]]
+    figures = Figures(
         n,
         wall_s,
-        start_s,
-        median(later),
-        epochs_seen.train_s / (wall_s * n_cores),
-        mean(epochs_seen.images_per_s),
+        seen.first_at - started_at,
+        median(later) if later else math.nan,
+        seen.train_s * n_workers / (wall_s * n_cores),
+        mean(seen.images_per_s),
     )
+    return figures, seen.beside_mib
 
 
 # (c) no Ray
@@ -259,32 +285,43 @@ def main() -> None:
     data = DataConfig(manifest=prepare_demo(results / "data").url, shots=8, val_shots=4)
     context = ContextConfig(data=data).model_dump(mode="json")
     ways: dict[str, Figures] = {}
+    beside_mib = {}
     log = results / "search_speed.log"
     with tempfile.TemporaryDirectory() as folder, quiet_ray(log) as console:
-        cluster = connect(None)
-        n_cores = count_executors(ResourcesConfig(), cluster.nodes)
         epochs = arguments.epochs
         if arguments.cold_trials:
-            ways["(a) a TorchTrainer each"] = cold(context, epochs, arguments.cold_trials, n_cores)
-        ways["(b) this engine"] = warm(context, epochs, arguments.trials, n_cores, Path(folder))
-        leave()
+            cluster = connect(None)
+            n_cores = count_executors(ResourcesConfig(), cluster.nodes)
+            ways[COLD] = cold(context, epochs, arguments.cold_trials, n_cores)
+            # What it leaves behind in the cluster is not the engine's.
+            ray.shutdown()
+        connect(None)
+        ways[WARM], beside_mib[1] = warm(context, epochs, arguments.trials, 1, Path(folder))
+        _, beside_mib[2] = warm(context, 1, 1, 2, Path(folder))
         ray.shutdown()
-        ways["(c) no Ray, one process"] = bare(context, epochs, arguments.trials)
-        report(console, ways, epochs)
+        ways[BARE] = bare(context, epochs, arguments.trials)
+        report(console, ways, epochs, beside_mib)
 
 
-def report(console: Console, ways: dict[str, Figures], epochs: int) -> None:
+def report(
+    console: Console, ways: dict[str, Figures], epochs: int, beside_mib: dict[int, dict[str, int]]
+) -> None:
     console.print(table(ways))
-    engine, alone = ways["(b) this engine"], ways["(c) no Ray, one process"]
+    for n, processes in beside_mib.items():
+        listed = ", ".join(f"{name} {mib} MiB" for name, mib in processes.items())
+        console.print(f"workers_per_trial {n}: beside them {listed or 'nothing'}", highlight=False)
+    engine, alone = ways[WARM], ways[BARE]
     figures: dict[str, Any] = {
         "epochs": epochs,
+        "start_s": round(engine.start_s, 1),
         "overhead_s": round(engine.overhead_s, 3),
         "throughput_over_bare": round(engine.images_per_s / alone.images_per_s, 3),
         "train_share": round(engine.train_share, 3),
+        "beside_mib": beside_mib,
     }
     for name, each in ways.items():
         figures[f"trials_per_min{name[:3]}"] = round(each.trials_per_min, 2)
-    if (cold_ := ways.get("(a) a TorchTrainer each")) is not None:
+    if (cold_ := ways.get(COLD)) is not None:
         figures["ratio"] = round(engine.trials_per_min / cold_.trials_per_min, 2)
         # A long search starts its executors once.
         steady = 60 * engine.trials / engine.wall_s
