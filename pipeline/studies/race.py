@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from adu import storage
 from adu.errors import UserError
@@ -13,6 +14,7 @@ from adu.trainer import EpochReport, RunConfig
 from pipeline.executors.run import AGAIN, Run
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.selection import ranking
+from pipeline.studies.source import EpochsSeen
 from pipeline.studies.space import configure
 from pipeline.studies.study import Study
 
@@ -42,11 +44,12 @@ class Race:
         self.on_end = on_end
         self.name = study.name
         self.n_live = 0
-        self._known: dict[str, int] = {}
+        self._epochs = EpochsSeen()
         complete = [record for record in study.records if record.state == "complete"]
-        config = study.spec.config
-        self._left = ranking(complete, config.min_mem)[: config.race] if config.race > 1 else []
+        race = study.spec.config.race
         self._seed = study.spec.base.train.seed + FIRST_SEED
+        # By their first look: who takes part was settled before anybody was run again.
+        self._left = self._ranked(complete, self._seed - 1)[:race] if race > 1 else []
         self._waiting: deque[TrialRecord] = deque()
         self._begin_round()
 
@@ -77,9 +80,7 @@ class Race:
 
     def keep(self, run: Run, report: EpochReport) -> bool:
         """Counts an epoch; returns whether that is news."""
-        is_news = report.epoch > self._known.get(run.key, 0)
-        self._known[run.key] = max(report.epoch, self._known.get(run.key, 0))
-        return is_news
+        return self._epochs.add(run, report)
 
     def end(self, run: Run, record: TrialRecord) -> None:
         """Keeps what a configuration came to; one that fails with a seed is worth nothing there."""
@@ -94,12 +95,24 @@ class Race:
     def suspend(self) -> None:
         """Nothing to do: what has no scores is run again."""
 
+    def _ranked(self, records: list[TrialRecord], seed: int) -> list[TrialRecord]:
+        """The best first, by what was known after a seed: also when a kill comes in between."""
+        then = {
+            record.number: replace(
+                record, again={s: look for s, look in record.again.items() if s <= seed}
+            )
+            for record in records
+        }
+        by_number = {record.number: record for record in records}
+        ranked = ranking(list(then.values()), self._study.spec.config.min_mem)
+        return [by_number[record.number] for record in ranked]
+
     def _begin_round(self) -> None:
         self._waiting.extend(each for each in self._left if self._seed not in each.again)
 
     def _end_round(self) -> None:
         """Drops the worst and goes on with the next seed, as long as there is somebody to drop."""
         while len(self._left) > 2 and not self._waiting:
-            self._left = ranking(self._left, self._study.spec.config.min_mem)[:-1]
+            self._left = self._ranked(self._left, self._seed)[:-1]
             self._seed += 1
             self._begin_round()

@@ -52,6 +52,19 @@ class Source(Protocol):
         """What has not ended will go on when the job is resumed."""
 
 
+class EpochsSeen:
+    """Counts the epochs of runs that no storage knows of."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+
+    def add(self, run: Run, report: EpochReport) -> bool:
+        """Counts an epoch; returns whether that is news."""
+        last = self._last.get(run.key, 0)
+        self._last[run.key] = max(report.epoch, last)
+        return report.epoch > last
+
+
 class FixedRuns:
     """A source of runs that are known beforehand and tested.
 
@@ -81,7 +94,7 @@ class FixedRuns:
         for run in runs:
             self._runs.setdefault(run.place, run)
         self.failures: dict[str, str] = {}
-        self._known: dict[str, int] = {}
+        self._epochs = EpochsSeen()
         self._waiting = deque(run for run in self._runs.values() if not self._take(run))
         self.n_live = 0
 
@@ -97,9 +110,7 @@ class FixedRuns:
 
     def keep(self, run: Run, report: EpochReport) -> bool:
         """Counts an epoch; returns whether that is news."""
-        is_news = report.epoch > self._known.get(run.key, 0)
-        self._known[run.key] = max(report.epoch, self._known.get(run.key, 0))
-        return is_news
+        return self._epochs.add(run, report)
 
     def end(self, run: Run, record: TrialRecord) -> None:
         """Takes a run's outcome, or notes why there is none."""

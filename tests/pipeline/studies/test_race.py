@@ -67,6 +67,22 @@ def test_a_race_that_was_killed_goes_on_where_it_was(tmp_path):
     assert race(resumed, Queue(resumed), {3: 0.6, 2: 0.8}) == whole[2:]
 
 
+def test_who_takes_part_and_who_is_dropped_does_not_depend_on_a_kill(tmp_path):
+    # Its mean falls below a trial that was never run again; later its rival's does.
+    study, queue = searched(tmp_path, race=3)
+    contest = Race(study, lambda _: None)
+    queue.add_fixed(contest)
+    for number, h in enumerate((0.0, 0.6, 0.5, 0.1)):
+        queue.propose(str(number))
+        queue.on_trial_complete(str(number), result(EPOCHS, h))
+    left = sorted(each.number for each in contest._left)
+    again = Study(study.spec)
+    assert race(again, Queue(again), {2: 0.1, 3: 0.5}) in ([(2, 1)], [(3, 1)])
+    assert sorted(each.number for each in Race(again, lambda _: None)._left) == [1, 2, 3]
+    assert left == [2, 3]
+    assert not any(again.records[number].again for number in (0, 4))
+
+
 def test_a_configuration_that_fails_with_another_seed_is_worth_nothing_there(tmp_path):
     study, queue = searched(tmp_path, race=2)
     assert race(study, queue, {1: None, 2: 0.4}) == [(1, 0), (2, 0)]
