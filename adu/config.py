@@ -1,7 +1,7 @@
 """What every typed configuration in the project shares: strictness and readable errors.
 
-Each component owns its own model (``DataConfig`` in ``adu/data.py``, ``TrainConfig`` in
-``adu/trainer.py`` and so on); this module only says how such models behave.
+Each component owns its own model (``DataConfig`` in ``adu/data/decoded.py``, ``TrainConfig`` in
+``adu/training/config.py`` and so on); this module only says how such models behave.
 """
 
 from __future__ import annotations

@@ -17,16 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adu.backbone import Backbone, BackboneConfig
 from adu.config import StrictModel
-from adu.data import DataConfig, ImageSet, eval_batch, select_images
-from adu.demo.manifest import demo_manifest
-from adu.errors import UserError
-from adu.image_cache import ImageCache
-from adu.manifest import FewShotSplit, Manifest, load_manifest
-from adu.methods import Task
-from adu.pixels import Pixels, pixels_in_memory, write_pixels
-from adu.reading import (
+from adu.data.cache import ImageCache
+from adu.data.decoded import DataConfig, ImageSet, eval_batch, select_images
+from adu.data.manifest import FewShotSplit, Manifest, load_manifest
+from adu.data.pixels import Pixels, pixels_in_memory, write_pixels
+from adu.data.reading import (
     STORED_SIZE_FACTOR,
     Finish,
     decoded,
@@ -36,6 +32,10 @@ from adu.reading import (
     stream_views,
     viewed,
 )
+from adu.demo.manifest import demo_manifest
+from adu.errors import UserError
+from adu.methods import Task
+from adu.models.backbone import Backbone, BackboneConfig
 
 # Test images that are streamed are read in blocks of so many, two of which are in memory.
 STREAM_BLOCK = 512
@@ -253,7 +253,9 @@ def open_context(
     Raises:
         UserError: If the model cannot be used.
     """
-    from adu.openclip import load_backbone  # takes seconds, which a configuration is not worth
+    from adu.models.openclip import (
+        load_backbone,  # takes seconds, which a configuration is not worth
+    )
 
     backbone = load_backbone(config.backbone, device)
     text_CE = backbone.text_features(manifest.classes, config.backbone.template)

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 from adu import storage
+from adu.data.manifest import CARD_FILE, Manifest, load_manifest
 from adu.demo.dataset import write_images
 from adu.demo.manifest import IMAGES_PER_CELL, SEED, drawing_fingerprint
-from adu.manifest import CARD_FILE, Manifest, load_manifest
 from pipeline.ingest import IngestConfig, ingest
 
 

@@ -22,17 +22,17 @@ from rich.console import Console
 from rich.table import Table
 
 from adu import storage
-from adu.audit import Audit, audit
-from adu.checkpoint import load_checkpoint, read_card
 from adu.config import StrictModel
 from adu.context import Context, ContextConfig, open_context
-from adu.data import DataConfig
+from adu.data.decoded import DataConfig
+from adu.data.manifest import Manifest, load_manifest
 from adu.errors import UserError
-from adu.manifest import Manifest, load_manifest
+from adu.evaluation.metrics import Scores
+from adu.evidence.audit import Audit, audit
 from adu.methods import Method, build_method
 from adu.methods.zero_shot import ZeroShotConfig
-from adu.metrics import Scores
-from adu.trainer import RunConfig
+from adu.training.checkpoint import load_checkpoint, read_card
+from adu.training.config import RunConfig
 from pipeline.command import EXIT_OK, run_command
 from pipeline.jobs.config import RESULTS, TrackingConfig
 from pipeline.names import forget_name

@@ -25,11 +25,11 @@ from rich.console import Console
 
 from adu import storage
 from adu.config import StrictModel
+from adu.data.images import cores
+from adu.data.manifest import CARD_FILE, SCHEMA, Manifest, write_manifest
+from adu.data.shards import SHARD_FOLDER
+from adu.data.uris import elsewhere
 from adu.errors import UserError
-from adu.images import cores
-from adu.manifest import CARD_FILE, SCHEMA, Manifest, write_manifest
-from adu.shards import SHARD_FOLDER
-from adu.uris import elsewhere
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_command
 from pipeline.ingestion.image_checks import FLAGS, CheckResult, check_results, same_images
 from pipeline.ingestion.image_reader import Journal, Packing, ReadSettings, read_all

@@ -27,12 +27,12 @@ from rich.table import Table
 from adu import storage
 from adu.config import StrictModel, parse_config
 from adu.context import ContextConfig
-from adu.data import DataConfig
+from adu.data.decoded import DataConfig
+from adu.data.manifest import Manifest
 from adu.errors import UserError
-from adu.manifest import Manifest
 from adu.methods.adu import AduConfig
 from adu.methods.baseline import PromptConfig
-from adu.trainer import RunConfig, TrainConfig
+from adu.training.config import RunConfig, TrainConfig
 from pipeline.command import (
     EXIT_INTERRUPTED,
     EXIT_OK,

@@ -21,12 +21,13 @@ from rich.table import Table
 from adu import storage
 from adu.config import StrictModel
 from adu.context import ContextConfig, check_forget_set
+from adu.data.manifest import Manifest
 from adu.errors import UserError
-from adu.manifest import Manifest
 from adu.methods import MethodConfig
 from adu.methods.adu import AduConfig
 from adu.methods.zero_shot import ZeroShotConfig
-from adu.trainer import EpochReport, RunConfig, TrainConfig
+from adu.training.config import RunConfig, TrainConfig
+from adu.training.trainer import EpochReport
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_and_exit, run_command
 from pipeline.demo_data import prepare_demo
 from pipeline.executors.cluster import Cluster

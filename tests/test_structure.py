@@ -11,6 +11,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # The pipeline's packages: each may import those after it, and ingestion none.
 LAYERS = ("jobs", "results", "tracking", "studies", "executors")
+# The rooms of adu, from the top: each may import those after it. `demo` is for whoever names it.
+ROOMS = (
+    "serving",
+    "evidence",
+    "training",
+    "evaluation",
+    "context",
+    "methods",
+    "models",
+    "data",
+    "storage",
+)
+COMMON = ("config", "demo", "distributed", "errors")
 SHARED = ("command", "names", "patience", "text_files")
 FOLDERS = {"adu", "pipeline", "search_spaces", "infra", "tests", ".ci"}
 
@@ -57,13 +70,35 @@ def test_packages_of_the_pipeline_import_those_below_them(package):
         assert {".".join(m.split(".")[:2]) for m in modules} <= allowed, file.name
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_of_adu_import_those_below_them(room):
+    allowed = {f"adu.{name}" for name in (*ROOMS[ROOMS.index(room) :], *COMMON)}
+    files = sorted({*(ROOT / "adu").glob(f"{room}.py"), *(ROOT / "adu" / room).glob("*.py")})
+    assert files
+    for file in files:
+        modules = {m for m in imported_modules(file) if m.startswith("adu.")}
+        assert {".".join(m.split(".")[:2]) for m in modules} <= allowed, file.name
+
+
+def test_adu_has_no_other_rooms():
+    found = {
+        p.stem
+        for p in (ROOT / "adu").iterdir()
+        if p.suffix == ".py" or (p / "__init__.py").exists()
+    }
+    assert found == {*ROOMS, *COMMON, "__init__"}
+
+
 # What is used of other packages though it is not theirs to give, and why.
 PRIVATE = {
     ("pipeline/executors/trainer.py", "super()._create_default_callbacks"): (
         "Ray Train would keep a process of 110 MB on the head for each group of workers"
     ),
-    ("adu/tower.py", "self.visual._pool"): "open_clip pools by a method that it does not publish",
-    ("adu/tower.py", "self.trunk._pos_embed"): "timm adds positions by one, too",
+    (
+        "adu/models/tower.py",
+        "self.visual._pool",
+    ): "open_clip pools by a method that it does not publish",
+    ("adu/models/tower.py", "self.trunk._pos_embed"): "timm adds positions by one, too",
     ("pipeline/command.py", "parser._actions"): "argparse lists its flags nowhere else",
 }
 

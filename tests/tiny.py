@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from adu.backbone import BackboneConfig
 from adu.context import Context, ContextConfig, load_context
-from adu.data import DataConfig
-from adu.openclip import CONFIG_FILE, WEIGHTS_FILE
+from adu.data.decoded import DataConfig
+from adu.models.backbone import BackboneConfig
+from adu.models.openclip import CONFIG_FILE, WEIGHTS_FILE
 from pipeline.ingest import IngestConfig, ingest
 
 CLASSES = ("cup", "fish", "star")

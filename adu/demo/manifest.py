@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from adu import storage
+from adu.data.manifest import CARD_FILE, Manifest, load_manifest, write_manifest
 from adu.demo.dataset import write_images
-from adu.manifest import CARD_FILE, Manifest, load_manifest, write_manifest
 
 IMAGES_PER_CELL = 40
 SEED = 0

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
-from adu.backbone import Backbone
 from adu.config import StrictModel
 from adu.errors import UserError
 from adu.methods.adu import Adu, AduConfig
@@ -22,6 +21,7 @@ from adu.methods.coop import CoOp, CoOpConfig
 from adu.methods.lp_plus_plus import LpPlusPlus, LpPlusPlusConfig
 from adu.methods.maple import MaPLe, MaPLeConfig
 from adu.methods.zero_shot import ZeroShot, ZeroShotConfig
+from adu.models.backbone import Backbone
 
 __all__ = ["METHODS", "Method", "MethodConfig", "Output", "Task", "build_method"]
 

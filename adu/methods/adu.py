@@ -13,24 +13,26 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from adu.backbone import Backbone
 from adu.errors import UserError
-from adu.losses import Estimator, Kernel, domain_loss, mmd_squared
 from adu.methods.base import Output, Task
 from adu.methods.baseline import Baseline, PromptConfig
-from adu.prompts import InstaPG
-from adu.recipes import RecipeName, recipe_of
+from adu.methods.losses import Estimator, Kernel, domain_loss, mmd_squared
+from adu.methods.recipes import RecipeName, recipe_of
+from adu.models.backbone import Backbone
+from adu.models.prompts import InstaPG
 
 
 class AduConfig(PromptConfig):
     """ADU's options, with the paper's defaults where the paper gives any.
 
-    A recipe (`adu.recipes`) sets the options that are not given.
+    A recipe (`adu.methods.recipes`) sets the options that are not given.
     """
 
     name: Literal["adu"] = "adu"
     recipe: RecipeName | None = Field(
-        None, description="sets what is not set itself as in the paper or in the authors' code"
+        None,
+        description="sets what is not set itself: as in the paper, as in the authors' code, or as "
+        "was steadiest over seeds",
     )
     gamma: float = Field(30.0, ge=0, description="weight of the domain classification loss")
     lambda_: float = Field(10.0, ge=0, alias="lambda", description="weight of MMD^2 (maximised)")

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adu.backbone import DEFAULT_TEMPLATE, Backbone
-from adu.losses import ForgetLoss, forget_loss, memorize_loss
+from adu.methods.losses import ForgetLoss, forget_loss, memorize_loss
+from adu.models.backbone import DEFAULT_TEMPLATE, Backbone
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from adu.backbone import Backbone
 from adu.config import StrictModel
 from adu.errors import UserError
-from adu.losses import ForgetLoss
 from adu.methods.base import Method, Task
-from adu.model import PromptSource, prompted_features
-from adu.prompts import DeepPrompts
-from adu.text import TextContext, three_quarters
+from adu.methods.losses import ForgetLoss
+from adu.models.backbone import Backbone
+from adu.models.prompted import PromptSource, prompted_features
+from adu.models.prompts import DeepPrompts
+from adu.models.text import TextContext, three_quarters
 
 
 class PromptConfig(StrictModel):

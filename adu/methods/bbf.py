@@ -18,10 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from adu.backbone import Backbone
 from adu.config import StrictModel
 from adu.methods.base import EvolutionOptions, Method, Task
-from adu.text import PromptedText
+from adu.models.backbone import Backbone
+from adu.models.text import PromptedText
 
 # The map is the same for every run, so that checkpoints need no copy of it.
 MAP_SEED = 0

@@ -20,10 +20,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from adu.backbone import Backbone
 from adu.config import StrictModel
 from adu.errors import UserError
 from adu.methods.base import Method, Output, Task
+from adu.models.backbone import Backbone
 
 
 class ClipFitConfig(StrictModel):

@@ -12,10 +12,10 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from adu.backbone import Backbone
 from adu.config import StrictModel
 from adu.methods.base import Method, Task
-from adu.text import TextContext
+from adu.models.backbone import Backbone
+from adu.models.text import TextContext
 
 
 class CoOpConfig(StrictModel):

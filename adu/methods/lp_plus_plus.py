@@ -17,9 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from adu.backbone import Backbone
 from adu.config import StrictModel
 from adu.methods.base import Method, StepSize, Task
+from adu.models.backbone import Backbone
 
 # Of the authors' code: github.com/FereshteShakeri/FewShot-CLIP-Strong-Baseline.
 ALPHA_EVERY = 10

@@ -15,12 +15,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from adu.backbone import Backbone
 from adu.config import StrictModel
 from adu.errors import UserError
 from adu.methods.base import Method, Task
-from adu.model import prompted_features
-from adu.text import TextContext, three_quarters
+from adu.models.backbone import Backbone
+from adu.models.prompted import prompted_features
+from adu.models.text import TextContext, three_quarters
 
 
 class MaPLeConfig(StrictModel):

@@ -6,9 +6,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from adu.backbone import Backbone
 from adu.config import StrictModel
 from adu.methods.base import Method, Task
+from adu.models.backbone import Backbone
 
 
 class ZeroShotConfig(StrictModel):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from adu import storage
-from adu.attention import SampleAttention
-from adu.evaluate import TestResult
-from adu.metrics import Scores
-from adu.trainer import RunConfig
+from adu.evaluation.attention import SampleAttention
+from adu.evaluation.evaluate import TestResult
+from adu.evaluation.metrics import Scores
+from adu.training.config import RunConfig
 from pipeline.patience import patiently
 
 _NOTHING = np.zeros(0)

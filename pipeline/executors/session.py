@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from adu.attention import sample_attention
-from adu.checkpoint import checkpoint_bytes
 from adu.context import Context, ContextConfig, load_context
-from adu.evaluate import evaluate_images, evaluate_test
-from adu.image_cache import ImageCache
+from adu.data.cache import ImageCache
+from adu.evaluation.attention import sample_attention
+from adu.evaluation.evaluate import evaluate_images, evaluate_test
+from adu.evaluation.metrics import Scores
 from adu.methods import build_method
-from adu.metrics import Scores
-from adu.trainer import EpochReport, RunConfig, Trainer
+from adu.training.checkpoint import checkpoint_bytes
+from adu.training.config import RunConfig
+from adu.training.trainer import EpochReport, Trainer
 from pipeline.executors.outcome_file import TestOutcome, outcome_bytes
 from pipeline.executors.run import Run
 from pipeline.executors.worker import WorkerSetup
@@ -102,7 +103,7 @@ class AduTraining:
     def test(self) -> bytes:
         """Evaluates on the test split; the bytes of an outcome file."""
         # Brings scikit-learn, which the start of an executor need not wait for.
-        from adu.audit import probe_domains
+        from adu.evidence.audit import probe_domains
 
         model, context, forget = self._trainer.model, self._context, self._run.forget
         val = evaluate_images(model, context, context.val, forget)

@@ -17,8 +17,16 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from adu.data.images import (
+    ALPHA_MODES,
+    DEEP_MODES,
+    UPRIGHT,
+    ImageError,
+    open_image,
+    orientation,
+    to_rgb,
+)
 from adu.errors import UserError
-from adu.images import ALPHA_MODES, DEEP_MODES, UPRIGHT, ImageError, open_image, orientation, to_rgb
 
 # What a check's name means and what is done about it, in the order of the report.
 CHECKS: dict[str, tuple[str, str]] = {
@@ -205,7 +213,7 @@ def collected_warnings() -> Iterator[None]:
     handler, propagate = _ToThisImage(logging.WARNING), logger.propagate
     with warnings.catch_warnings():
         warnings.filterwarnings("always", module=r"PIL\.")
-        # The limit is ours, and an error: `adu.images`.
+        # The limit is ours, and an error: `adu.data.images`.
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         shown_before = warnings.showwarning
 

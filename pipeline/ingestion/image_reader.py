@@ -25,9 +25,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adu import storage
+from adu.data.images import cores
+from adu.data.shards import ShardBuilder, save_shard
 from adu.errors import UserError
-from adu.images import cores
-from adu.shards import ShardBuilder, save_shard
 from pipeline.ingestion.image_checks import (
     Inspected,
     collected_warnings,

@@ -16,8 +16,8 @@ from functools import cache
 from typing import Literal
 
 from adu import storage
+from adu.data.uris import check_listed
 from adu.errors import UserError
-from adu.uris import check_listed
 from pipeline.ingestion.lists import WNID, read_class_names, read_listing, read_split_file
 from pipeline.ingestion.sources import (
     IMAGE_SUFFIXES,

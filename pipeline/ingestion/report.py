@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from adu.manifest import Manifest
+from adu.data.manifest import Manifest
 from pipeline.command import ESCAPES, plain_console
 from pipeline.ingestion.image_checks import CHECKS, CheckResult
 from pipeline.names import shown

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from adu import storage
 from adu.errors import UserError
-from adu.storage_errors import explain
+from adu.storage.errors import explain
 from pipeline.names import shown
 
-# Formats that `adu.images` decodes.
+# Formats that `adu.data.images` decodes.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs"),
     *(".gif", ".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from adu import storage
 from adu.errors import UserError
-from adu.trainer import EpochReport, RunConfig
+from adu.training.config import RunConfig
+from adu.training.trainer import EpochReport
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.executors.run import Run

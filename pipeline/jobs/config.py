@@ -11,7 +11,7 @@ from adu.config import StrictModel
 from adu.context import ContextConfig
 from adu.methods import MethodConfig
 from adu.methods.adu import AduConfig
-from adu.trainer import TrainConfig
+from adu.training.config import TrainConfig
 from pipeline.executors.resources import ResourcesConfig
 from pipeline.names import parse_forget_name
 from pipeline.studies.space import SpaceConfig

@@ -151,7 +151,7 @@ def search_forwards(plan: Plan) -> float:
 
 def few_shot_bytes(plan: Plan) -> int:
     """Memory of the decoded training and validation images, of which a node has one copy."""
-    from adu.openclip import image_side  # takes seconds, which no search waits for
+    from adu.models.openclip import image_side  # takes seconds, which no search waits for
 
     data = plan.config.context.data
     split = plan.manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
@@ -177,7 +177,7 @@ def _runs_elsewhere(plan: Plan) -> bool:
 
 def _forwards_per_s(plan: Plan) -> float | None:
     """Forward passes a second of one worker, if there is a way to know."""
-    from adu.openclip import forward_flops
+    from adu.models.openclip import forward_flops
 
     config = plan.config
     if config.images_per_s is not None:

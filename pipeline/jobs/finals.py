@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adu import storage
+from adu.evaluation.metrics import Scores
 from adu.methods.baseline import BaselineConfig, PromptConfig
 from adu.methods.zero_shot import ZeroShotConfig
-from adu.metrics import Scores
-from adu.trainer import RunConfig
+from adu.training.config import RunConfig
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.executors.run import Run
 from pipeline.studies.records import FinalRecord

@@ -7,7 +7,7 @@ from typing import Any
 
 from adu import storage
 from adu.errors import UserError
-from adu.trainer import RunConfig
+from adu.training.config import RunConfig
 from pipeline.executors.capacity import Capacity, NoExecutorsError
 from pipeline.executors.cluster import Cluster, connect
 from pipeline.executors.executor import ExecutorSetup

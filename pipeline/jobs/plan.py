@@ -14,11 +14,11 @@ from optuna.storages import BaseStorage
 
 from adu import storage
 from adu.context import ContextConfig, check_forget_set
-from adu.data import DataConfig, select_images
+from adu.data.decoded import DataConfig, select_images
+from adu.data.manifest import Manifest, load_manifest
+from adu.data.reading import check_images
 from adu.errors import UserError
-from adu.manifest import Manifest, load_manifest
-from adu.reading import check_images
-from adu.trainer import RunConfig
+from adu.training.config import RunConfig
 from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConfig
 from pipeline.names import forget_name, parse_forget_name
 from pipeline.results.output import STUDIES, Output, absolute_output, open_output, parent_of

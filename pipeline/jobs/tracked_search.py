@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from adu.trainer import RunConfig
+from adu.training.config import RunConfig
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.jobs.plan import Plan
 from pipeline.names import forget_name

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
 
-from adu.attention import SampleAttention
-from adu.evaluate import TestResult
-from adu.metrics import Scores, harmonic_mean
+from adu.evaluation.attention import SampleAttention
+from adu.evaluation.evaluate import TestResult
+from adu.evaluation.metrics import Scores, harmonic_mean
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.studies.records import StudyRecord
 

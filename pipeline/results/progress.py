@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from adu.trainer import EpochReport
+from adu.training.trainer import EpochReport
 from pipeline.command import LastingStream
 from pipeline.executors.run import TRIAL, Run
 from pipeline.studies.listener import RunListener

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adu import storage
-from adu.metrics import Scores
+from adu.evaluation.metrics import Scores
 from pipeline.names import forget_name
 from pipeline.patience import patiently
 from pipeline.studies.records import STAGES, FinalRecord, StudyRecord

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adu.trainer import EpochReport
+from adu.training.trainer import EpochReport
 from pipeline.executors.run import Run
 from pipeline.studies.records import TrialRecord
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ray.tune.search import Searcher
 
-from adu.trainer import EpochReport
+from adu.training.trainer import EpochReport
 from pipeline.executors.capacity import Capacity
 from pipeline.executors.run import Event, Run
 from pipeline.executors.session import epoch_report

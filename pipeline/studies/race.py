@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from adu import storage
 from adu.errors import UserError
-from adu.metrics import Scores
-from adu.trainer import EpochReport, RunConfig
+from adu.evaluation.metrics import Scores
+from adu.training.config import RunConfig
+from adu.training.trainer import EpochReport
 from pipeline.executors.run import AGAIN, Run
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.selection import ranking

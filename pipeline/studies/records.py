@@ -9,8 +9,8 @@ from statistics import mean
 from typing import Any, Literal
 
 from adu import storage
-from adu.metrics import Scores
-from adu.trainer import RunConfig
+from adu.evaluation.metrics import Scores
+from adu.training.config import RunConfig
 
 # Stages of a study's final runs, in the order of the table, as a person reads them; a method is
 # put in.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adu.metrics import Scores
+from adu.evaluation.metrics import Scores
 from pipeline.studies.records import TrialRecord
 
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from adu import storage
 from adu.errors import UserError
-from adu.trainer import EpochReport, RunConfig
+from adu.training.config import RunConfig
+from adu.training.trainer import EpochReport
 from pipeline.executors.outcome_file import TestOutcome, read_outcome
 from pipeline.executors.run import Run
 from pipeline.studies.records import TrialRecord

@@ -29,7 +29,7 @@ from pydantic import BeforeValidator, Field
 
 from adu.config import StrictModel, describe_validation_error
 from adu.errors import UserError
-from adu.trainer import RunConfig
+from adu.training.config import RunConfig
 
 Value = bool | int | float | str
 

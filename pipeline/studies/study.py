@@ -30,8 +30,9 @@ from pydantic import Field
 from adu import storage
 from adu.config import StrictModel
 from adu.errors import UserError
-from adu.metrics import Scores
-from adu.trainer import EpochReport, RunConfig
+from adu.evaluation.metrics import Scores
+from adu.training.config import RunConfig
+from adu.training.trainer import EpochReport
 from pipeline.executors.run import TRIAL, Run
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.samplers import SamplerName, make_sampler

@@ -9,8 +9,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from adu import storage
-from adu.manifest import Manifest
-from adu.trainer import EpochReport, RunConfig
+from adu.data.manifest import Manifest
+from adu.training.config import RunConfig
+from adu.training.trainer import EpochReport
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.executors.run import TRIAL, Run
 from pipeline.studies.listener import RunListener

@@ -102,7 +102,7 @@ def _parts(backbone: str, scratch: Path) -> tuple[dict[str, str], Sequence[str]]
     if backbone == "demo":
         return {}, REQUIREMENTS
     # Takes seconds, which the demo is not worth.
-    from adu.openclip import find_source, needs_transformers, save_folder
+    from adu.models.openclip import find_source, needs_transformers, save_folder
 
     requirements: Sequence[str] = REQUIREMENTS
     if needs_transformers(backbone):

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from mlflow.pyfunc import PythonModel
 
-from adu.classifier import Classifier
+from adu.serving.classifier import Classifier
 
 
 class UnlearnedClip(PythonModel):

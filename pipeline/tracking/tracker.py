@@ -39,11 +39,12 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
+from adu.data.manifest import Manifest
 from adu.errors import UserError
-from adu.evaluate import TestResult
-from adu.manifest import Manifest
-from adu.s3 import mlflow_variables
-from adu.trainer import EpochReport, RunConfig
+from adu.evaluation.evaluate import TestResult
+from adu.storage.s3 import mlflow_variables
+from adu.training.config import RunConfig
+from adu.training.trainer import EpochReport
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.names import mlflow_name
 from pipeline.studies.records import METHOD_LABELS, STAGES, stage_label

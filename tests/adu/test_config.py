@@ -5,12 +5,12 @@ from typing import get_args
 import annotated_types
 import pytest
 
-from adu.backbone import BackboneConfig
 from adu.config import parse_config
-from adu.data import DataConfig
+from adu.data.decoded import DataConfig
 from adu.errors import UserError
 from adu.methods import MethodConfig
-from adu.trainer import RunConfig, TrainConfig
+from adu.models.backbone import BackboneConfig
+from adu.training.config import RunConfig, TrainConfig
 
 METHOD_CONFIGS = [get_args(member)[0] for member in get_args(get_args(MethodConfig)[0])]
 CONFIGS = [BackboneConfig, DataConfig, TrainConfig, *METHOD_CONFIGS]
@@ -21,7 +21,7 @@ CONFIGS = [BackboneConfig, DataConfig, TrainConfig, *METHOD_CONFIGS]
     [
         (
             {"forget": ["sketch"], "train": {"epochz": 3}},
-            r"run.yaml: unknown field 'train.epochz' \(known: epochs, batch_size, lr",
+            r"run.yaml: unknown field 'train.epochz' \(known: epochs, batch_size, optimizer, lr",
         ),
         (
             {"forget": ["sketch"], "train": {"epochs": 0}},

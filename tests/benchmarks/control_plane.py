@@ -32,7 +32,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from adu.trainer import RunConfig, TrainConfig
+from adu.training.config import RunConfig, TrainConfig
 from pipeline.executors.capacity import Capacity
 from pipeline.executors.cluster import LOCAL_SETTINGS, SETTINGS
 from pipeline.executors.executor import ExecutorSetup

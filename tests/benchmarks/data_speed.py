@@ -34,12 +34,13 @@ from torch import Tensor
 
 from adu import storage
 from adu.context import STREAM_BLOCK, ContextConfig, load_context
-from adu.data import DataConfig, ImageSet, ImageTransform, train_batch
+from adu.data.decoded import DataConfig, ImageSet, ImageTransform, train_batch
+from adu.data.manifest import load_manifest
+from adu.data.reading import stream_views
+from adu.data.resample import resize_batch, resize_together
 from adu.demo.dataset import write_images
-from adu.manifest import load_manifest
-from adu.reading import stream_views
-from adu.resample import resize_batch, resize_together
-from adu.trainer import RunConfig, Trainer
+from adu.training.config import RunConfig
+from adu.training.trainer import Trainer
 from pipeline.ingest import IngestConfig, ingest
 from tests.benchmarks import manifest_scale
 from tests.benchmarks.ingest_speed import make_images
@@ -181,7 +182,7 @@ def ingesting(source: str, out: str, **options: object) -> Callable[[], object]:
 
 
 def measure_augmentation(images: Path, repeats: int) -> dict[str, float]:
-    """Images a second that one thread augments on the CPU, in either way of `adu.resample`."""
+    """Images a second that one thread augments on the CPU, in either way of `adu.data.resample`."""
     files = sorted(images.rglob("*.jpg"))[:64]
     pixels = [np.asarray(Image.open(file).convert("RGB")) for file in files]
     names, zeros = [file.name for file in files], [0] * len(files)

@@ -22,8 +22,8 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from adu.manifest import load_manifest, write_manifest
-from adu.manifest_rows import SCHEMA
+from adu.data.manifest import load_manifest, write_manifest
+from adu.data.rows import SCHEMA
 
 N_CLASSES = 1000
 N_SKETCHES = 50_000

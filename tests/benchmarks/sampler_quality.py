@@ -29,7 +29,8 @@ from rich.table import Table
 
 from adu.config import parse_config
 from adu.context import Context, load_context
-from adu.trainer import RunConfig, Trainer
+from adu.training.config import RunConfig
+from adu.training.trainer import Trainer
 from pipeline.demo_data import prepare_demo
 from pipeline.jobs.plan import SearchConfig
 from pipeline.studies.samplers import make_sampler

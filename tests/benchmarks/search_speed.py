@@ -29,8 +29,9 @@ from rich.console import Console
 from rich.table import Table
 
 from adu.context import ContextConfig, load_context
-from adu.data import DataConfig
-from adu.trainer import EpochReport, RunConfig, TrainConfig, Trainer
+from adu.data.decoded import DataConfig
+from adu.training.config import RunConfig, TrainConfig
+from adu.training.trainer import EpochReport, Trainer
 from pipeline.demo_data import prepare_demo
 from pipeline.executors.capacity import Capacity
 from pipeline.executors.cluster import connect

@@ -25,11 +25,12 @@ import numpy as np
 import torch
 import yaml
 
-from adu.backbone import BackboneConfig
 from adu.context import Context, ContextConfig, load_context
-from adu.data import DataConfig
-from adu.evaluate import evaluate_test
-from adu.trainer import RunConfig, Trainer, TrainingDivergedError
+from adu.data.decoded import DataConfig
+from adu.evaluation.evaluate import evaluate_test
+from adu.models.backbone import BackboneConfig
+from adu.training.config import RunConfig
+from adu.training.trainer import Trainer, TrainingDivergedError
 from pipeline.demo_data import prepare_demo
 
 PARTS = ("split", "weights", "batches", "augmentation")

@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from adu.backbone import DEFAULT_TEMPLATE, Backbone, BackboneConfig
-from adu.data import ImageSet, ImageTransform, train_batch
+from adu.data.decoded import ImageSet, ImageTransform, train_batch
+from adu.data.images import decode_image
 from adu.demo.dataset import write_images
-from adu.images import decode_image
 from adu.methods import Method, Task
 from adu.methods.adu import Adu, AduConfig
-from adu.openclip import load_backbone, open_tower
+from adu.models.backbone import DEFAULT_TEMPLATE, Backbone, BackboneConfig
+from adu.models.openclip import load_backbone, open_tower
 
 DOMAINS = ("art", "clipart", "photo", "sketch")
 N_CLASSES = 65  # Office-Home's

@@ -10,7 +10,7 @@ import optuna
 import psutil
 import ray
 
-from adu.trainer import RunConfig, TrainConfig
+from adu.training.config import RunConfig, TrainConfig
 from pipeline.executors.capacity import Capacity
 from pipeline.executors.executor import ExecutorSetup
 from pipeline.executors.resources import ResourcesConfig

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from adu import storage
+from adu.data.manifest import CARD_FILE, load_manifest
+from adu.data.reading import check_images, decoded, stored
+from adu.data.uris import homes, is_within
 from adu.errors import UserError
-from adu.manifest import CARD_FILE, load_manifest
-from adu.reading import check_images, decoded, stored
 from adu.storage import is_local, local_path
-from adu.uris import homes, is_within
 from pipeline.command import read_yaml
 from pipeline.ingest import IngestConfig, ingest
 from pipeline.ingestion.image_checks import CHECKS, collected_warnings, inspect_image

@@ -12,7 +12,7 @@ import yaml
 from mlflow import MlflowClient
 
 from adu import storage
-from adu.checkpoint import read_card
+from adu.training.checkpoint import read_card
 from pipeline.ingest import IngestConfig, ingest
 from pipeline.search import main
 from pipeline.tracking.tracker import open_client

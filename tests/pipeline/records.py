@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from adu.evaluation.metrics import Scores, harmonic_mean
 from adu.methods.adu import AduConfig
 from adu.methods.baseline import BaselineConfig
 from adu.methods.zero_shot import ZeroShotConfig
-from adu.metrics import Scores, harmonic_mean
-from adu.trainer import RunConfig
+from adu.training.config import RunConfig
 from pipeline.studies.records import FinalRecord, StudyRecord, TrialRecord
 
 METHODS = {

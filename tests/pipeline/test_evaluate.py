@@ -8,13 +8,13 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from adu.backbone import BackboneConfig
-from adu.checkpoint import checkpoint_bytes
 from adu.context import ContextConfig, load_context
-from adu.data import DataConfig
-from adu.manifest import CARD_FILE, load_manifest, write_manifest
+from adu.data.decoded import DataConfig
+from adu.data.manifest import CARD_FILE, load_manifest, write_manifest
 from adu.methods import build_method
-from adu.trainer import RunConfig
+from adu.models.backbone import BackboneConfig
+from adu.training.checkpoint import checkpoint_bytes
+from adu.training.config import RunConfig
 from pipeline.evaluate import main
 from tests.tiny import tiny_backbone, tiny_manifest
 

@@ -17,15 +17,15 @@ import pytest
 from PIL import Image
 
 from adu import storage
+from adu.data.images import cores
+from adu.data.manifest import CARD_FILE, load_manifest
+from adu.data.shards import read_shard_images
 from adu.errors import UserError
-from adu.images import cores
-from adu.manifest import CARD_FILE, load_manifest
-from adu.shards import read_shard_images
 from pipeline.ingest import STORE_THREADS, IngestConfig, ingest, main
 from pipeline.ingestion.image_checks import CHECKS
 from pipeline.ingestion.image_reader import Journal, ReadSettings, read_all
 from pipeline.ingestion.layouts import assign_splits, find_images
-from tests.adu.test_images import huge_png
+from tests.adu.data.test_images import huge_png
 from tests.pipeline.commands import start
 from tests.tiny import CLASSES, DOMAINS, tiny_images
 

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from adu import storage
+from adu.data.manifest import CARD_FILE, load_manifest
+from adu.data.reading import check_images
 from adu.errors import UserError
-from adu.manifest import CARD_FILE, load_manifest
-from adu.reading import check_images
 from pipeline.command import plain_console
 from pipeline.ingest import IngestConfig, ingest, main
 from pipeline.ingestion.image_checks import CHECKS, inspect_image, perceptual_hash

@@ -6,7 +6,7 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 
-from adu.manifest import load_manifest
+from adu.data.manifest import load_manifest
 from pipeline.report import main
 from pipeline.studies.storage import open_storage
 from pipeline.tracking.tracker import Tracker

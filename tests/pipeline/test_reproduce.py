@@ -8,9 +8,9 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from adu.data import DataConfig
+from adu.data.decoded import DataConfig
+from adu.data.manifest import load_manifest
 from adu.errors import UserError
-from adu.manifest import load_manifest
 from pipeline.reproduce import ReproduceConfig, TablePlan, _enough_images, _table, main
 from pipeline.results.tables import ABLATION, MAIN, TABLES, table_rows
 from tests.pipeline import commands

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from adu import storage
-from adu.manifest import load_manifest
+from adu.data.manifest import load_manifest
 from pipeline import evaluate, report
 from pipeline.results.output import fetch_journal
 from pipeline.search import main

@@ -5,12 +5,12 @@ import tempfile
 import pytest
 import torch
 
-from adu.backbone import BackboneConfig
 from adu.context import ContextConfig, load_context
 from adu.demo.manifest import demo_manifest
-from adu.evaluate import evaluate_images
+from adu.evaluation.evaluate import evaluate_images
 from adu.methods import build_method
 from adu.methods.zero_shot import ZeroShotConfig
+from adu.models.backbone import BackboneConfig
 from pipeline.demo_data import prepare_demo
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adu.backbone import BackboneConfig
 from adu.methods import build_method
 from adu.methods.base import Task
 from adu.methods.clipfit import ClipFitConfig
-from adu.openclip import load_backbone
+from adu.models.backbone import BackboneConfig
+from adu.models.openclip import load_backbone
 from tests.tiny import CLASSES, DOMAINS, MODEL, tiny_backbone
 
 

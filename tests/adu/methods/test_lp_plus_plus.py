@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from adu.methods.lp_plus_plus import step_sizes
-from adu.trainer import RunConfig, Trainer
+from adu.training.config import RunConfig
+from adu.training.trainer import Trainer
 from tests.tiny import tiny_context
 
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adu.backbone import BackboneConfig
 from adu.errors import UserError
 from adu.methods import build_method
 from adu.methods.base import Task
 from adu.methods.maple import MaPLeConfig
-from adu.model import prompted_features
-from adu.openclip import load_backbone
+from adu.models.backbone import BackboneConfig
+from adu.models.openclip import load_backbone
+from adu.models.prompted import prompted_features
 from tests.tiny import CLASSES, DOMAINS, tiny_backbone
 
 

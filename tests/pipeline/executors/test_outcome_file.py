@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from adu.attention import SampleAttention
-from adu.evaluate import TestResult
-from adu.trainer import RunConfig
+from adu.evaluation.attention import SampleAttention
+from adu.evaluation.evaluate import TestResult
+from adu.training.config import RunConfig
 from pipeline.executors.outcome_file import TestOutcome, outcome_bytes, read_outcome
 from tests.pipeline import records
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adu.attention import SampleAttention
-from adu.evaluate import TestResult
+from adu.evaluation.attention import SampleAttention
+from adu.evaluation.evaluate import TestResult
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.results.pictures import study_pictures
 from pipeline.studies.records import StudyRecord

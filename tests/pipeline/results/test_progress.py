@@ -11,7 +11,7 @@ import time
 import pytest
 from rich.console import Console
 
-from adu.trainer import EpochReport
+from adu.training.trainer import EpochReport
 from pipeline.executors.run import TRIAL, Run
 from pipeline.results.progress import Progress, console_on
 from tests.pipeline import records

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import optuna
 
-from adu.metrics import Scores
-from adu.trainer import EpochReport, RunConfig, TrainConfig
+from adu.evaluation.metrics import Scores
+from adu.training.config import RunConfig, TrainConfig
+from adu.training.trainer import EpochReport
 from pipeline.executors.run import Event
 from pipeline.studies.listener import RunListener
 from pipeline.studies.queue import RunQueue

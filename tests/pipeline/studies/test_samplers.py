@@ -7,7 +7,7 @@ from typing import get_args
 import optuna
 import pytest
 
-from adu.trainer import RunConfig
+from adu.training.config import RunConfig
 from pipeline.studies.samplers import SamplerName, make_sampler
 from pipeline.studies.space import Parameter, suggest
 

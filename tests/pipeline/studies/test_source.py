@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adu.evaluate import TestResult
-from adu.trainer import RunConfig
+from adu.evaluation.evaluate import TestResult
+from adu.training.config import RunConfig
 from pipeline.executors.outcome_file import TestOutcome, outcome_bytes
 from pipeline.jobs.finals import fixed_run
 from pipeline.studies.source import FixedRuns

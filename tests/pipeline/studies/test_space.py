@@ -6,7 +6,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from adu.config import StrictModel, parse_config
 from adu.errors import UserError
-from adu.trainer import RunConfig
+from adu.training.config import RunConfig
 from pipeline.studies.space import (
     Parameter,
     SpaceConfig,

@@ -14,14 +14,14 @@ import torch
 from mlflow import MlflowClient
 
 from adu import storage
-from adu.checkpoint import checkpoint_bytes
-from adu.classifier import Classifier
 from adu.methods import build_method
-from adu.openclip import WEIGHTS_FILE
-from adu.trainer import RunConfig
+from adu.models.openclip import WEIGHTS_FILE
+from adu.serving.classifier import Classifier
+from adu.training.checkpoint import checkpoint_bytes
+from adu.training.config import RunConfig
 from pipeline.tracking.registry import log_model
 from pipeline.tracking.tracker import model_name
-from tests.adu.test_preprocess import lines
+from tests.adu.data.test_preprocess import lines
 from tests.tiny import CLASSES, MODEL, tiny_context
 
 SERVE = """

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from adu.data.manifest import load_manifest
 from adu.errors import UserError
-from adu.evaluate import TestResult
-from adu.manifest import load_manifest
+from adu.evaluation.evaluate import TestResult
+from adu.evaluation.metrics import Scores
 from adu.methods.adu import AduConfig
-from adu.metrics import Scores
-from adu.trainer import EpochReport, RunConfig
+from adu.training.config import RunConfig
+from adu.training.trainer import EpochReport
 from infra.stack.ports import free_ports
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.studies.records import TrialRecord

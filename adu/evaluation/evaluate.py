@@ -1,0 +1,155 @@
+"""Accuracy of a model on decoded images and on the streamed test split.
+
+Tensor names carry their shape: B images of a batch, N images, C classes, D domains, E features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adu.context import Context
+from adu.data.decoded import ImageSet, batches_of, eval_batch
+from adu.distributed import gather_objects, rank_and_world_size, rank_slice, sum_over_ranks
+from adu.evaluation.metrics import Scores, scores_from_counts
+from adu.methods import Method
+
+EVAL_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What a model does on the test split.
+
+    Attributes:
+        scores: Mem, For, H and per-domain accuracy.
+        features_NE: Unit-length features of a fixed sample of images, for pictures.
+        domain_N: Domain of each sampled image.
+        class_N: Class of each sampled image.
+        test_s: Time that it took.
+    """
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    scores: Scores
+    features_NE: np.ndarray
+    domain_N: np.ndarray
+    class_N: np.ndarray
+    test_s: float
+
+
+def evaluate_images(
+    model: Method, context: Context, images: ImageSet, forget: Sequence[str]
+) -> Scores:
+    """Scores a model on decoded images, shared out over the workers."""
+    rank, world_size = rank_and_world_size()
+    own = range(len(images))[rank_slice(len(images), rank, world_size)]
+    counts_2D = torch.zeros(2, len(context.domains), dtype=torch.long, device=context.device)
+    for start in range(0, len(own), EVAL_BATCH_SIZE):
+        rows = list(own[start : start + EVAL_BATCH_SIZE])
+        images_BCHW = eval_batch(images, rows, context.backbone.transform, context.device)
+        logits_BC, _ = _predict(model, images_BCHW)
+        class_B, domain_B = images.class_N[rows], images.domain_N[rows]
+        counts_2D += _count(
+            logits_BC, class_B.to(context.device), domain_B.to(context.device), context
+        )
+    return _scores(sum_over_ranks(counts_2D), context, forget)
+
+
+def evaluate_test(
+    model: Method, context: Context, forget: Sequence[str], feature_samples_per_domain: int = 60
+) -> TestResult:
+    """Scores a model on the test split, which is read now if it has not been read for the job.
+
+    Args:
+        model: The model.
+        context: Model and data that it belongs to.
+        forget: The forget domains.
+        feature_samples_per_domain: Images of each domain whose features are returned; always
+            the same ones for a manifest.
+    """
+    start_s = time.perf_counter()
+    rank, world_size = rank_and_world_size()
+    rows = context.manifest.test_rows()
+    own = rank_slice(len(rows), rank, world_size)
+    sampled = _sampled_ids(context, rows, feature_samples_per_domain)
+    counts_2D = torch.zeros(2, len(context.domains), dtype=torch.long, device=context.device)
+    kept: list[tuple[np.ndarray, int, int]] = []
+    for images in context.test_images(own):
+        for batch in batches_of(images, EVAL_BATCH_SIZE):
+            images_BCHW = eval_batch(images, batch, context.backbone.transform, context.device)
+            logits_BC, features_BE = _predict(model, images_BCHW)
+            class_B, domain_B = images.class_N[batch], images.domain_N[batch]
+            counts_2D += _count(
+                logits_BC, class_B.to(context.device), domain_B.to(context.device), context
+            )
+            features = features_BE.float().cpu().numpy()
+            for i, number in enumerate(batch):
+                if images.image_ids[number] in sampled:
+                    kept.append((features[i], int(domain_B[i]), int(class_B[i])))
+    scores = _scores(sum_over_ranks(counts_2D), context, forget)
+    everyone = [item for share in gather_objects(kept) for item in share]
+    return TestResult(
+        scores,
+        np.stack([features for features, _, _ in everyone]),
+        np.array([domain for _, domain, _ in everyone]),
+        np.array([class_ for _, _, class_ in everyone]),
+        time.perf_counter() - start_s,
+    )
+
+
+def image_features(model: Method, images: ImageSet, context: Context) -> Tensor:
+    """Unit-length features_NE of decoded images."""
+    shares = []
+    for batch in batches_of(images, EVAL_BATCH_SIZE):
+        images_BCHW = eval_batch(images, batch, context.backbone.transform, context.device)
+        shares.append(_predict(model, images_BCHW)[1])
+    return torch.cat(shares)
+
+
+@torch.no_grad()
+def _predict(model: Method, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    model.eval()
+    output = model(images_BCHW)
+    return output.logits_BC, output.features_BE
+
+
+def _count(logits_BC: Tensor, class_B: Tensor, domain_B: Tensor, context: Context) -> Tensor:
+    """Rightly classified images and all images, of each domain."""
+    right_B = (logits_BC.argmax(dim=-1) == class_B).long()
+    one_B = torch.ones_like(right_B)
+    zeros_D = torch.zeros(len(context.domains), dtype=torch.long, device=logits_BC.device)
+    return torch.stack(
+        [zeros_D.index_add(0, domain_B, right_B), zeros_D.index_add(0, domain_B, one_B)]
+    )
+
+
+def _scores(counts_2D: Tensor, context: Context, forget: Sequence[str]) -> Scores:
+    correct, total = counts_2D.tolist()
+    names = context.domains
+    return scores_from_counts(
+        dict(zip(names, correct, strict=True)), dict(zip(names, total, strict=True)), forget
+    )
+
+
+def _sampled_ids(context: Context, rows: np.ndarray, per_domain: int) -> set[str]:
+    """The images of the test split with the smallest hashes, so many of each domain."""
+    table = context.manifest.columns(["image_id", "domain"], rows)
+    by_domain: dict[str, list[str]] = {}
+    for row in table.to_pylist():
+        by_domain.setdefault(row["domain"], []).append(row["image_id"])
+    return {
+        image_id
+        for ids in by_domain.values()
+        for image_id in sorted(ids, key=_stable_hash)[:per_domain]
+    }
+
+
+def _stable_hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

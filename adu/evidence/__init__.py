@@ -1,0 +1,1 @@
+"""Does the forgetting hold? Looks at trained models beyond accuracy."""

@@ -1,0 +1,1 @@
+"""What leaves the house: a trained model as its users see it."""
