@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from infra.cluster.rendering import render_search
 from tests.infra.image import DOCKERFILE, chain, commands, copied_from, image_problems, read_stages
-from tests.infra.manifests import OVERLAYS, SERVICES, pods, ray_job, render
+from tests.infra.manifests import SEARCHES, SETTINGS, jobs, pods, ray_job, services
 from tests.pipeline.commands import ROOT
 
 TEXT = DOCKERFILE.read_text()
@@ -83,7 +84,8 @@ def test_the_build_sees_what_it_copies_and_no_more():
 
 def test_its_user_is_that_of_the_manifests():
     (user,) = re.findall(r"^USER (\d+):(\d+)$", TEXT, re.MULTILINE)
-    objects = render(*OVERLAYS, *SERVICES)
+    searches = {name: render_search(SETTINGS, name) for name in SEARCHES}
+    objects = [*services(), *jobs(), *(o for found in searches.values() for o in found)]
     ours = [
         pod
         for pod in pods(objects)
@@ -93,8 +95,8 @@ def test_its_user_is_that_of_the_manifests():
     for pod in ours:
         context = pod.spec["securityContext"]
         assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user
-    for overlay in OVERLAYS:
-        spec = ray_job(render(overlay))["rayClusterSpec"]
+    for found in searches.values():
+        spec = ray_job(found)["rayClusterSpec"]
         assert f"ray[default,tune,train]=={spec['rayVersion'][:4]}" in _project()
 
 
@@ -115,7 +117,7 @@ def scratch(tmp_path):
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-@pytest.mark.slow_install
+@pytest.mark.faults
 def test_its_install_steps_make_an_environment_that_runs_the_command(scratch):
     stages = read_stages(TEXT)
     app, venv = scratch / "app", scratch / "venv"
