@@ -11,6 +11,7 @@ in two of them.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -182,7 +183,8 @@ def _file(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
 
-def _render(settings: Settings, template: str, **values: Any) -> list[Manifest]:
+@functools.cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -192,15 +194,15 @@ def _render(settings: Settings, template: str, **values: Any) -> list[Manifest]:
     )
     # JSON is YAML: whatever a setting holds stays one value.
     environment.filters["quoted"] = json.dumps
-    environment.globals.update(
-        {name: getattr(settings, name) for name in type(settings).model_fields}
-    )
-    environment.globals["file"] = lambda path: _file(Path(path))
-    macros = environment.get_template("macros.yaml").module
-    for name in dir(macros):
-        if not name.startswith("_"):
-            environment.globals[name] = getattr(macros, name)
-    text = environment.get_template(template).render(values)
+    return environment
+
+
+def _render(settings: Settings, template: str, **values: Any) -> list[Manifest]:
+    known = {name: getattr(settings, name) for name in type(settings).model_fields}
+    known["file"] = lambda path: _file(Path(path))
+    macros = _environment().get_template("macros.yaml").make_module(known)
+    known |= {name: macro for name, macro in vars(macros).items() if not name.startswith("_")}
+    text = _environment().get_template(template).render({**known, **values})
     manifests = [m for m in yaml.load_all(text, LOADER) if m is not None]
     for manifest in manifests:
         if manifest["kind"] not in GLOBAL_KINDS:

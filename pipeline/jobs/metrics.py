@@ -48,14 +48,15 @@ class SearchMetrics(RunListener):
         self._executors = _gauge("adu_executors", tags, "state")
         self._lag = _gauge("adu_mlflow_lag_seconds", tags)
         self._waits = _counter("adu_storage_waits", tags)
+        # A search that has only begun is not one that stands still.
+        self._last_epoch_s = time.time()
         self._best: dict[str, float] = {}
         self._at_work: set[str] = set()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True, name="metrics")
 
     def __enter__(self) -> SearchMetrics:
-        """Begins to look; a search that has only begun is not one that stands still."""
-        self._last_epoch.set(time.time())
+        """Begins to look."""
         self._thread.start()
         return self
 
@@ -76,7 +77,7 @@ class SearchMetrics(RunListener):
         """Counts an epoch."""
         if is_news:
             self._epochs.inc(tags={"study": run.study})
-            self._last_epoch.set(time.time())
+            self._last_epoch_s = time.time()
 
     def run_ended(self, run: Run, record: TrialRecord) -> None:
         """Counts a trial."""
@@ -96,10 +97,13 @@ class SearchMetrics(RunListener):
     def _note_h(self, study: str, record: TrialRecord) -> None:
         if record.val is not None:
             self._best[study] = max(record.val.h, self._best.get(study, 0.0))
-            self._best_h.set(self._best[study], tags={"study": study})
 
     def _look(self) -> None:
+        """Sets every gauge, again and again: Ray forgets one's value when it has been read."""
         while True:
+            self._last_epoch.set(self._last_epoch_s)
+            for study, h in list(self._best.items()):
+                self._best_h.set(h, tags={"study": study})
             n_at_work = len(self._at_work)
             self._executors.set(n_at_work, tags={"state": "working"})
             self._executors.set(max(self._room() - n_at_work, 0), tags={"state": "idle"})
