@@ -253,9 +253,7 @@ def open_context(
     Raises:
         UserError: If the model cannot be used.
     """
-    from adu.models.openclip import (
-        load_backbone,  # takes seconds, which a configuration is not worth
-    )
+    from adu.models.openclip import load_backbone
 
     backbone = load_backbone(config.backbone, device)
     text_CE = backbone.text_features(manifest.classes, config.backbone.template)
