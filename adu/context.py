@@ -247,8 +247,16 @@ def open_context(
     manifest: Manifest,
     device: torch.device,
     cache: ImageCache | None = None,
+    backbone: Backbone | None = None,
 ) -> Context:
     """Loads the model for a manifest that is there already.
+
+    Args:
+        config: What to load.
+        manifest: The images.
+        device: Where the model is to be.
+        cache: Where decoded images are shared with other processes of the job.
+        backbone: The model, if it is there already, too.
 
     Raises:
         UserError: If the model cannot be used.

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adu.context import Context
 from adu.data.decoded import ImageSet, batches_of, eval_batch
 from adu.distributed import gather_objects, rank_and_world_size, rank_slice, sum_over_ranks
 from adu.evaluation.metrics import Scores, scores_from_counts
-from adu.methods import Method
+from adu.methods import Output
 
 EVAL_BATCH_SIZE = 64
 
@@ -45,7 +45,7 @@ class TestResult:
 
 
 def evaluate_images(
-    model: Method, context: Context, images: ImageSet, forget: Sequence[str]
+    model: nn.Module, context: Context, images: ImageSet, forget: Sequence[str]
 ) -> Scores:
     """Scores a model on decoded images, shared out over the workers."""
     rank, world_size = rank_and_world_size()
@@ -63,12 +63,12 @@ def evaluate_images(
 
 
 def evaluate_test(
-    model: Method, context: Context, forget: Sequence[str], feature_samples_per_domain: int = 60
+    model: nn.Module, context: Context, forget: Sequence[str], feature_samples_per_domain: int = 60
 ) -> TestResult:
     """Scores a model on the test split, which is read now if it has not been read for the job.
 
     Args:
-        model: The model.
+        model: Gives an `adu.methods.Output` of images, as every method does.
         context: Model and data that it belongs to.
         forget: The forget domains.
         feature_samples_per_domain: Images of each domain whose features are returned; always
@@ -104,7 +104,7 @@ def evaluate_test(
     )
 
 
-def image_features(model: Method, images: ImageSet, context: Context) -> Tensor:
+def image_features(model: nn.Module, images: ImageSet, context: Context) -> Tensor:
     """Unit-length features_NE of decoded images."""
     shares = []
     for batch in batches_of(images, EVAL_BATCH_SIZE):
@@ -114,9 +114,9 @@ def image_features(model: Method, images: ImageSet, context: Context) -> Tensor:
 
 
 @torch.no_grad()
-def _predict(model: Method, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+def _predict(model: nn.Module, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     model.eval()
-    output = model(images_BCHW)
+    output: Output = model(images_BCHW)
     return output.logits_BC, output.features_BE
 
 
