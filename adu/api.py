@@ -1,7 +1,25 @@
 """What the library is for everybody: open images, unlearn domains, evaluate, keep, use.
 
 Images, backbones and models are those of the rooms below; what is here only puts them together.
-Examples run as they stand, on the demo.
+
+Example, on the demo:
+    >>> import adu, pathlib, tempfile
+    >>> backbone = adu.load_backbone("demo", device="cpu")
+    >>> backbone.text_features(("car", "tree"), "a photo of a {class}.").shape
+    torch.Size([2, 64])
+    >>> images = adu.open_images("demo")
+    >>> images.n_images, images.domains
+    (1280, ('clipart', 'painting', 'photo', 'sketch'))
+    >>> model = adu.unlearn(images, "sketch", backbone, epochs=1, shots=2, val_shots=1)
+    >>> [report.epoch for report in model.history]
+    [1]
+    >>> adu.evaluate(model, images) == model.scores
+    True
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder, "model.safetensors")
+    ...     adu.save(model, file)
+    ...     adu.load(file, device="cpu").classes == model.classes
+    True
 """
 
 from __future__ import annotations
@@ -57,12 +75,6 @@ def load_backbone(name: str = DEMO, device: str | torch.device | None = None) ->
 
     Raises:
         UserError: If there is no such model, or it cannot be used.
-
-    Example:
-        >>> import adu
-        >>> backbone = adu.load_backbone("demo", device="cpu")
-        >>> backbone.text_features(("car", "tree"), "a photo of a {class}.").shape
-        torch.Size([2, 96])
     """
     return openclip.load_backbone(BackboneConfig(name=name), _device(device))
 
@@ -93,14 +105,6 @@ def open_images(
 
     Raises:
         UserError: If it is none of these, or an image in it cannot be used.
-
-    Example:
-        >>> import adu
-        >>> images = adu.open_images("demo")
-        >>> images.domains
-        ('clipart', 'painting', 'photo', 'sketch')
-        >>> images.n_images
-        1280
     """
     if isinstance(source, str) and source == DEMO:
         return demo_manifest()
@@ -140,14 +144,6 @@ def unlearn(
     Raises:
         UserError: If something that is asked for does not exist or does not fit.
         TrainingDivergedError: If a loss is no longer finite.
-
-    Example:
-        >>> import adu
-        >>> model = adu.unlearn("demo", forget="sketch", epochs=1, shots=2, val_shots=1)
-        >>> model.scores.as_dict().keys()
-        dict_keys(['mem', 'for', 'h'])
-        >>> [report.epoch for report in model.history]
-        [1]
     """
     domains = (forget,) if isinstance(forget, str) else tuple(forget)
     values = {"forget": domains, "method": method, "train": train}
@@ -173,12 +169,6 @@ def evaluate(model: UnlearnedModel, images: Any) -> Scores:
 
     Raises:
         UserError: If the data set has other classes or domains.
-
-    Example:
-        >>> import adu
-        >>> untouched = adu.unlearn("demo", forget="sketch", method="zero_shot")
-        >>> adu.evaluate(untouched, "demo") == untouched.scores
-        True
     """
     manifest, card = open_images(images), model.card
     for what, trained, have in (
@@ -220,16 +210,6 @@ def load(
     Raises:
         UserError: If the checkpoint or its backbone cannot be read, or is another than the one
             that the checkpoint was trained on.
-
-    Example:
-        >>> import adu, pathlib, tempfile, torch
-        >>> model = adu.unlearn("demo", forget="sketch", method="zero_shot")
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = pathlib.Path(folder, "model.safetensors")
-        ...     adu.save(model, file)
-        ...     same = adu.load(file, device="cpu")
-        >>> same.classes == model.classes
-        True
     """
     return load_model(os.fspath(file), backbone, _device(device))
 

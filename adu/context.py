@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,7 @@ class Context:
         text_CE: Text features of the classes.
         device: Where the model is.
         cache: Where decoded images are shared with other processes; None to keep them alone.
+        remembered: What holds for all runs and takes long to find out, by a name for it.
     """
 
     config: ContextConfig
@@ -75,6 +77,7 @@ class Context:
     text_CE: Tensor
     device: torch.device
     cache: ImageCache | None = None
+    remembered: dict[str, Any] = field(default_factory=dict, init=False)
 
     @cached_property
     def train(self) -> ImageSet:

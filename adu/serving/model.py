@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adu import storage
 from adu.evaluation.metrics import Scores
 from adu.methods import Method, Output, Task
+from adu.models.backbone import Backbone
 from adu.models.openclip import load_backbone
 from adu.training.checkpoint import Card, read_card, rebuild, serialised
 from adu.training.trainer import EpochReport
@@ -101,10 +102,24 @@ def load_model(
     config = card.backbone
     if backbone is not None:
         config = config.model_copy(update={"name": backbone})
-    frozen = load_backbone(config, torch.device(device))
-    text_CE = frozen.text_features(card.classes, config.template)
-    task = Task(card.classes, card.domains, card.run.forget, text_CE, config.template)
-    return UnlearnedModel(rebuild(data, url, card, frozen, task), card)
+    return assemble(data, url, card, load_backbone(config, torch.device(device)))
+
+
+def assemble(data: bytes, source: str, card: Card, backbone: Backbone) -> UnlearnedModel:
+    """Puts a checkpoint on its backbone.
+
+    Args:
+        data: The checkpoint.
+        source: Where it comes from, for messages.
+        card: Its card.
+        backbone: The frozen model.
+
+    Raises:
+        UserError: If it is broken, or was trained on another backbone.
+    """
+    text_CE = backbone.text_features(card.classes, card.backbone.template)
+    task = Task(card.classes, card.domains, card.run.forget, text_CE, card.backbone.template)
+    return UnlearnedModel(rebuild(data, source, card, backbone, task), card)
 
 
 def save_model(model: UnlearnedModel, url: str) -> None:
