@@ -64,12 +64,13 @@ status: $(VENV)/.runtime $(VENV)/.stack  ## show the stack's addresses and wheth
 	$(BIN)/python infra/stack/stack.py status --folder $(STACK)
 
 # Exact versions, each with the hashes of its files: what is installed is what was locked.
-LOCK = $(UV) pip compile pyproject.toml --python-version 3.11 --generate-hashes --quiet --no-header --no-emit-index-url --no-emit-find-links --annotation-style line
+LOCK = $(UV) pip compile --python-version 3.11 --generate-hashes --quiet --no-header --no-emit-index-url --no-emit-find-links --annotation-style line
 
 lock: $(VENV)/bin/python  ## pin exact versions anew after a change of pyproject.toml
-	$(LOCK) --upgrade -o requirements.txt
-	$(LOCK) --group dev -c requirements.txt -o requirements-dev.txt
-	$(UV) pip compile --group stack -c requirements-dev.txt --python-version 3.11 --generate-hashes --quiet --no-header --no-emit-index-url --no-emit-find-links -o requirements-stack.txt
+	$(LOCK) pyproject.toml --upgrade -o requirements.txt
+	$(LOCK) pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	$(LOCK) --group stack -c requirements-dev.txt -o requirements-stack.txt
+	$(LOCK) --group adu -c requirements.txt -o requirements-adu.txt
 
 audit: $(VENV)/bin/python  ## compare the locked versions with the known vulnerabilities
 	$(UV) tool run --from 'pip-audit==2.*' pip-audit -r requirements.txt --require-hashes --disable-pip

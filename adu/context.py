@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from adu.config import StrictModel
 from adu.data.cache import ImageCache
 from adu.data.decoded import DataConfig, ImageSet, eval_batch, select_images
+from adu.data.forget import check_forget_set
 from adu.data.manifest import FewShotSplit, Manifest, load_manifest
 from adu.data.pixels import Pixels, pixels_in_memory, write_pixels
 from adu.data.reading import (
@@ -33,7 +35,6 @@ from adu.data.reading import (
     viewed,
 )
 from adu.demo.manifest import demo_manifest
-from adu.errors import UserError
 from adu.methods import Task
 from adu.models.backbone import Backbone, BackboneConfig
 
@@ -67,6 +68,7 @@ class Context:
         text_CE: Text features of the classes.
         device: Where the model is.
         cache: Where decoded images are shared with other processes; None to keep them alone.
+        remembered: What holds for all runs and takes long to find out, by a name for it.
     """
 
     config: ContextConfig
@@ -75,6 +77,7 @@ class Context:
     text_CE: Tensor
     device: torch.device
     cache: ImageCache | None = None
+    remembered: dict[str, Any] = field(default_factory=dict, init=False)
 
     @cached_property
     def train(self) -> ImageSet:
@@ -144,7 +147,7 @@ class Context:
         Raises:
             UserError: If the forget set is empty, unknown or everything.
         """
-        check_forget_set(forget, self.domains)
+        check_forget_set(forget, self.classes, self.domains)
         template = self.config.backbone.template
         return Task(self.classes, self.domains, forget, self.text_CE, template)
 
@@ -247,34 +250,22 @@ def open_context(
     manifest: Manifest,
     device: torch.device,
     cache: ImageCache | None = None,
+    backbone: Backbone | None = None,
 ) -> Context:
     """Loads the model for a manifest that is there already.
+
+    Args:
+        config: What to load.
+        manifest: The images.
+        device: Where the model is to be.
+        cache: Where decoded images are shared with other processes of the job.
+        backbone: The model, if it is there already, too.
 
     Raises:
         UserError: If the model cannot be used.
     """
-    from adu.models.openclip import (
-        load_backbone,  # takes seconds, which a configuration is not worth
-    )
+    from adu.models.openclip import load_backbone
 
     backbone = load_backbone(config.backbone, device)
     text_CE = backbone.text_features(manifest.classes, config.backbone.template)
     return Context(config, backbone, manifest, text_CE, device, cache)
-
-
-def check_forget_set(forget: tuple[str, ...], domains: tuple[str, ...]) -> None:
-    """Checks that a forget set names some but not all of the domains.
-
-    Raises:
-        UserError: Naming what is wrong and the known domains.
-    """
-    known = ", ".join(domains)
-    if not forget:
-        raise UserError(f"forget set is empty (known domains: {known})")
-    for domain in forget:
-        if domain not in domains:
-            raise UserError(f"forget domain '{domain}': unknown (known domains: {known})")
-    if len(set(forget)) < len(forget):
-        raise UserError(f"forget set {', '.join(forget)}: names a domain twice")
-    if len(forget) == len(domains):
-        raise UserError(f"forget set {', '.join(forget)}: is all domains, none is left to retain")

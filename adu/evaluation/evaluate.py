@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adu.context import Context
 from adu.data.decoded import ImageSet, batches_of, eval_batch
+from adu.data.forget import forget_mask
 from adu.distributed import gather_objects, rank_and_world_size, rank_slice, sum_over_ranks
 from adu.evaluation.metrics import Scores, scores_from_counts
-from adu.methods import Method
+from adu.methods import Output
+from adu.methods.zero_shot import ZeroShot
 
 EVAL_BATCH_SIZE = 64
 
@@ -29,6 +31,7 @@ class TestResult:
 
     Attributes:
         scores: Mem, For, H and per-domain accuracy.
+        counts_2CD: Rightly classified images, and all images, of each class in each domain.
         features_NE: Unit-length features of a fixed sample of images, for pictures.
         domain_N: Domain of each sampled image.
         class_N: Class of each sampled image.
@@ -38,6 +41,7 @@ class TestResult:
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
     scores: Scores
+    counts_2CD: np.ndarray
     features_NE: np.ndarray
     domain_N: np.ndarray
     class_N: np.ndarray
@@ -45,66 +49,93 @@ class TestResult:
 
 
 def evaluate_images(
-    model: Method, context: Context, images: ImageSet, forget: Sequence[str]
+    model: nn.Module, context: Context, images: ImageSet, forget: Sequence[str]
 ) -> Scores:
     """Scores a model on decoded images, shared out over the workers."""
     rank, world_size = rank_and_world_size()
     own = range(len(images))[rank_slice(len(images), rank, world_size)]
-    counts_2D = torch.zeros(2, len(context.domains), dtype=torch.long, device=context.device)
+    counts_2CD = _no_counts(context)
     for start in range(0, len(own), EVAL_BATCH_SIZE):
         rows = list(own[start : start + EVAL_BATCH_SIZE])
         images_BCHW = eval_batch(images, rows, context.backbone.transform, context.device)
         logits_BC, _ = _predict(model, images_BCHW)
         class_B, domain_B = images.class_N[rows], images.domain_N[rows]
-        counts_2D += _count(
+        counts_2CD += _count(
             logits_BC, class_B.to(context.device), domain_B.to(context.device), context
         )
-    return _scores(sum_over_ranks(counts_2D), context, forget)
+    return _scores(_summed(counts_2CD), context, forget)
 
 
 def evaluate_test(
-    model: Method, context: Context, forget: Sequence[str], feature_samples_per_domain: int = 60
+    model: nn.Module, context: Context, forget: Sequence[str], feature_samples_per_domain: int = 60
 ) -> TestResult:
     """Scores a model on the test split, which is read now if it has not been read for the job.
 
     Args:
-        model: The model.
+        model: Gives an `adu.methods.Output` of images, as every method does.
         context: Model and data that it belongs to.
-        forget: The forget domains.
+        forget: What was to be forgotten, as in `adu.data.forget`.
         feature_samples_per_domain: Images of each domain whose features are returned; always
             the same ones for a manifest.
     """
     start_s = time.perf_counter()
+    # The untouched model does not depend on what is to be forgotten: once a context is enough.
+    key = f"untouched, {feature_samples_per_domain} features"
+    seen = context.remembered.get(key) if isinstance(model, ZeroShot) else None
+    if seen is None:
+        seen = _seen(model, context, feature_samples_per_domain)
+    if isinstance(model, ZeroShot):
+        context.remembered[key] = seen
+    return TestResult(
+        _scores(seen.counts_2CD, context, forget),
+        seen.counts_2CD,
+        seen.features_NE,
+        seen.domain_N,
+        seen.class_N,
+        time.perf_counter() - start_s,
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a model does on the test split, whatever it was to forget."""
+
+    counts_2CD: np.ndarray
+    features_NE: np.ndarray
+    domain_N: np.ndarray
+    class_N: np.ndarray
+
+
+def _seen(model: nn.Module, context: Context, feature_samples_per_domain: int) -> _Seen:
     rank, world_size = rank_and_world_size()
     rows = context.manifest.test_rows()
     own = rank_slice(len(rows), rank, world_size)
     sampled = _sampled_ids(context, rows, feature_samples_per_domain)
-    counts_2D = torch.zeros(2, len(context.domains), dtype=torch.long, device=context.device)
+    counts_2CD = _no_counts(context)
     kept: list[tuple[np.ndarray, int, int]] = []
     for images in context.test_images(own):
         for batch in batches_of(images, EVAL_BATCH_SIZE):
             images_BCHW = eval_batch(images, batch, context.backbone.transform, context.device)
             logits_BC, features_BE = _predict(model, images_BCHW)
             class_B, domain_B = images.class_N[batch], images.domain_N[batch]
-            counts_2D += _count(
+            counts_2CD += _count(
                 logits_BC, class_B.to(context.device), domain_B.to(context.device), context
             )
             features = features_BE.float().cpu().numpy()
             for i, number in enumerate(batch):
                 if images.image_ids[number] in sampled:
                     kept.append((features[i], int(domain_B[i]), int(class_B[i])))
-    scores = _scores(sum_over_ranks(counts_2D), context, forget)
+    counts = _summed(counts_2CD)
     everyone = [item for share in gather_objects(kept) for item in share]
-    return TestResult(
-        scores,
+    return _Seen(
+        counts,
         np.stack([features for features, _, _ in everyone]),
         np.array([domain for _, domain, _ in everyone]),
         np.array([class_ for _, _, class_ in everyone]),
-        time.perf_counter() - start_s,
     )
 
 
-def image_features(model: Method, images: ImageSet, context: Context) -> Tensor:
+def image_features(model: nn.Module, images: ImageSet, context: Context) -> Tensor:
     """Unit-length features_NE of decoded images."""
     shares = []
     for batch in batches_of(images, EVAL_BATCH_SIZE):
@@ -114,28 +145,34 @@ def image_features(model: Method, images: ImageSet, context: Context) -> Tensor:
 
 
 @torch.no_grad()
-def _predict(model: Method, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+def _predict(model: nn.Module, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     model.eval()
-    output = model(images_BCHW)
+    output: Output = model(images_BCHW)
     return output.logits_BC, output.features_BE
 
 
+def _no_counts(context: Context) -> Tensor:
+    shape = (2, len(context.classes), len(context.domains))
+    return torch.zeros(shape, dtype=torch.long, device=context.device)
+
+
 def _count(logits_BC: Tensor, class_B: Tensor, domain_B: Tensor, context: Context) -> Tensor:
-    """Rightly classified images and all images, of each domain."""
+    """Rightly classified images and all images, of each class in each domain: counts_2CD."""
+    counts_2CD = _no_counts(context)
     right_B = (logits_BC.argmax(dim=-1) == class_B).long()
-    one_B = torch.ones_like(right_B)
-    zeros_D = torch.zeros(len(context.domains), dtype=torch.long, device=logits_BC.device)
-    return torch.stack(
-        [zeros_D.index_add(0, domain_B, right_B), zeros_D.index_add(0, domain_B, one_B)]
-    )
+    for counts_CD, value_B in zip(counts_2CD, (right_B, torch.ones_like(right_B)), strict=True):
+        counts_CD.index_put_((class_B, domain_B), value_B, accumulate=True)
+    return counts_2CD
 
 
-def _scores(counts_2D: Tensor, context: Context, forget: Sequence[str]) -> Scores:
-    correct, total = counts_2D.tolist()
-    names = context.domains
-    return scores_from_counts(
-        dict(zip(names, correct, strict=True)), dict(zip(names, total, strict=True)), forget
-    )
+def _summed(counts_2CD: Tensor) -> np.ndarray:
+    """Counts over all workers."""
+    return sum_over_ranks(counts_2CD).cpu().numpy()
+
+
+def _scores(counts_2CD: np.ndarray, context: Context, forget: Sequence[str]) -> Scores:
+    forget_CD = forget_mask(forget, context.classes, context.domains)
+    return scores_from_counts(counts_2CD, forget_CD, context.domains)
 
 
 def _sampled_ids(context: Context, rows: np.ndarray, per_domain: int) -> set[str]:

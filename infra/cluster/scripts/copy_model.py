@@ -4,7 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from adu.models.openclip import save_folder
+from adu.models.folder import save_folder
 from adu.storage import upload_folder
 
 backbone, url = sys.argv[1:]
