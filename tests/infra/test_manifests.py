@@ -6,7 +6,9 @@ Each check is shown a broken manifest too: a check that cannot fail protects not
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,8 @@ from tests.infra.manifests import (
     secret_problems,
     services,
 )
+from tests.pipeline.commands import ROOT
+from tests.tiny import tiny_backbone
 
 GIB = 2**30
 # Decoded images take this share of what is free in shared memory.
@@ -426,3 +430,14 @@ def test_no_password_is_on_a_command_line():
             named = re.findall(r"\$\{?(\w*(?:PASSWORD|SECRET|KEY)\w*)", words)
             # Redis reads its own from a pipe, which a shell's built-in fills.
             assert named in ([], ["REDIS_PASSWORD"]), pod.where
+
+
+def test_the_jobs_script_copies_a_model_that_loads(tmp_path, monkeypatch):
+    """What `render model` runs, with a model and a place of this machine."""
+    script = ROOT / "infra" / "cluster" / "scripts" / "copy_model.py"
+    target = tmp_path / "bucket" / "models" / "tiny"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tiny_backbone(tmp_path / "m")), str(target)])
+    runpy.run_path(str(script), run_name="__main__")
+    assert {"open_clip_config.json", "open_clip_model.safetensors"} <= {
+        file.name for file in target.iterdir()
+    }

@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from infra.stack.ports import free_ports
 from tests.pipeline.commands import ROOT
+from tests.tiny import tiny_backbone, tiny_manifest
 
 pytestmark = pytest.mark.faults
 
@@ -106,8 +109,8 @@ def test_a_warned_job_is_requeued_and_goes_on(tmp_path):
     (project / ".venv").symlink_to(sys.prefix)
     for name in ("pipeline", "search_spaces"):
         (project / name).symlink_to(ROOT / name)
-    output = tmp_path / "results" / "slurm"
-    log = tmp_path / "job.log"
+    output, log, config = tmp_path / "results", tmp_path / "job.log", tmp_path / "job.yaml"
+    config.write_text(yaml.safe_dump(configuration(tmp_path)))
     with slurm(tmp_path) as environment:
         environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
         said = client(
@@ -116,8 +119,7 @@ def test_a_warned_job_is_requeued_and_goes_on(tmp_path):
             f"--output={log}",
             f"--cpus-per-task={os.cpu_count()}",
             str(ROOT / "infra" / "slurm" / "search.sbatch"),
-            *["--config", "search_spaces/demo.yaml", "--forget", "sketch", "--trials", "3"],
-            *["--epochs", "2", "--final.seeds", "0", "--output", str(output)],
+            *["--config", str(config), "--output", str(output)],
             folder=project,
         )
         assert said.startswith("Submitted batch job "), said
@@ -131,6 +133,22 @@ def test_a_warned_job_is_requeued_and_goes_on(tmp_path):
             60, lambda: "JobState=COMPLETED" in client(environment, "scontrol", "show", "job", job)
         )
     assert not list(tmp_path.glob(".adu-search-*.token"))
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    """A search that is short, and long enough to be warned on its way."""
+    return {
+        "name": "tiny",
+        "context": {
+            "backbone": {"name": str(tiny_backbone(folder / "model"))},
+            "data": {"manifest": str(tiny_manifest(folder)), "shots": 2, "val_shots": 1},
+        },
+        "forget": [["sketch"]],
+        "train": {"epochs": 2, "batch_size": 8},
+        "space": {"method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30}},
+        "search": {"trials": 40, "scheduler": "none"},
+        "final": {"seeds": [1]},
+    }
 
 
 def complete(output: Path) -> bool:
