@@ -20,6 +20,7 @@ from adu.methods.clipfit import ClipFit, ClipFitConfig
 from adu.methods.coop import CoOp, CoOpConfig
 from adu.methods.lp_plus_plus import LpPlusPlus, LpPlusPlusConfig
 from adu.methods.maple import MaPLe, MaPLeConfig
+from adu.methods.null_space import NullSpace, NullSpaceConfig
 from adu.methods.plugins import MethodOptions, find_plugin, plugin_options
 from adu.methods.zero_shot import ZeroShot, ZeroShotConfig
 from adu.models.backbone import Backbone
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Method]] = {
     "bbf": Bbf,
     "coop": CoOp,
     "maple": MaPLe,
+    "null_space": NullSpace,
 }
 
 DEFAULT_METHOD = "adu"
@@ -73,6 +75,7 @@ MethodConfig = Annotated[
     | Annotated[BbfConfig, Tag("name=bbf")]
     | Annotated[CoOpConfig, Tag("name=coop")]
     | Annotated[MaPLeConfig, Tag("name=maple")]
+    | Annotated[NullSpaceConfig, Tag("name=null_space")]
     | Annotated[SerializeAsAny[MethodOptions], Tag("name=plug-in")],
     Discriminator(_tag),
     BeforeValidator(_named),
