@@ -26,9 +26,11 @@ from rich.console import Console
 from adu import storage
 from adu.config import StrictModel
 from adu.data.images import cores
-from adu.data.manifest import CARD_FILE, SCHEMA, Manifest, write_manifest
+from adu.data.manifest import CARD_FILE, Manifest
+from adu.data.rows import SCHEMA
 from adu.data.shards import SHARD_FOLDER
 from adu.data.uris import elsewhere
+from adu.data.writing import write_manifest
 from adu.errors import UserError
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_command
 from pipeline.ingestion.image_checks import FLAGS, CheckResult, check_results, same_images

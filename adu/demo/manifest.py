@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image
 
 from adu import storage
-from adu.data.manifest import CARD_FILE, Manifest, load_manifest, write_manifest
+from adu.data.manifest import CARD_FILE, Manifest, load_manifest
+from adu.data.writing import write_manifest
 from adu.demo.dataset import write_images
 
 IMAGES_PER_CELL = 40

@@ -7,6 +7,7 @@ N sample images, A width of a head.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ SAMPLES_PER_SIDE = 3
 
 @dataclass(frozen=True)
 class SampleAttention:
-    """Sample images of a kept and of a forgotten domain, and where the class token looks.
+    """Sample images of some domains, and where the class token looks.
 
     Attributes:
         images_NHWC: The images as the model sees them, in 0 to 255.
@@ -39,17 +40,28 @@ class SampleAttention:
     domain_N: tuple[str, ...]
     class_N: tuple[str, ...]
 
+    def only(self, domains: Sequence[str]) -> SampleAttention | None:
+        """The samples of these domains, in their order; None if there are none."""
+        rows = [row for domain in domains for row, its in enumerate(self.domain_N) if its == domain]
+        if not rows:
+            return None
+        return SampleAttention(
+            self.images_NHWC[rows],
+            self.attention_NHW[rows],
+            tuple(self.domain_N[row] for row in rows),
+            tuple(self.class_N[row] for row in rows),
+        )
+
 
 def sample_attention(
-    model: Method, context: Context, forget: tuple[str, ...]
+    model: Method, context: Context, domains: Sequence[str]
 ) -> SampleAttention | None:
-    """Shows where a model looks on a few validation images; always the same ones.
+    """Shows where a model looks on a few validation images of these domains; always the same ones.
 
     Returns:
         None for a tower whose pooling has no class token to look at, or without such images.
     """
-    retain = [domain for domain in context.domains if domain not in forget]
-    rows = [*_first_rows(context, retain[0]), *_first_rows(context, forget[0])]
+    rows = [row for domain in domains for row in _first_rows(context, domain)]
     if not rows:
         return None
     transform = context.backbone.transform

@@ -67,6 +67,14 @@ def scores_from_counts(
     return Scores(mem, for_, harmonic_mean(mem, for_), accuracy, dict(total))
 
 
+def rescored(scores: Scores, forget: Sequence[str]) -> Scores:
+    """The scores of the same answers for another forget set."""
+    total = scores.n_by_domain
+    accuracy = scores.accuracy_by_domain
+    correct = {domain: round(accuracy.get(domain, 0) * n) for domain, n in total.items()}
+    return scores_from_counts(correct, total, forget)
+
+
 def entropy(logits_NC: Tensor) -> float:
     """Mean entropy of the class probabilities, in nats: 0 is sure, log C knows nothing."""
     log_p_NC = logits_NC.double().log_softmax(dim=-1)

@@ -113,7 +113,10 @@ class AduTraining:
         )
         trained = any(True for _ in model.trainable())
         checkpoint = checkpoint_bytes(model, self._run, context) if trained else None
-        attention = sample_attention(model, context, forget)
+        # An untouched model is shown for every forget set.
+        retain = [domain for domain in context.domains if domain not in forget]
+        sampled = (retain[0], forget[0]) if trained else context.domains
+        attention = sample_attention(model, context, sampled)
         outcome = TestOutcome(
             val, test, domain_accuracy, checkpoint, attention, self._began_s, time.time()
         )
