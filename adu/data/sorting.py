@@ -18,8 +18,7 @@ ROWS_OF_BLOCK = 2**13
 class RowSorter:
     """Takes rows in any order and gives them ordered by a column of text.
 
-    Use it as a context: runs lie in a folder for temporary files, which goes at its end. Few rows
-    never touch the disk.
+    Runs lie in a folder for temporary files until it is closed. Few rows never touch the disk.
 
     Args:
         key: The column; as text is ordered by its UTF-8 bytes, which is Python's order too.
@@ -41,6 +40,10 @@ class RowSorter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes its runs."""
         if self._folder is not None:
             self._folder.cleanup()
 

@@ -10,6 +10,7 @@ from adu.storage.places import (
     check_reachable,
     check_readable,
     exists,
+    files_below,
     names_in,
     pause,
     persistently,
@@ -18,7 +19,6 @@ from adu.storage.places import (
     remove,
     replace_bytes,
     size_bytes,
-    sizes_below,
     upload_folder,
     write_bytes,
 )
@@ -43,6 +43,7 @@ __all__ = [
     "check_reachable",
     "check_readable",
     "exists",
+    "files_below",
     "filesystem_for",
     "is_local",
     "is_relative",
@@ -56,7 +57,6 @@ __all__ = [
     "remove",
     "replace_bytes",
     "size_bytes",
-    "sizes_below",
     "upload_folder",
     "write_bytes",
 ]

@@ -12,9 +12,10 @@ import random
 import stat
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -176,24 +177,24 @@ def names_in(url: str) -> list[str]:
     return persistently(url, listed)
 
 
-def sizes_below(url: str) -> dict[str, int | None]:
+def files_below(url: str) -> Iterator[tuple[str, int | None]]:
     """All files below a folder: their paths relative to it, and their sizes where known.
+
+    An S3 server is asked page by page, so that any number of files takes no memory.
 
     Raises:
         UserError: If the store cannot be asked, or lists what does not lie there.
     """
     fs, path = filesystem_for(url)
     base = f"{path.rstrip('/')}/"
-    found = persistently(url, lambda: fs.find(path, detail=True))
-    sizes = {}
-    for name, entry in found.items():
+    entries = _objects_below(url, fs, path) if is_s3(url) else _found_below(url, fs, path)
+    for name, n_bytes in entries:
         # A bucket may hold an empty object in the place of a folder.
-        if name.rstrip("/") == path.rstrip("/") or entry.get("type") == "directory":
+        if name.rstrip("/") == path.rstrip("/") or (is_s3(url) and name.endswith("/")):
             continue
         if not name.startswith(base):
             raise UserError(f"{url}: its listing names '{name}', which does not lie in it")
-        sizes[name.removeprefix(base)] = entry.get("size")
-    return sizes
+        yield name.removeprefix(base), n_bytes
 
 
 def remove(url: str, *, recursive: bool = False) -> None:
@@ -300,6 +301,28 @@ def check_reachable(url: str, *, write: bool = False) -> None:
             fs.rm_file(probe)
     except Exception as error:
         raise UserError(explain(url, error)) from error
+
+
+def _found_below(
+    url: str, fs: fsspec.AbstractFileSystem, path: str
+) -> Iterator[tuple[str, int | None]]:
+    found = persistently(url, lambda: fs.find(path, detail=True))
+    for name, entry in found.items():
+        if entry.get("type") != "directory":
+            yield name, entry.get("size")
+
+
+def _objects_below(url: str, fs: Any, path: str) -> Iterator[tuple[str, int | None]]:
+    bucket, _, prefix = path.strip("/").partition("/")
+    place = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
+    following: dict[str, str] = {}
+    while True:
+        page = persistently(url, partial(fs.call_s3, "list_objects_v2", **place, **following))
+        for entry in page.get("Contents", ()):
+            yield f"{bucket}/{entry['Key']}", entry["Size"]
+        if not page.get("IsTruncated"):
+            return
+        following = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def _content(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:

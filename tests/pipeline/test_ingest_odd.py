@@ -22,11 +22,11 @@ from adu.data.reading import check_images
 from adu.errors import UserError
 from pipeline.command import plain_console
 from pipeline.ingest import IngestConfig, ingest, main
-from pipeline.ingestion.image_checks import CHECKS, inspect_image, perceptual_hash
-from pipeline.ingestion.image_reader import Journal, ReadSettings, read_all
-from pipeline.ingestion.layouts import find_images
+from pipeline.ingestion.checks import CHECKS
+from pipeline.ingestion.image_checks import inspect_image, perceptual_hash
 from tests.faults.test_fuzz_data import spoil_tree
 from tests.pipeline import commands
+from tests.pipeline.ingestion.listed import found_in
 from tests.tiny import tiny_images
 
 
@@ -203,7 +203,7 @@ def test_a_folder_that_may_not_be_read_is_told(images, monkeypatch, tmp_path):
         return real(folder)
 
     monkeypatch.setattr("os.scandir", scandir)
-    (left_out,) = find_images(str(images), "domain_class").left_out
+    _, (left_out,) = found_in(str(images), "domain_class")
     assert (left_out.check, left_out.name) == ("unreadable", "sketch/fish")
     assert left_out.reason == "image sketch/fish: permission denied"
 
@@ -244,9 +244,9 @@ def test_a_bucket_is_accounted_for_too(images, s3):
     fs.put(str(images), f"{s3.removeprefix('s3://')}/images", recursive=True)
     for key in (".git/config", ".git/deep/0.png", "photo/cup/.0.png", "notes.txt", "a.heic"):
         storage.write_bytes(f"{s3}/images/{key}", b"x")
-    listed = find_images(f"{s3}/images", "domain_class")
-    assert len(listed.images) == 36
-    assert [(each.check, each.name) for each in listed.left_out] == [
+    listed, left_out = found_in(f"{s3}/images", "domain_class")
+    assert len(listed) == 36
+    assert [(each.check, each.name) for each in left_out] == [
         ("hidden", ".git"),
         ("unknown_format", "a.heic"),
         ("other_file", "notes.txt"),
@@ -260,9 +260,9 @@ def test_keys_that_are_no_paths_are_told():
         fs.store[f"/odd-keys/{key}"] = fsspec.implementations.memory.MemoryFile(
             fs, f"/odd-keys/{key}", b"x"
         )
-    listed = find_images("memory://odd-keys", "domain_class")
-    assert [image.image_id for image in listed.images] == ["a/x/1.png", "b/x/1.png"]
-    assert {(each.check, each.name) for each in listed.left_out} >= {("broken_name", "a//2.png")}
+    listed, left_out = found_in("memory://odd-keys", "domain_class")
+    assert [image.image_id for image in listed] == ["a/x/1.png", "b/x/1.png"]
+    assert {(each.check, each.name) for each in left_out} >= {("broken_name", "a//2.png")}
 
 
 def animated(file):
@@ -339,25 +339,27 @@ def test_an_output_below_its_source_is_no_part_of_it(images, tmp_path, capsys):
     assert check_sums(out)["left_out"] == 0
 
 
-def test_a_warning_outlives_a_kill(images, tmp_path):
+def interrupted(config, monkeypatch):
+    """An ingest that is stopped when all is read and nothing written; the parts of its journal."""
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.ingest.write_manifest", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ingest(config)
+    return list(Path(config.out).glob(".unfinished-*/*.parquet"))
+
+
+def test_a_warning_outlives_a_kill(images, tmp_path, monkeypatch):
     (images / "photo" / "cup" / "exif.jpg").write_bytes(with_broken_exif())
     config = IngestConfig(source=str(images), out=str(tmp_path / "m"))
-    listed = find_images(config.source, "domain_class").images
-    journal = Journal(config.out, config.identity)
-    nothing = lambda n: None  # noqa: E731
-    read = read_all(listed, ReadSettings(config.out, 2), journal, nothing, nothing)
-    journal.add(read.to_pylist())
+    assert interrupted(config, monkeypatch)
+    monkeypatch.setattr("pipeline.ingestion.image_reader.inspect_image", None)
     ingest(config)
     assert len(found_by(config.out)["warned"]) == 1
 
 
-def test_a_damaged_journal_is_read_as_far_as_it_goes(images, tmp_path):
+def test_what_is_damaged_of_a_journal_is_read_again(images, tmp_path, monkeypatch):
     config = IngestConfig(source=str(images), out=str(tmp_path / "m"))
-    listed = find_images(config.source, "domain_class").images
-    settings, nothing = ReadSettings(config.out, 2), lambda n: None
-    journal = Journal(config.out, config.identity)
-    journal.add(read_all(listed, settings, journal, nothing, nothing).to_pylist())
-    (part,) = (tmp_path / "m").glob(".unfinished-*/*.parquet")
+    part = interrupted(config, monkeypatch)[0]
     part.with_name("notes.parquet").write_bytes(b"not ours")
     part.write_bytes(part.read_bytes()[:-50])
     assert ingest(config).n_images == 36
@@ -492,7 +494,7 @@ def listing_bytes(encoding, separator=","):
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_a_listings_encoding_and_separator_are_found(tmp_path, encoding, separator):
     (tmp_path / "list.csv").write_bytes(listing_bytes(encoding, separator))
-    (image,) = find_images(str(tmp_path / "list.csv"), "listing").images
+    (image,) = found_in(str(tmp_path / "list.csv"), "listing")[0]
     assert (image.image_id, image.class_, image.domain) == ("é.png", "写", "d")
 
 
@@ -513,7 +515,7 @@ def test_a_column_of_another_type_is_one_line_that_names_it(tmp_path, column, va
     table = pa.table({**COLUMNS, column: values})
     pq.write_table(table, tmp_path / "list.parquet")
     with pytest.raises(UserError, match=f"column {column} holds .* .allowed: text, integers") as e:
-        find_images(str(tmp_path / "list.parquet"), "listing")
+        found_in(str(tmp_path / "list.parquet"), "listing")
     assert "\n" not in str(e.value)
 
 
@@ -527,7 +529,7 @@ def test_columns_of_numbers_and_of_categories_are_text(tmp_path):
         }
     )
     pq.write_table(table, tmp_path / "list.parquet")
-    images = find_images(str(tmp_path / "list.parquet"), "listing").images
+    images = found_in(str(tmp_path / "list.parquet"), "listing")[0]
     assert [(image.class_, image.domain) for image in images] == [("7", "d"), ("8", "e")]
 
 
@@ -545,7 +547,7 @@ def test_columns_of_numbers_and_of_categories_are_text(tmp_path):
 def test_what_is_wrong_with_a_listing_is_one_line(tmp_path, text, says):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(UserError, match=says) as error:
-        find_images(str(tmp_path / "list.csv"), "listing")
+        found_in(str(tmp_path / "list.csv"), "listing")
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
@@ -553,7 +555,7 @@ def test_a_byte_order_mark_drops_no_image_of_a_split_file(tmp_path):
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "a_train.txt").write_bytes("a/x/1.jpg 0\r\na/x/2.jpg 0".encode(encoding))
         (tmp_path / "._a_test.txt").write_bytes(b"\x00\x05\x16\x07")
-        images = find_images(str(tmp_path), "split_files").images
+        images = found_in(str(tmp_path), "split_files")[0]
         assert [image.image_id for image in images] == ["a/x/1.jpg", "a/x/2.jpg"]
         assert images[0].uri == f"{tmp_path}/a/x/1.jpg"
 
@@ -572,7 +574,7 @@ def test_a_byte_order_mark_drops_no_image_of_a_split_file(tmp_path):
 def test_what_is_wrong_with_a_split_file_is_one_line(tmp_path, line, says):
     (tmp_path / "a_train.txt").write_bytes(line)
     with pytest.raises(UserError, match=says) as error:
-        find_images(str(tmp_path), "split_files")
+        found_in(str(tmp_path), "split_files")
     assert len(str(error.value)) < 300
 
 
@@ -580,7 +582,7 @@ def test_a_split_file_may_have_tabs_and_names_with_anything_in_them(tmp_path):
     (tmp_path / "a_train.txt").write_text(
         "a/x/1\u2028 2.jpg\t0\na/[x]/3 4.jpg 1\n", encoding="utf-8"
     )
-    images = find_images(str(tmp_path), "split_files").images
+    images = found_in(str(tmp_path), "split_files")[0]
     assert [image.image_id for image in images] == ["a/[x]/3 4.jpg", "a/x/1\u2028 2.jpg"]
 
 
@@ -590,9 +592,9 @@ def test_class_names_in_another_encoding_are_one_line(tmp_path):
     names = tmp_path / "names.txt"
     names.write_bytes("n01440764 Schl\xe4fer".encode("latin-1"))
     with pytest.raises(UserError, match="line 1: byte 0xe4 is not UTF-8"):
-        find_images(str(tmp_path), "imagenet_sketch", class_names=str(names))
+        found_in(str(tmp_path), "imagenet_sketch", class_names=str(names))
     names.write_bytes("n01440764 Schl\xe4fer".encode("utf-16"))
-    (image,) = find_images(str(tmp_path), "imagenet_sketch", class_names=str(names)).images
+    (image,) = found_in(str(tmp_path), "imagenet_sketch", class_names=str(names))[0]
     assert image.class_ == "Schl\xe4fer"
 
 
@@ -600,5 +602,5 @@ def test_one_name_in_two_unicode_forms_is_one_class(tmp_path):
     for domain, form in (("a", "caf\xe9"), ("b", "cafe\u0301")):
         (tmp_path / domain / form).mkdir(parents=True)
         (tmp_path / domain / form / "1.png").write_bytes(b"x")
-    images = find_images(str(tmp_path), "domain_class").images
+    images = found_in(str(tmp_path), "domain_class")[0]
     assert {image.class_ for image in images} == {"caf\xe9"}
