@@ -75,10 +75,7 @@ def test_pieces_hold_every_image_once_and_in_order():
 
 def test_an_image_more_changes_one_piece_alone():
     before = listed(500)
-    more = [
-        pa.table([["0100a"], ["/x"], ["a"], ["x"], ["train"], [None]], names=LISTED_SCHEMA.names)
-    ]
-    after = [*before[:2], before[2].slice(0, 27), more[0].cast(LISTED_SCHEMA), before[2].slice(27)]
-    after += before[3:]
+    more = rows_of([Found("0100a", "/x", "a", "x", "train")])
+    after = [*before[:2], before[2].slice(0, 27), more, before[2].slice(27), *before[3:]]
     keys = [{p.key for p in loose_pieces(blocks, 10)} for blocks in (before, after)]
     assert len(keys[0] - keys[1]) == 1
