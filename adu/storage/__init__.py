@@ -5,15 +5,12 @@ come from the standard AWS variables (or a profile) in one way for fsspec, pyarr
 and so that a store that stumbles is asked again.
 """
 
+from adu.storage.listing import files_below, names_in
+from adu.storage.persistence import MAX_TRANSFERS, pause, persistently
 from adu.storage.places import (
-    MAX_TRANSFERS,
     check_reachable,
     check_readable,
     exists,
-    files_below,
-    names_in,
-    pause,
-    persistently,
     read_bytes,
     read_range,
     remove,

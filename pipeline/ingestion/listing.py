@@ -9,8 +9,9 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import islice, pairwise
+from operator import attrgetter
 from typing import Literal
 
 import pyarrow as pa
@@ -58,6 +59,9 @@ class Found:
     n_bytes: int | None = None
 
 
+FIELDS = attrgetter("image_id", "uri", "domain", "class_", "split", "n_bytes")
+
+
 class Listing:
     """What a source holds. Every entry of it is either an image or left out.
 
@@ -86,7 +90,7 @@ class Listing:
         """Takes down images, in any order."""
         following = iter(images)
         while block := list(islice(following, ROWS_OF_BLOCK)):
-            columns = zip(*map(astuple, block), strict=True)
+            columns = zip(*map(FIELDS, block), strict=True)
             arrays = [
                 pa.array(column, field.type)
                 for column, field in zip(columns, LISTED_SCHEMA, strict=True)
