@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.ingest_scale [--images 1000000]
 
-The listing and what is read of each image are made up; everything else is the ingest itself: order,
-splits, pieces, journal, comparison of all images, digest and manifest. One image in a thousand has a
-copy, and one a look-alike. Prints one line of JSON; memory is the process' peak.
+The listing and what is read of each image are made up; everything else is the ingest itself:
+order, splits, pieces, journal, comparison of all images, digest and manifest. One image in a
+thousand has a copy, and one a look-alike. Prints one line of JSON; memory is the process' peak.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def made_up_rows(piece: Piece) -> pa.Table:
     sha = [f"{number:016x}{number:048x}" for number in rng.integers(0, 2**62, n).tolist()]
     phash = rng.integers(0, 2**63, n, dtype=np.uint64)
     sha[::1000] = [f"{piece.number // 2:064x}"] * len(sha[::1000])
-    phash[1::1000] = np.uint64(piece.number // 2) * np.uint64(0x9E3779B97F4A7C15)
+    phash[1::1000] = piece.number // 2 * 0x9E3779B97F4A7C15 % 2**64
     constants = {"width": 500, "height": 375, "bytes": 100_000}
     columns = {
         **{name: piece.rows[name] for name in ("image_id", "uri", "domain", "class", "split")},
@@ -91,13 +91,13 @@ class Peak(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Looks every half second."""
+        """Looks every two seconds, since a look takes time itself."""
         process = psutil.Process()
         while True:
             self.memory = max(self.memory, process.memory_full_info().uss)
             files = (file for file in self._scratch.rglob("*") if file.is_file())
             self.disk = max(self.disk, sum(file.stat().st_size for file in files))
-            time.sleep(0.5)
+            time.sleep(2)
 
 
 def main() -> None:
