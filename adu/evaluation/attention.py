@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from adu.context import Context
 from adu.data.decoded import eval_batch
+from adu.data.forget import forget_domains
 from adu.methods import Method
 from adu.models.tower import ViTTower
 
@@ -77,6 +78,13 @@ def sample_attention(
         tuple(context.domains[number] for number in context.val.domain_N[rows].tolist()),
         tuple(context.classes[number] for number in context.val.class_N[rows].tolist()),
     )
+
+
+def shown_domains(forget: Sequence[str], domains: Sequence[str]) -> tuple[str, str]:
+    """A domain that is kept and one that is to be forgotten, of which samples are shown."""
+    touched = forget_domains(tuple(forget), tuple(domains))
+    retain = [domain for domain in domains if domain not in touched] or touched
+    return retain[0], touched[0]
 
 
 @torch.no_grad()

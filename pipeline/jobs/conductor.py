@@ -120,7 +120,7 @@ class Conductor(RunListener):
         config, interrupt = self._plan.config, self._interrupt
         context = with_split(self._plan.context, self._plan.manifest, self._output.url)
         self._plan = replace(self._plan, context=context)
-        self._zero_shot = ZeroShot(self._plan.manifest.domains, config.train, self._output.url)
+        self._zero_shot = ZeroShot(self._plan.manifest, config.train, self._output.url)
         stored = open_storage(config.search.storage, self._output.journal)
         listeners: list[RunListener] = [self, TrackedTrials(self._tracked.study)]
         self._job_at = time.monotonic()

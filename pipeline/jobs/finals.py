@@ -11,7 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from adu import storage
-from adu.evaluation.metrics import Scores, rescored
+from adu.data.manifest import Manifest
+from adu.evaluation.attention import shown_domains
+from adu.evaluation.evaluate import scores_of
+from adu.evaluation.metrics import Scores
 from adu.methods.baseline import BaselineConfig, PromptConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.config import RunConfig, TrainConfig
@@ -29,13 +32,15 @@ class ZeroShot:
     It is kept in the folder ``zero_shot`` of the output.
 
     Args:
-        domains: All domains.
+        manifest: The images.
         train: How runs are trained, which does not matter to it.
         output: Folder or URL of the job's output.
     """
 
-    def __init__(self, domains: Sequence[str], train: TrainConfig, output: str) -> None:
-        self._config = RunConfig(forget=(domains[0],), method=ZeroShotConfig(), train=train)
+    def __init__(self, manifest: Manifest, train: TrainConfig, output: str) -> None:
+        self._names = manifest.classes, manifest.domains
+        forget = manifest.domains[:1]
+        self._config = RunConfig(forget=forget, method=ZeroShotConfig(), train=train)
         self._folder = storage.join(output, ZERO_SHOT)
         self._outcome: TestOutcome | None = None
         self._failure: str | None = None
@@ -74,16 +79,20 @@ class ZeroShot:
         if self._outcome is None:
             failures[run.place] = self._failure or ""
         else:
-            outcomes[run.place] = for_forget_set(self._outcome, config)
+            outcomes[run.place] = for_forget_set(self._outcome, config.forget, *self._names)
 
 
-def for_forget_set(outcome: TestOutcome, config: RunConfig) -> TestOutcome:
+def for_forget_set(
+    outcome: TestOutcome, forget: Sequence[str], classes: Sequence[str], domains: Sequence[str]
+) -> TestOutcome:
     """What an untouched model's outcome is for another forget set."""
-    forget = config.forget
-    test = replace(outcome.test, scores=rescored(outcome.test.scores, forget))
-    retain = [domain for domain in outcome.val.n_by_domain if domain not in forget]
-    attention = outcome.attention and outcome.attention.only((retain[0], forget[0]))
-    return replace(outcome, val=rescored(outcome.val, forget), test=test, attention=attention)
+    assert outcome.val_counts_2CD is not None
+    val, test = (
+        scores_of(counts_2CD, forget, classes, domains)
+        for counts_2CD in (outcome.val_counts_2CD, outcome.test.counts_2CD)
+    )
+    attention = outcome.attention and outcome.attention.only(shown_domains(forget, domains))
+    return replace(outcome, val=val, test=replace(outcome.test, scores=test), attention=attention)
 
 
 def fixed_run(

@@ -2,13 +2,14 @@
 
 import pytest
 
-from adu.evaluation.evaluate import evaluate_images, evaluate_test
-from adu.evaluation.metrics import rescored
+from adu.evaluation.attention import sample_attention
+from adu.evaluation.evaluate import count_images, evaluate_test, scores_of
 from adu.methods import build_method
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.config import RunConfig, TrainConfig
-from pipeline.jobs.finals import ZeroShot
-from tests.tiny import DOMAINS, tiny_context
+from pipeline.executors.outcome_file import TestOutcome
+from pipeline.jobs.finals import ZeroShot, for_forget_set
+from tests.tiny import tiny_context
 
 
 @pytest.fixture(scope="module")
@@ -16,22 +17,26 @@ def context(tmp_path_factory):
     return tiny_context(tmp_path_factory.mktemp("finals"), shots=1)
 
 
-def test_scores_of_an_untouched_model_are_those_of_its_own_test(context):
-    first, other = ("clipart",), ("photo", "sketch")
-    methods = [
-        build_method(ZeroShotConfig(), context.backbone, context.task(f)) for f in (first, other)
-    ]
-    seen, own = (
-        evaluate_test(method, context, forget).scores
-        for method, forget in zip(methods, (first, other), strict=True)
-    )
-    assert rescored(seen, other) == own
-    val = [evaluate_images(methods[0], context, context.val, f) for f in (first, other)]
-    assert rescored(val[0], other) == val[1]
+def outcome_of(context, forget):
+    method = build_method(ZeroShotConfig(), context.backbone, context.task(forget))
+    counts = count_images(method, context, context.val)
+    val = scores_of(counts, forget, context.classes, context.domains)
+    attention = sample_attention(method, context, context.domains)
+    test = evaluate_test(method, context, forget)
+    return TestOutcome(val, test, 0.5, None, attention, val_counts_2CD=counts)
 
 
-def test_the_first_study_runs_it_and_the_others_wait(tmp_path):
-    shared = ZeroShot(DOMAINS, TrainConfig(), str(tmp_path))
+@pytest.mark.parametrize("forget", [("photo", "sketch"), ("sketch:cup", "photo:star")])
+def test_an_untouched_models_outcome_is_that_of_every_forget_set(context, forget):
+    names = context.classes, context.domains
+    seen = for_forget_set(outcome_of(context, ("clipart",)), forget, *names)
+    own = outcome_of(context, forget)
+    assert (seen.val, seen.test.scores) == (own.val, own.test.scores)
+    assert seen.attention.domain_N == ("clipart",) * 3 + ("photo",) * 3
+
+
+def test_the_first_study_runs_it_and_the_others_wait(context, tmp_path):
+    shared = ZeroShot(context.manifest, TrainConfig(), str(tmp_path))
     (run,) = shared.runs("sketch", {})
     assert run.outcome_file.startswith(f"{tmp_path}/zero_shot/")
     assert shared.runs("photo", {}) == []
