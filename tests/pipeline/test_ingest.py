@@ -30,11 +30,6 @@ from tests.tiny import CLASSES, DOMAINS, tiny_images
 PACS = Path(__file__).resolve().parents[3] / "shared" / "data" / "pacs"
 
 
-@pytest.fixture
-def images(tmp_path):
-    return tiny_images(tmp_path / "images", per_cell=4)
-
-
 def noise(seed, size=(40, 36)):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
