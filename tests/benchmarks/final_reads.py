@@ -4,8 +4,8 @@
 
 62 forget sets of 6 domains, 9 runs each that train and one zero-shot for all: 559 runs on nodes
 with some executors. A node is a cache of decoded images of its own; images lie in an S3 server
-behind a proxy that counts requests. Images are kept in memory, on the disk, or streamed by every run
-(of which a few are counted). Prints one line of JSON for each way.
+behind a proxy that counts requests. Images are kept in memory, on the disk, or streamed by every
+run (of which a few are counted). Prints one line of JSON for each way.
 """
 
 from __future__ import annotations
