@@ -14,9 +14,10 @@ from functools import cache
 from typing import Literal
 
 from adu import storage
+from adu.data.listing import plain_name
 from adu.data.uris import check_listed
 from adu.errors import UserError
-from pipeline.ingestion.listing import Found, Listing, plain_name
+from pipeline.ingestion.listing import Found, Listing
 from pipeline.ingestion.lists import WNID, read_class_names, read_listing, read_split_file
 from pipeline.ingestion.sources import (
     IMAGE_SUFFIXES,

@@ -5,8 +5,6 @@ What is known of all of them together is small: how many each domain and class h
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adu.data.listing import plain_name
 from adu.data.sorting import RowSorter
 from adu.errors import UserError
 from pipeline.ingestion.sources import LeftOut
@@ -206,12 +205,6 @@ def of_split(blocks: Iterable[pa.Table], split: str) -> Iterator[pa.Table]:
         chosen = block.filter(pc.equal(block["split"], split))
         if chosen.num_rows:
             yield chosen
-
-
-def plain_name(text: str) -> str:
-    """A name in lower case with underscores: ``Real World`` is ``real_world``."""
-    plain = unicodedata.normalize("NFC", re.sub(r"[\s_]+", "_", text.strip().lower()))
-    return plain.strip("_") or "_"
 
 
 def _some(names: set[str]) -> str:

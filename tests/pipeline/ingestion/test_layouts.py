@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adu.data.listing import plain_name
 from adu.errors import UserError
 from pipeline.ingestion.layouts import imagenet_class_names
-from pipeline.ingestion.listing import Found, common_classes, plain_name
+from pipeline.ingestion.listing import Found, common_classes
 from tests.pipeline.ingestion.listed import cells_of, drawn, found_in
 
 
