@@ -100,8 +100,12 @@ def write_manifest(
 
 def content_digest(rows: Rows | pa.Table) -> str:
     """SHA-256 over `DIGEST_COLUMNS` of the rows, whatever their order."""
+    if not isinstance(rows, pa.Table):
+        # What else is in them may not be what a manifest has in the end.
+        covered = [{name: row[name] for name in DIGEST_COLUMNS} for row in rows]
+        rows = pa.Table.from_pylist(covered, pa.schema([SCHEMA.field(n) for n in DIGEST_COLUMNS]))
     with RowSorter("line") as lines:
-        lines.add(_digest_lines(_as_table(rows)))
+        lines.add(_digest_lines(rows))
         return _digest_of(lines)
 
 
