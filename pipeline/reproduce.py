@@ -49,7 +49,7 @@ from pipeline.jobs.config import RESULTS, ForgetSet, TrackingConfig
 from pipeline.jobs.finals import fixed_run
 from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED, Job
-from pipeline.jobs.plan import absolute_context, forget_sets, open_manifest
+from pipeline.jobs.plan import absolute_context, forget_sets, open_manifest, with_split
 from pipeline.names import file_name, forget_name
 from pipeline.results.output import Output, open_output
 from pipeline.results.progress import quiet_ray
@@ -179,9 +179,8 @@ class TablePlan:
         """A row's configurations that have not been run."""
         return [config for config in self.configs(row) if not self.file(row, config).exists()]
 
-    def runs(self, row: Row) -> list[Run]:
-        """What is to be run for a row."""
-        context = self.context(row.shots).model_dump(mode="json")
+    def runs(self, row: Row, context: Mapping[str, Any]) -> list[Run]:
+        """What is to be run for a row, with its model and images."""
         folder = str(self.folder / "unfinished" / _slug(row))
         return [
             replace(
@@ -233,11 +232,19 @@ def _run(plan: TablePlan, output: Output, interrupt: Interrupt, console: Console
     log = _Log(plan, output, tell)
     job = Job(plan.config.address, plan.config.resources, interrupt, [log])
     tell(f"starting {job.n_executors} executor{'s' * (job.n_executors != 1)}")
+    contexts = {
+        shots: with_split(plan.context(shots), plan.manifest, str(plan.folder)).model_dump(
+            mode="json"
+        )
+        for shots in dict.fromkeys(row.shots for row in todo)
+    }
     for row in todo:
+        runs = plan.runs(row, contexts[row.shots])
         keep = partial(log.outcome, row)
-        job.queue.add_fixed(FixedRuns(row.label, plan.runs(row), keep, partial(log.row, row)))
-    context = plan.context(todo[0].shots).model_dump(mode="json")
-    failure = job.run(context, [plan.configs(row)[0] for row in todo], str(plan.folder))
+        job.queue.add_fixed(FixedRuns(row.label, runs, keep, partial(log.row, row)))
+    failure = job.run(
+        contexts[todo[0].shots], [plan.configs(row)[0] for row in todo], str(plan.folder)
+    )
     if failure is not None:
         log.failures.append(failure)
     for line in log.failures:
@@ -418,7 +425,7 @@ def _enough_images(
     for row in rows:
         try:
             if row.shots is not None:
-                manifest.few_shot_split(row.shots, data.val_shots, data.split_seed)
+                manifest.check_enough(row.shots, data.val_shots)
             kept.append(row)
         except UserError as error:
             left_out.append(f"{row.label}: {error}")

@@ -39,7 +39,7 @@ from pipeline.jobs.config import RESULTS, ForgetSet, TrackingConfig
 from pipeline.jobs.finals import fixed_run, seeded_run
 from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED, Job
-from pipeline.jobs.plan import absolute_context, open_manifest
+from pipeline.jobs.plan import absolute_context, open_manifest, with_split
 from pipeline.names import forget_name
 from pipeline.results.progress import quiet_ray
 from pipeline.results.tables import mean_and_spread
@@ -112,14 +112,15 @@ def _run(
     console.print(f"results in {folder}", highlight=False, soft_wrap=True)
     log = _Log(config, manifest, folder, console)
     job = Job(config.address, lambda cluster: _resources(config, cluster), interrupt, [log])
-    context = absolute_context(config.context, manifest).model_dump(mode="json")
+    context = with_split(absolute_context(config.context, manifest), manifest, str(folder))
+    plain = context.model_dump(mode="json")
     runs = [
-        fixed_run(TRAIN, stage, run, context, str(folder / "runs")) for stage, run in _runs(config)
+        fixed_run(TRAIN, stage, run, plain, str(folder / "runs")) for stage, run in _runs(config)
     ]
     n = job.resources.workers_per_trial
     console.print(f"starting {n} worker{'s' * (n != 1)}", highlight=False)
     job.queue.add_fixed(FixedRuns(TRAIN, runs, log.outcome))
-    failure = job.run(context, [_runs(config)[0][1]], str(folder))
+    failure = job.run(plain, [_runs(config)[0][1]], str(folder))
     shutil.rmtree(folder / "runs", ignore_errors=True)
     if failure is not None:
         log.failures.append(failure)

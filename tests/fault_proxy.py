@@ -38,6 +38,7 @@ class FaultProxy(ThreadingHTTPServer):
         kinds: How they break, each as often as the others.
         served: Answers that were handed on whole, by method and path.
         broken: Requests that broke, by kind.
+        expired: Keys that have expired.
     """
 
     daemon_threads = True
@@ -51,6 +52,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.stall_s = stall_s
         self.served: Counter[tuple[str, str]] = Counter()
         self.broken: Counter[str] = Counter()
+        self.expired: set[str] = set()
         self._seed = seed
         self._asked: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
@@ -98,6 +100,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         path = urlparse(self.path).path
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        signed = self.headers.get("Authorization", "")
+        if any(f"Credential={key}/" in signed for key in self.server.expired):
+            self.server.broken["expired"] += 1
+            self._refuse(403, "ExpiredToken")
+            return
         kind = self.server.fault(self.command, path)
         if kind == "500":
             self._refuse(500, "InternalError")

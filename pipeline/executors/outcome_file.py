@@ -33,6 +33,7 @@ class TestOutcome:
         attention: Where it looks on sample images; None for a tower without a class token.
         began_s: When the run began, or went on, in seconds since 1970.
         ended_s: When it ended.
+        val_counts_2CD: Rightly classified validation images, and all, of each class in each domain.
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -44,6 +45,7 @@ class TestOutcome:
     attention: SampleAttention | None = None
     began_s: float | None = None
     ended_s: float | None = None
+    val_counts_2CD: np.ndarray | None = None
 
 
 def outcome_bytes(run: RunConfig, outcome: TestOutcome) -> bytes:
@@ -67,6 +69,7 @@ def outcome_bytes(run: RunConfig, outcome: TestOutcome) -> bytes:
         buffer,
         facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
         counts_2CD=test.counts_2CD,
+        val_counts_2CD=_NOTHING if outcome.val_counts_2CD is None else outcome.val_counts_2CD,
         features_NE=test.features_NE,
         domain_N=test.domain_N,
         class_N=test.class_N,
@@ -86,7 +89,7 @@ def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:
         facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
         if facts["run"] != json.loads(run.model_dump_json(by_alias=True)):
             return None
-        if "counts_2CD" not in arrays:
+        if not {"counts_2CD", "val_counts_2CD"} <= set(arrays):
             # Of an earlier version, which counted less.
             return None
         return TestOutcome(
@@ -104,6 +107,7 @@ def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:
             _attention(facts, arrays),
             facts["began_s"],
             facts["ended_s"],
+            arrays["val_counts_2CD"],
         )
 
 

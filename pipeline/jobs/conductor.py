@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -18,11 +19,11 @@ from adu.training.trainer import EpochReport
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.executors.run import Run
-from pipeline.jobs.finals import final_configs, final_records, fixed_run
+from pipeline.jobs.finals import ZeroShot, final_configs, final_records, fixed_run
 from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED, Job
 from pipeline.jobs.metrics import SearchMetrics
-from pipeline.jobs.plan import Plan
+from pipeline.jobs.plan import Plan, with_split
 from pipeline.jobs.tracked_search import SYNTHETIC_NOTE, TrackedSearch
 from pipeline.names import forget_name
 from pipeline.patience import patiently, tell_by
@@ -118,6 +119,9 @@ class Conductor(RunListener):
 
     def _search(self, todo: Sequence[Forget]) -> None:
         config, interrupt = self._plan.config, self._interrupt
+        context = with_split(self._plan.context, self._plan.manifest, self._output.url)
+        self._plan = replace(self._plan, context=context)
+        self._zero_shot = ZeroShot(self._plan.manifest, config.train, self._output.url)
         stored = open_storage(config.search.storage, self._output.journal)
         listeners: list[RunListener] = [self, TrackedTrials(self._tracked.study)]
         self._job_at = time.monotonic()
@@ -136,8 +140,9 @@ class Conductor(RunListener):
         with self._progress, self._metrics:
             n = job.n_executors
             self._progress.news(f"starting {n} executor{'s' * (n != 1)}")
-            context = self._plan.context.model_dump(mode="json")
-            failure = job.run(context, self._plan.probes(), self._output.url)
+            failure = job.run(
+                context.model_dump(mode="json"), self._plan.probes(), self._output.url
+            )
         tell_by(None)
         if failure is not None:
             self._without_executors = True
@@ -203,6 +208,8 @@ class Conductor(RunListener):
             (fixed_run(study.name, stage, config, context, folder), config)
             for stage, config in configs
         ]
+        untouched, its_config = finals[-1]
+        shared = self._zero_shot.runs(study.name, context)
         outcomes: dict[str, TestOutcome] = {}
 
         def keep(run: Run, outcome: TestOutcome) -> None:
@@ -210,13 +217,19 @@ class Conductor(RunListener):
             self._output.check()
             outcomes[run.place] = outcome
 
-        def end(runs: FixedRuns) -> None:
-            record.finals = final_records(finals, outcomes, runs.failures)
+        def conclude(failures: dict[str, str]) -> None:
+            self._zero_shot.add_to(untouched, its_config, outcomes, failures)
+            record.finals = final_records(finals, outcomes, failures)
             record.complete, record.asked = True, self._plan.asked()
             self._finals_ended(record, finals, outcomes)
 
+        def end(runs: FixedRuns) -> None:
+            for run in shared:
+                self._zero_shot.tell(outcomes.get(run.place), runs.failures.get(run.place, ""))
+            self._zero_shot.then(lambda: conclude(runs.failures))
+
         assert self._job is not None
-        runs = [run for run, _ in finals]
+        runs = [*shared, *(run for run, _ in finals[:-1])]
         self._job.queue.add_fixed(FixedRuns(study.name, runs, keep, end))
 
     def _finals_ended(
