@@ -106,7 +106,7 @@ def run_battery(
 
 def outcome_file(place: str, contestant: Contestant, attack: str) -> str:
     """Where an outcome is kept."""
-    name = f"{contestant.label.replace(' ', '-')}-seed-{contestant.seed}"
+    name = f"{contestant.label}-seed-{contestant.seed}"
     return storage.join(place, OUTCOMES, name, f"{attack}.json")
 
 

@@ -1,20 +1,20 @@
 """What a model is compared with: models that were shown less, and one that knows nothing.
 
 - ``untouched``: the pre-trained model as it is, which has forgotten nothing;
-- ``never shown``: the same method, seed and shots, but none of the forget domains;
-- ``Baseline``: the paper's, with the same shots;
-- ``forget loss only``: the Baseline on the shots of the forget domains alone;
-- ``knows nothing``: the untouched model with the weights of its image tower shuffled, each among
+- ``never_shown``: the same method, seed and shots, but none of the forget domains;
+- ``baseline``: the paper's, with the same shots;
+- ``forget_only``: the Baseline on the shots of the forget domains alone;
+- ``knows_nothing``: the untouched model with the weights of its image tower shuffled, each among
   its own: what an attack gets out of this one is the attack's own doing.
 
-No CLIP is known that was pre-trained without a domain. Where there is one (`never saw`), it stands
+No CLIP is known that was pre-trained without a domain. Where there is one (`never_saw`), it stands
 in the place of the model that knows nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
@@ -29,17 +29,16 @@ from adu.models.backbone import Backbone, BackboneConfig
 from adu.training.config import RunConfig
 from adu.training.trainer import Trainer
 
-TrainedReference = Literal["never shown", "Baseline", "forget loss only"]
-TRAINED_REFERENCES: tuple[TrainedReference, ...] = get_args(TrainedReference)
+TrainedReference = Literal["never_shown", "baseline", "forget_only"]
+NEVER_SHOWN: TrainedReference = "never_shown"
 UNTOUCHED = "untouched"
-NEVER_SHOWN = "never shown"
-KNOWS_NOTHING = "knows nothing"
-NEVER_SAW = "never saw"
+KNOWS_NOTHING = "knows_nothing"
+NEVER_SAW = "never_saw"
 
 
 def reference_run(name: TrainedReference, run: RunConfig) -> RunConfig:
     """The run that trains a reference: as the model's own in all that is not its point."""
-    if name == "never shown":
+    if name == NEVER_SHOWN:
         return run
     given = {
         field: getattr(run.method, field)
@@ -58,9 +57,9 @@ def train_reference(name: TrainedReference, run: RunConfig, context: Context) ->
         context: What it was trained on.
     """
     shown = {
-        "never shown": [domain for domain in context.domains if domain not in run.forget],
-        "Baseline": list(context.domains),
-        "forget loss only": list(run.forget),
+        "never_shown": [domain for domain in context.domains if domain not in run.forget],
+        "baseline": list(context.domains),
+        "forget_only": list(run.forget),
     }[name]
     trainer = Trainer(reference_run(name, run), _showing(context, shown))
     for _ in trainer.epochs():

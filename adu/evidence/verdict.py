@@ -28,7 +28,7 @@ from adu.evidence.bench import Outcome
 from adu.evidence.references import KNOWS_NOTHING, NEVER_SAW, UNTOUCHED
 
 # The smallest gap of accuracy between the untouched model and the floor that says something.
-LEAST_ROOM = 0.2
+LEAST_ROOM = 0.4
 # Up to this residual a domain counts as gone, from this on as untouched.
 GONE = 0.2
 NOTHING_GONE = 0.9

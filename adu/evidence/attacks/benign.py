@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from adu.evidence.attacks.base import Attack, Figures
-from adu.evidence.attacks.tuning import fine_tuned
+from adu.evidence.attacks.tuning import best, fine_tuned
 from adu.evidence.subject import Subject
 
 
@@ -37,4 +37,4 @@ class Benign(Attack):
             subject, shots, subject.forgotten_test, self.at_steps, self.lr, self.batch_size
         )
         name = f"{self.shots} kept shots"
-        return Figures({name: curve[-1][1]}, curves={name: curve})
+        return Figures({name: best(curve)}, curves={name: curve})

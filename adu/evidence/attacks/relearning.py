@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from adu.evidence.attacks.base import Attack, Figures
-from adu.evidence.attacks.tuning import fine_tuned
+from adu.evidence.attacks.tuning import best, fine_tuned
 from adu.evidence.subject import Subject
 
 
@@ -21,7 +21,7 @@ class Relearning(Attack):
 
     title: ClassVar[str] = "relearning"
     asks: ClassVar[str] = "How fast does it come back with a few images of the forgotten domain?"
-    quick: ClassVar[dict[str, Any]] = {"shots": (1, 8), "at_steps": (0, 5, 20)}
+    quick: ClassVar[dict[str, Any]] = {"shots": (8,), "at_steps": (0, 5, 20)}
 
     shots: tuple[int, ...] = Field((1, 2, 4, 8, 16), description="images of each class")
     at_steps: tuple[int, ...] = Field(
@@ -45,4 +45,4 @@ class Relearning(Attack):
             )
             for k in self.shots
         }
-        return Figures({name: curve[-1][1] for name, curve in curves.items()}, curves=curves)
+        return Figures({name: best(curve) for name, curve in curves.items()}, curves=curves)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from torch import Tensor
 
 from adu.errors import UserError
 from adu.evidence.attacks.base import Attack, Figures
@@ -32,14 +33,24 @@ class SoftPrompt(Attack):
     def run(self, subject: Subject) -> Figures:
         """See `Attack.run`."""
         material = subject.material
-        available = material.forgotten(material.pool)
+        available, test = material.forgotten(material.pool), subject.forgotten_test
         try:
-            found = {f"{k} shots": self._accuracy(subject, available.first(k)) for k in self.shots}
+            found = {
+                f"{k} shots": accuracy(
+                    subject.logits(test, self.learned(subject, available.first(k))), test
+                )
+                for k in self.shots
+            }
         except UserError as error:  # the text tower takes no context, or has no room for it
             return Figures(untested={self.title: str(error)})
         return Figures(found)
 
-    def _accuracy(self, subject: Subject, shots: Pictures) -> float:
+    def learned(self, subject: Subject, shots: Pictures) -> Tensor:
+        """text_CE of the context that tells the shots' classes best.
+
+        Raises:
+            UserError: If the text tower takes no context, or has no room for it.
+        """
         model, material = subject.model, subject.material
         device = material.context.device
         with torch.random.fork_rng(devices=[]):
@@ -54,5 +65,4 @@ class SoftPrompt(Attack):
             optimizer.zero_grad()
             F.cross_entropy(model.class_logits(features_NE, context()), class_N).backward()
             optimizer.step()
-        test = subject.forgotten_test
-        return accuracy(subject.logits(test, context().detach()), test)
+        return context().detach()
