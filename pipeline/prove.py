@@ -12,8 +12,9 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -85,10 +86,10 @@ class ProveConfig(StrictModel):
         (), description="where its images may lie beside its own places: URI prefixes"
     )
     backbone: str | None = Field(None, description="unset: the one that the checkpoint names")
-    never_saw: str | None = Field(
-        None,
-        description="a backbone that was pre-trained without the domain, which counts as "
-        "forgotten; unset: one with shuffled weights, which knows nothing at all",
+    never_saw: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field(
+        (),
+        description="backbone that was pre-trained without the domain, which counts as forgotten; "
+        "given again: another; unset: one with shuffled weights, which knows nothing at all",
     )
     references: tuple[TrainedReference, ...] = Field(
         ("never_shown", "baseline", "forget_only"), description="trained for comparison"
@@ -210,18 +211,18 @@ def _contestants(case: Case) -> list[Contestant]:
     bare = case.run.model_copy(update={"method": ZeroShotConfig()})
     backbone = case.context.backbone
 
-    def one(label: str, load: Any, what: str) -> Contestant:
+    def one(label: str, seed: int, what: str, load: Callable[[], Method]) -> Contestant:
         def subject() -> Subject:
-            return Subject(label, case.run.train.seed, bare, load(), case.material)
+            return Subject(label, seed, bare, load(), case.material)
 
-        return Contestant(label, case.run.train.seed, _identity(case, what), subject)
+        return Contestant(label, seed, _identity(case, what), subject)
 
-    found = [one(UNTOUCHED, lambda: untouched(backbone, task), UNTOUCHED)]
-    if (name := case.config.never_saw) is not None:
-        found.append(one(NEVER_SAW, lambda: never_saw(name, case.context, task), name))
-    else:
+    found = [one(UNTOUCHED, 0, UNTOUCHED, lambda: untouched(backbone, task))]
+    for seed, name in enumerate(case.config.never_saw):
+        found.append(one(NEVER_SAW, seed, name, partial(never_saw, name, case.context, task)))
+    if not case.config.never_saw:
         found.append(
-            one(KNOWS_NOTHING, lambda: knows_nothing(backbone, task, seed=0), KNOWS_NOTHING)
+            one(KNOWS_NOTHING, 0, KNOWS_NOTHING, lambda: knows_nothing(backbone, task, seed=0))
         )
     for (model, run), checkpoint in zip(case.trained, case.config.checkpoint, strict=True):
         found += [_reference(case, name, run) for name in _references(case)]

@@ -17,7 +17,7 @@ from adu.evidence.attacks import BatteryConfig
 from adu.evidence.attacks.relearning import Relearning
 from adu.evidence.bench import Contestant, run_battery
 from adu.evidence.references import knows_nothing, never_saw, untouched
-from adu.evidence.subject import Material, Subject
+from adu.evidence.subject import Material, MaterialConfig, Subject
 from adu.evidence.verdict import standings, verdict
 from adu.methods import build_method
 from adu.models.backbone import BackboneConfig
@@ -30,6 +30,7 @@ pytestmark = pytest.mark.faults  # a minute
 
 SIZE, PERIOD = 32, 8
 STEPS = 150
+TEST_PER_CELL = 50
 
 
 def draw(domain, class_, rng):
@@ -51,7 +52,7 @@ def manifest(tmp_path_factory):
         for c, name in enumerate(CLASSES):
             cell = folder / "images" / domain / name
             cell.mkdir(parents=True)
-            for i in range(40):
+            for i in range(2 * TEST_PER_CELL):
                 draw(domain, c, rng).save(cell / f"{i}.png")
     out = str(folder / "manifest")
     ingest(IngestConfig(source=str(folder / "images"), out=out, name="stripes"))
@@ -90,9 +91,10 @@ def found(manifest, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     kept = [domain for domain in DOMAINS if domain not in FORGET]
     whole = pre_trained(folder / "whole", manifest, DOMAINS, seed=0)
-    others = [pre_trained(folder / f"kept-{seed}", manifest, kept, seed) for seed in (0, 1)]
+    others = [pre_trained(folder / f"kept-{seed}", manifest, kept, seed) for seed in range(4)]
     context = opened(whole, manifest)
-    task, material = context.task(FORGET), Material(context, context.manifest, FORGET)
+    many = MaterialConfig(test_per_cell=TEST_PER_CELL)
+    task, material = context.task(FORGET), Material(context, context.manifest, FORGET, many)
     bare = tiny_run("zero_shot")
     head_run = tiny_run("lp++")
     head = build_method(head_run.method, context.backbone, task)
@@ -100,15 +102,16 @@ def found(manifest, tmp_path_factory):
         head.alpha_C.zero_()
         head.weight_CE.normal_(generator=torch.Generator().manual_seed(0))
     models = {
-        "untouched": (bare, untouched(context.backbone, task)),
-        "knows_nothing": (bare, knows_nothing(context.backbone, task, seed=0)),
-        "never_saw": (bare, never_saw(str(others[0]), context, task)),
-        "reference": (bare, never_saw(str(others[1]), context, task)),
-        "random_head": (head_run, head),
+        ("untouched", 0): (bare, untouched(context.backbone, task)),
+        ("knows_nothing", 0): (bare, knows_nothing(context.backbone, task, seed=0)),
+        ("reference", 0): (bare, never_saw(str(others[0]), context, task)),
+        ("random_head", 0): (head_run, head),
     }
+    for seed, other in enumerate(others[1:]):
+        models["never_saw", seed] = (bare, never_saw(str(other), context, task))
     contestants = [
-        Contestant(name, 0, name, lambda n=name, r=run, m=model: Subject(n, 0, r, m, material))
-        for name, (run, model) in models.items()
+        Contestant(*who, str(who), lambda w=who, r=run, m=model: Subject(*w, r, m, material))
+        for who, (run, model) in models.items()
     ]
     battery = BatteryConfig(relearning=Relearning(shots=(1, 4), at_steps=(0, 5, 20))).quick()
     attacks = battery.attacks()

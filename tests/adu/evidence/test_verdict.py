@@ -65,13 +65,15 @@ def test_attacks_without_room_say_nothing():
     assert judged(outcomes("adu"), ends=nothing)[1].startswith("Nothing can be said")
 
 
-def test_attacks_count_alike_however_many_variants_they_have():
+def test_an_attacks_best_variant_counts_for_every_model():
     ends = [
-        *outcomes("untouched", a=0.9, b=0.9, c=0.9),
-        *outcomes("knows_nothing", asked=0.1, a=0.1, b=0.1, c=0.1),
+        *outcomes("untouched", a=0.7, b=0.9),
+        *outcomes("knows_nothing", asked=0.1, a=0.3, b=0.1),
     ]
-    found, _ = judged(outcomes("adu", asked=0.1, a=0.9, b=0.9, c=0.9), ends=ends)
-    assert found["adu"].distance.mean == pytest.approx(0.5)
+    found, sentence = judged(outcomes("adu", asked=0.1, a=0.6, b=0.2), ends=ends)
+    assert found["adu"].by_attack["probes"].mean == pytest.approx(0.5)
+    assert found["adu"].distance.mean == pytest.approx(0.25)
+    assert "probes on features (a) gets 50 %" in sentence
 
 
 def test_seeds_give_students_interval():
