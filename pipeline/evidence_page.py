@@ -34,6 +34,8 @@ NEVER_TESTED = (
     "Whether the model can be asked again and again by somebody who adapts to its answers.",
 )
 RELEARNING = "relearning"
+# Accuracy that a model must have lost before it is asked when half of it is back.
+LEAST_LOST = 0.1
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def evidence_page(evidence: Evidence) -> str:
             if (rows := _others(evidence, name))
         }.items(),
         curves=_curves_picture(evidence),
+        columns=_columns(len(_curves(evidence))),
         half=_half_rows(evidence),
         untested=_untested(evidence),
         facts=evidence.facts,
@@ -180,15 +183,15 @@ def _curves(evidence: Evidence) -> dict[str, dict[str, list[tuple[int, float]]]]
 
 
 def _half_rows(evidence: Evidence) -> list[Row]:
-    """Steps until half of the lost accuracy is back."""
+    """Steps until half of the lost accuracy is back, where some was lost."""
     rows = []
     for name, by_label in _curves(evidence).items():
         cells = []
         for label in evidence.standings:
-            if label in (UNTOUCHED, KNOWS_NOTHING, NEVER_SAW):
+            curve, untouched = by_label[label], by_label[UNTOUCHED][0][1]
+            if untouched - curve[0][1] < LEAST_LOST:
                 cells.append("–")
                 continue
-            curve, untouched = by_label[label], by_label[UNTOUCHED][0][1]
             steps = steps_to_half(curve, curve[0][1], untouched)
             cells.append(f"over {curve[-1][0]}" if steps is None else str(steps))
         rows.append(Row(name, cells))
@@ -200,7 +203,7 @@ def _curves_picture(evidence: Evidence) -> str:
     curves = _curves(evidence)
     if not curves:
         return ""
-    columns = min(3, len(curves))
+    columns = _columns(len(curves))
     n_rows = -(-len(curves) // columns)
     figure = Figure(
         figsize=(1.2 + 3.2 * columns, 0.8 + 2.6 * n_rows), dpi=110, layout="constrained"
@@ -225,6 +228,10 @@ def _curves_picture(evidence: Evidence) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _columns(n_curves: int) -> int:
+    return min(3, n_curves)
 
 
 def _untested(evidence: Evidence) -> list[str]:
