@@ -1,17 +1,19 @@
-"""The page that a proof ends with: the verdict, attacks against models, curves, what is missing."""
+"""What a proof ends with: its figures, a table for the terminal, and a page with all of it."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import jinja2
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.table import Table
 
 from adu.evidence.attacks import Attack
 from adu.evidence.bench import Outcome
@@ -118,6 +120,46 @@ def evidence_page(evidence: Evidence) -> str:
         untested=_untested(evidence),
         facts=evidence.facts,
     )
+
+
+def evidence_figures(evidence: Evidence) -> dict[str, Any]:
+    """All that was found, as plain values."""
+    return {
+        "verdict": evidence.verdict,
+        "facts": evidence.facts,
+        "standings": {label: _standing(its) for label, its in evidence.standings.items()},
+        "outcomes": [asdict(outcome) for outcome in evidence.outcomes],
+    }
+
+
+def _standing(standing: Standing) -> dict[str, Any]:
+    worst = None
+    if standing.worst is not None:
+        (attack, variant), found = standing.worst
+        worst = {"attack": attack, "variant": variant, **asdict(found)}
+    return {
+        "distance": asdict(standing.distance),
+        "kept": asdict(standing.kept),
+        "worst": worst,
+        "by_attack": {name: asdict(found) for name, found in standing.by_attack.items()},
+    }
+
+
+def evidence_table(evidence: Evidence) -> Table:
+    """Residuals by attack and model, in %."""
+    table = Table(
+        title="What is left of the domain, % of the untouched model", title_justify="left"
+    )
+    table.add_column("attack")
+    for label in evidence.standings:
+        table.add_column(label.replace("_", " "), justify="right")
+    for name in evidence.counted:
+        cells = (with_interval(its.by_attack[name]) for its in evidence.standings.values())
+        table.add_row(evidence.attacks[name].title, *cells)
+    table.add_section()
+    distances = (with_interval(its.distance) for its in evidence.standings.values())
+    table.add_row("distance", *distances)
+    return table
 
 
 def _has_seam(standing: Standing) -> bool:

@@ -13,12 +13,11 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
-from rich.table import Table
 
 from adu import storage
 from adu.config import StrictModel, parse_config
@@ -41,14 +40,14 @@ from adu.evidence.references import (
     untouched,
 )
 from adu.evidence.subject import Material, MaterialConfig, Subject
-from adu.evidence.verdict import Standing, standings, verdict
+from adu.evidence.verdict import standings, verdict
 from adu.methods import Method
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.checkpoint import checkpoint_bytes, load_checkpoint, read_card
 from adu.training.config import RunConfig
 from pipeline.checkpoints import check_same, context_of
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, plain_console, run_and_exit, run_command
-from pipeline.evidence_page import Evidence, evidence_page, with_interval
+from pipeline.evidence_page import Evidence, evidence_figures, evidence_page, evidence_table
 from pipeline.jobs.config import RESULTS, TrackingConfig
 from pipeline.names import forget_name
 from pipeline.results.output import absolute_output
@@ -114,12 +113,14 @@ class Case:
         place: Where outcomes are kept.
         trained: The checkpoints' models, with what trained them.
         material: What they are asked with.
+        never_saw: Models that were pre-trained without what is forgotten.
     """
 
     config: ProveConfig
     place: str
     trained: tuple[tuple[Method, RunConfig], ...]
     material: Material
+    never_saw: tuple[Method, ...]
 
     @property
     def run(self) -> RunConfig:
@@ -154,12 +155,12 @@ def prove(config: ProveConfig) -> int:
     evidence = _evidence(case, outcomes, time.monotonic() - started_s)
     page = evidence_page(evidence)
     storage.write_bytes(storage.join(case.place, PAGE), page.encode())
-    figures = _figures(evidence)
+    figures = evidence_figures(evidence)
     document = json.dumps(figures, indent=2)
     storage.write_bytes(storage.join(case.place, FIGURES), document.encode())
     if config.tracking.uri is not None:
         _log(case, evidence, figures, page)
-    console.print(_table(evidence))
+    console.print(evidence_table(evidence))
     console.print(evidence.verdict, soft_wrap=True)
     console.print(f"evidence  {storage.join(case.place, PAGE)}", soft_wrap=True)
     return EXIT_OK
@@ -191,7 +192,9 @@ def _open(config: ProveConfig) -> Case:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     place = absolute_output(config.output or str(RESULTS / f"prove-{stamp}"))
     material = Material(context, whole, card.run.forget, config.material)
-    return Case(config, place, trained, material)
+    task = context.task(card.run.forget)
+    models = tuple(never_saw(name, context, task) for name in config.never_saw)
+    return Case(config, place, trained, material, models)
 
 
 def _quick(config: ProveConfig) -> ProveConfig:
@@ -218,9 +221,10 @@ def _contestants(case: Case) -> list[Contestant]:
         return Contestant(label, seed, _identity(case, what), subject)
 
     found = [one(UNTOUCHED, 0, UNTOUCHED, lambda: untouched(backbone, task))]
-    for seed, name in enumerate(case.config.never_saw):
-        found.append(one(NEVER_SAW, seed, name, partial(never_saw, name, case.context, task)))
-    if not case.config.never_saw:
+    for seed, model in enumerate(case.never_saw):
+        fingerprint = model.backbone.fingerprint
+        found.append(one(NEVER_SAW, seed, fingerprint, partial(_itself, model)))
+    if not case.never_saw:
         found.append(
             one(KNOWS_NOTHING, 0, KNOWS_NOTHING, lambda: knows_nothing(backbone, task, seed=0))
         )
@@ -228,6 +232,10 @@ def _contestants(case: Case) -> list[Contestant]:
         found += [_reference(case, name, run) for name in _references(case)]
         found.append(_model(case, model, run, checkpoint))
     return found
+
+
+def _itself(model: Method) -> Method:
+    return model
 
 
 def _references(case: Case) -> list[TrainedReference]:
@@ -296,45 +304,6 @@ def _evidence(case: Case, outcomes: Sequence[Outcome], took_s: float) -> Evidenc
     ordered = {name: standing[name] for name in (label, *others)}
     attacks = case.config.battery.attacks()
     return Evidence(label, sentence, ordered, tuple(outcomes), attacks, facts, case.config.quick)
-
-
-def _figures(evidence: Evidence) -> dict[str, Any]:
-    return {
-        "verdict": evidence.verdict,
-        "facts": evidence.facts,
-        "standings": {label: _standing(its) for label, its in evidence.standings.items()},
-        "outcomes": [asdict(outcome) for outcome in evidence.outcomes],
-    }
-
-
-def _standing(standing: Standing) -> dict[str, Any]:
-    worst = None
-    if standing.worst is not None:
-        (attack, variant), found = standing.worst
-        worst = {"attack": attack, "variant": variant, **asdict(found)}
-    return {
-        "distance": asdict(standing.distance),
-        "kept": asdict(standing.kept),
-        "worst": worst,
-        "by_attack": {name: asdict(found) for name, found in standing.by_attack.items()},
-    }
-
-
-def _table(evidence: Evidence) -> Table:
-    """Residuals by attack and model, in %."""
-    table = Table(
-        title="What is left of the domain, % of the untouched model", title_justify="left"
-    )
-    table.add_column("attack")
-    for label in evidence.standings:
-        table.add_column(label.replace("_", " "), justify="right")
-    for name in evidence.counted:
-        cells = (with_interval(its.by_attack[name]) for its in evidence.standings.values())
-        table.add_row(evidence.attacks[name].title, *cells)
-    table.add_section()
-    distances = (with_interval(its.distance) for its in evidence.standings.values())
-    table.add_row("distance", *distances)
-    return table
 
 
 def _log(case: Case, evidence: Evidence, figures: dict[str, Any], page: str) -> None:

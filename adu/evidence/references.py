@@ -3,7 +3,7 @@
 - ``untouched``: the pre-trained model as it is, which has forgotten nothing;
 - ``never_shown``: the same method, seed and shots, but none of the forget domains;
 - ``baseline``: the paper's, with the same shots;
-- ``forget_only``: the Baseline on the shots of the forget domains alone;
+- ``forget_only``: the Baseline with the forget loss alone;
 - ``knows_nothing``: the untouched model with the weights of its image tower shuffled, each among
   its own: what an attack gets out of this one is the attack's own doing.
 
@@ -40,12 +40,10 @@ def reference_run(name: TrainedReference, run: RunConfig) -> RunConfig:
     """The run that trains a reference: as the model's own in all that is not its point."""
     if name == NEVER_SHOWN:
         return run
-    given = {
-        field: getattr(run.method, field)
-        for field in PromptConfig.model_fields
-        if isinstance(run.method, PromptConfig)
-    }
-    return run.model_copy(update={"method": BaselineConfig(**given)})
+    prompts = run.method if isinstance(run.method, PromptConfig) else PromptConfig()
+    given = {field: getattr(prompts, field) for field in PromptConfig.model_fields}
+    weights = {"memorize_weight": 0.0 if name == "forget_only" else 1.0, "forget_weight": 1.0}
+    return run.model_copy(update={"method": BaselineConfig(**{**given, **weights})})
 
 
 def train_reference(name: TrainedReference, run: RunConfig, context: Context) -> Method:
@@ -56,23 +54,19 @@ def train_reference(name: TrainedReference, run: RunConfig, context: Context) ->
         run: What trained the model.
         context: What it was trained on.
     """
-    shown = {
-        "never_shown": [domain for domain in context.domains if domain not in run.forget],
-        "baseline": list(context.domains),
-        "forget_only": list(run.forget),
-    }[name]
-    trainer = Trainer(reference_run(name, run), _showing(context, shown))
+    shown = _without_forgotten(context, run) if name == NEVER_SHOWN else context
+    trainer = Trainer(reference_run(name, run), shown)
     for _ in trainer.epochs():
         pass
     return trainer.model.eval()
 
 
-def _showing(context: Context, domains: list[str]) -> Context:
-    """A context whose training images are of these domains alone; its task is the same."""
-    numbers = torch.tensor([context.domains.index(domain) for domain in domains])
-    rows = torch.isin(context.train.domain_N, numbers).nonzero()[:, 0].tolist()
+def _without_forgotten(context: Context, run: RunConfig) -> Context:
+    """A context whose training images are all to be kept; its task is the same."""
+    images = context.train
+    is_kept_N = context.task(run.forget).retain_mask(images.class_N, images.domain_N)
     other = replace(context)
-    other.train = _subset(context.train, rows)
+    other.train = _subset(images, is_kept_N.nonzero()[:, 0].tolist())
     return other
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from adu.config import StrictModel
 from adu.context import Context
 from adu.data.decoded import ImageSet
+from adu.data.forget import forget_mask
 from adu.data.manifest import Manifest
 from adu.data.preprocess import normalised
 from adu.evaluation.evaluate import EVAL_BATCH_SIZE
@@ -97,7 +98,7 @@ class Material:
     Attributes:
         context: The backbone, and the classes and domains that were trained on.
         whole: The manifest with all its classes.
-        forget: The forget domains.
+        forget: What was to be forgotten, as in `adu.data.forget`.
         config: How many images.
     """
 
@@ -137,18 +138,20 @@ class Material:
         other = replace(self.context, manifest=manifest)
         return names, everything(other.read(self._sampled(manifest)))
 
-    def is_forget(self, domain_N: Tensor) -> Tensor:
-        """True where an image is of a forget domain."""
-        numbers = [i for i, name in enumerate(self.context.domains) if name in self.forget]
-        return torch.isin(domain_N, torch.tensor(numbers))
-
     def forgotten(self, pictures: Pictures) -> Pictures:
-        """Those of the forget domains."""
-        return pictures.where(self.is_forget(pictures.domain_N))
+        """Those that are to be forgotten."""
+        return pictures.where(self._is_forgotten(pictures))
 
     def kept(self, pictures: Pictures) -> Pictures:
-        """Those of the retain domains."""
-        return pictures.where(~self.is_forget(pictures.domain_N))
+        """Those that are to be kept."""
+        return pictures.where(~self._is_forgotten(pictures))
+
+    def _is_forgotten(self, pictures: Pictures) -> Tensor:
+        classes, domains = self.context.classes, self.context.domains
+        if self.novel is not None and pictures.images is self.novel[1].images:
+            classes = self.novel[0]
+        forget_CD = torch.from_numpy(forget_mask(self.forget, classes, domains))
+        return forget_CD[pictures.class_N, pictures.domain_N]
 
     @cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:

@@ -122,7 +122,7 @@ def residual(accuracy: float, floor: float, untouched: float) -> float:
 def _standing(
     label: str,
     by_seed: Mapping[int, Mapping[Variant, float]],
-    ends: Mapping[Variant, tuple[float, float]],
+    ends: Mapping[str, tuple[float, float]],
     kept: Sequence[float],
 ) -> Standing:
     residuals = {

@@ -29,6 +29,8 @@ class Novel(Attack):
         n = min(len(names), len(material.context.classes))
         if n < 2:
             return Figures(untested={self.title: "there is only one class that was not trained on"})
+        if not len(material.forgotten(pictures)):
+            return Figures(untested={self.title: "only single classes of a domain were forgotten"})
         seen = self._accuracies(subject, material.context.classes[:n], material.test)
         novel = self._accuracies(subject, names[:n], pictures)
         others = {f"seen, {side}": value for side, value in seen.items()}

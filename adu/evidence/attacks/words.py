@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
+from adu.data.forget import forget_domains
 from adu.evidence.attacks.base import Attack, Figures
 from adu.evidence.subject import Subject, accuracy
 
@@ -33,7 +34,8 @@ class Words(Attack):
         """See `Attack.run`."""
         material, test = subject.material, subject.forgotten_test
         classes = material.context.classes
-        domains = " and ".join(name.replace("_", " ") for name in material.forget)
+        forgotten = forget_domains(material.forget, material.context.domains)
+        domains = " and ".join(name.replace("_", " ") for name in forgotten)
         recovered = {}
         for template in self.templates:
             caption = template.replace("{domain}", domains)

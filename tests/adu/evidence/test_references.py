@@ -21,7 +21,7 @@ def context(tmp_path_factory):
     [
         ("never_shown", {"clipart", "photo"}),
         ("baseline", {"clipart", "photo", "sketch"}),
-        ("forget_only", {"sketch"}),
+        ("forget_only", {"clipart", "photo", "sketch"}),
     ],
 )
 def test_each_is_trained_on_what_its_name_says(context, monkeypatch, name, shown):
@@ -39,7 +39,16 @@ def test_each_is_trained_on_what_its_name_says(context, monkeypatch, name, shown
     assert len(context.train) == 3 * 3 * 2  # as it was
     assert model.task.forget == FORGET and model.task.domains == context.domains
     method = reference_run(name, run).method
-    assert method == run.method if name == "never_shown" else BaselineConfig(n_ctx=3, depth=2)
+    if name == "never_shown":
+        assert method == run.method
+    else:
+        memorize_weight = float(name == "baseline")
+        assert method == BaselineConfig(n_ctx=3, depth=2, memorize_weight=memorize_weight)
+
+
+def test_every_method_can_be_trained_without_the_domain(context):
+    model = train_reference("never_shown", tiny_run("null_space"), context)
+    assert not model.removed_ER.any()
 
 
 def test_shuffled_weights_are_the_same_ones_elsewhere(context):
