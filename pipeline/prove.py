@@ -147,8 +147,8 @@ def prove(config: ProveConfig) -> int:
         for progress in run_battery(_contestants(case), battery, case.place):
             outcomes.append(progress.outcome)
             n_run += not progress.was_there
-            left_s = (time.monotonic() - started_s) / max(1, n_run)
-            console.print(_told(progress, left_s * (progress.total - progress.done)))
+            each_s = (time.monotonic() - started_s) / max(1, n_run)
+            console.print(_told(progress, each_s * (progress.total - progress.done)))
     except KeyboardInterrupt:
         console.print(f"stopped; go on with --output {case.place}", soft_wrap=True)
         return EXIT_INTERRUPTED

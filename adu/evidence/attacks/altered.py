@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -35,7 +35,7 @@ def altered(subject: Subject, part: Part, change: Callable[[Tensor], Tensor]) ->
     return model
 
 
-def _change(weights: object, change: Callable[[Tensor], Tensor]) -> None:
-    for weight in weights:  # type: ignore[attr-defined]
+def _change(weights: Iterable[Tensor], change: Callable[[Tensor], Tensor]) -> None:
+    for weight in weights:
         if weight.ndim > 1:
             weight.copy_(change(weight))

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from adu.config import parse_config
-from adu.data.manifest import load_manifest
+from adu.context import ContextConfig, load_context
+from adu.data.decoded import DataConfig
 from adu.errors import UserError
 from adu.evidence.attacks import BatteryConfig
 from adu.evidence.attacks.altered import altered
@@ -23,8 +24,10 @@ from adu.evidence.attacks.soft_prompt import SoftPrompt
 from adu.evidence.attacks.words import Words
 from adu.evidence.references import untouched
 from adu.evidence.subject import Material, model_accuracy
+from adu.models.backbone import BackboneConfig
+from pipeline.ingest import IngestConfig, ingest
 from tests.adu.evidence.subjects import FORGET, tiny_subject
-from tests.tiny import CLASSES, tiny_context
+from tests.tiny import CLASSES, DOMAINS, tiny_backbone, tiny_context, tiny_images
 
 PIXELS_BCSS = 255 * torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -186,21 +189,29 @@ def test_who_was_trained_on_is_told_from_the_reference_alone(context):
     assert auc(low, high) == auc(high, low) == 1
 
 
-def test_novel_classes_are_asked_among_themselves(tmp_path_factory):
-    context = tiny_context(tmp_path_factory.mktemp("novel"))
-    whole = load_manifest(context.config.data.manifest)
-    seen = whole.select(CLASSES[:1], context.domains)
-    context.manifest = seen
-    context.text_CE = context.text_CE[:1]
-    subject = tiny_subject(context, "zero_shot")
+def test_novel_classes_are_asked_among_themselves(tmp_path):
+    """Four classes, of which half were trained on: the cups of another seed are dishes."""
+    images, others = tiny_images(tmp_path / "images"), tiny_images(tmp_path / "others", seed=1)
+    for domain in DOMAINS:
+        (others / domain / "cup").rename(images / domain / "dish")
+    out = str(tmp_path / "manifest")
+    whole = ingest(IngestConfig(source=str(images), out=out, name="four"))
+    assert whole.classes == ("cup", "dish", "fish", "star")
+    backbone = BackboneConfig(name=str(tiny_backbone(tmp_path / "model")))
+    data = DataConfig(manifest=out, shots=2, val_shots=1, classes="base")
+    context = load_context(ContextConfig(backbone=backbone, data=data), torch.device("cpu"))
+    subject = tiny_subject(context)
     subject.material.whole = whole
     names, pictures = subject.material.novel
-    assert names == CLASSES[1:]
-    assert set(pictures.class_N.tolist()) == {0, 1}
-    kept = subject.material.kept(pictures)
-    assert 0 <= subject.accuracy_among(names, kept) <= 1
-    # One seen class leaves nothing to choose from.
-    assert "only one class" in Novel().run(subject).untested["novel classes"]
+    assert names == ("fish", "star") and set(pictures.class_N.tolist()) == {0, 1}
+    assert len(subject.material.forgotten(pictures)) == len(pictures) / len(DOMAINS)
+    found = Novel().run(subject).others
+    for space in ("seen", "novel"):
+        sides = {side: found[f"{space}, {side}"] for side in ("forgotten", "kept")}
+        assert found[f"suppression, {space}"] == suppression(sides)
+    # Asked as trained, the seen ones are all there are.
+    assert found["seen, forgotten"] == Asked().run(subject).recovered["asked"]
+    assert "other classes, kept domains" in Collateral().run(subject).others
 
 
 def test_without_novel_classes_there_is_nothing_to_ask(context):
@@ -220,3 +231,12 @@ def test_collateral_counts_the_kept_domains(context):
     subject = tiny_subject(context)
     found = Collateral().run(subject).others
     assert found["kept accuracy"] == subject.accuracy(subject.material.kept(subject.material.test))
+
+
+def test_single_classes_of_a_domain_are_asked_about_alone(context):
+    subject = tiny_subject(context)
+    subject.material.forget = ("sketch:cup",)
+    forgotten, kept = subject.forgotten_test, subject.material.kept(subject.material.test)
+    assert set(forgotten.class_N.tolist()) == {CLASSES.index("cup")}
+    assert set(forgotten.domain_N.tolist()) == {DOMAINS.index("sketch")}
+    assert len(forgotten) + len(kept) == len(subject.material.test)
