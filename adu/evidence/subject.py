@@ -254,7 +254,7 @@ def rebuilt(model: Method, run: RunConfig, backbone: Backbone, task: Task) -> Me
 
 def copied(backbone: Backbone) -> Backbone:
     """A backbone whose weights may be changed without harm to anybody else."""
-    from adu.models.openclip import open_tower  # loaded with the model by now
+    from adu.models.towers import open_tower  # loaded with the model by now
 
     clip = copy.deepcopy(backbone.clip)
     return replace(backbone, clip=clip, tower=open_tower(clip.visual, backbone.name))
