@@ -10,10 +10,13 @@ from PIL import Image
 
 import adu
 from adu import api
+from adu.data import forget
 from adu.demo import dataset, render
 from adu.errors import UserError
 from adu.training import evolution, trainer
 from tests.tiny import CLASSES, tiny_backbone, tiny_context, tiny_images
+
+WITH_EXAMPLES = (api, trainer, evolution, dataset, render, forget)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def model(images, backbone):
     return unlearn(images, backbone)
 
 
-@pytest.mark.parametrize("module", [api, trainer, evolution, dataset, render], ids=str)
+@pytest.mark.parametrize("module", WITH_EXAMPLES, ids=str)
 def test_the_examples_in_docstrings_run_as_they_stand(module, tmp_path):
     have = {"folder": tmp_path, "parameter": torch.nn.Parameter(torch.ones(2))}
     if module is trainer:
@@ -46,7 +49,7 @@ def test_the_examples_in_docstrings_run_as_they_stand(module, tmp_path):
 
 
 def test_no_other_module_has_examples():
-    with_examples = {m.__file__ for m in (api, trainer, evolution, dataset, render)}
+    with_examples = {m.__file__ for m in WITH_EXAMPLES}
     files = {str(f) for f in Path(adu.__file__).parent.rglob("*.py") if ">>> " in f.read_text()}
     assert files == with_examples
 
