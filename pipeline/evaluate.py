@@ -16,14 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
-import torch
 from pydantic import BeforeValidator, Field
 from rich.console import Console
 from rich.table import Table
 
 from adu import storage
 from adu.config import StrictModel
-from adu.context import Context, ContextConfig, open_context
+from adu.context import Context
 from adu.data.decoded import DataConfig
 from adu.data.forget import forget_domains
 from adu.data.manifest import Manifest, load_manifest
@@ -34,6 +33,7 @@ from adu.methods import Method, build_method
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.checkpoint import load_checkpoint, read_card
 from adu.training.config import RunConfig
+from pipeline.checkpoints import check_same, context_of
 from pipeline.command import EXIT_OK, run_command
 from pipeline.jobs.config import RESULTS, TrackingConfig
 from pipeline.names import forget_name
@@ -86,10 +86,13 @@ def evaluate(config: EvaluateConfig) -> int:
             raise UserError(f"templates '{template}': must contain {{class}}")
     Tracker.check(config.tracking.uri)
     whole = replace(load_manifest(config.manifest), allow_uri=config.allow_uri)
-    context = _load(config, whole)
+    first = config.checkpoint[0]
+    card = read_card(storage.read_bytes(first), first)
+    data = DataConfig(manifest=config.manifest)
+    context = context_of(card, whole, data, config.backbone)
     trained = [load_checkpoint(url, context) for url in config.checkpoint]
     run = trained[0][1]
-    _check_same(config.checkpoint, [each for _, each in trained])
+    check_same(config.checkpoint, [each for _, each in trained])
     untouched_run = run.model_copy(update={"method": ZeroShotConfig()})
     untouched = build_method(untouched_run.method, context.backbone, context.task(run.forget))
 
@@ -108,41 +111,6 @@ def evaluate(config: EvaluateConfig) -> int:
         document = {"forget": run.forget, **figures}
         storage.write_bytes(config.output, json.dumps(document, indent=2).encode())
     return EXIT_OK
-
-
-def _load(config: EvaluateConfig, whole: Manifest) -> Context:
-    """Loads the model, and of the manifest the classes and domains that it was trained on."""
-    first = config.checkpoint[0]
-    card = read_card(storage.read_bytes(first), first)
-    name = config.backbone or card.backbone.name
-    context = ContextConfig(
-        backbone=card.backbone.model_copy(update={"name": name}),
-        data=DataConfig(manifest=config.manifest),
-    )
-    manifest = whole.select(card.classes, card.domains)
-    # Classes or domains that it lacks are told by the checkpoint, where nothing is left at once.
-    manifest = manifest if manifest.classes and manifest.domains else whole
-    manifest.check_test_images()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return open_context(context, manifest, device)
-
-
-def _check_same(checkpoints: Sequence[str], runs: Sequence[RunConfig]) -> None:
-    """Checks that several checkpoints differ in nothing but their seeds.
-
-    Raises:
-        UserError: Naming the first one that differs in something else, or not at all.
-    """
-    seeds = [run.train.seed for run in runs]
-    for i, (checkpoint, run) in enumerate(zip(checkpoints, runs, strict=True)):
-        train = run.train.model_copy(update={"seed": seeds[0]})
-        if run.model_copy(update={"train": train}) != runs[0]:
-            raise UserError(
-                f"checkpoint {checkpoint}: is of another run than {checkpoints[0]} "
-                "(allowed together: the same run with different seeds)"
-            )
-        if run.train.seed in seeds[:i]:
-            raise UserError(f"checkpoint {checkpoint}: seed {run.train.seed} is there already")
 
 
 def _tables(audits: Audits, context: Context, forget: Sequence[str]) -> list[Table]:

@@ -246,8 +246,9 @@ class Tracker:
         metrics: Mapping[str, float],
         figures: Mapping[str, Any],
         manifest: Manifest,
+        pages: Mapping[str, str] | None = None,
     ) -> str:
-        """Logs an evaluation as a run of its own; returns its id."""
+        """Logs an evaluation, and HTML pages by name, as a run of its own; returns its id."""
         run = self._client.create_run(
             self._experiment, run_name=name, tags={**self._origin, **tags}
         )
@@ -255,6 +256,8 @@ class Tracker:
         self._log_metrics(run_id, metrics, step=0)
         self._log_dataset(run_id, manifest, "test")
         self._client.log_dict(run_id, dict(figures), "figures.json")
+        for page, html in (pages or {}).items():
+            self._client.log_text(run_id, html, page)
         self._client.set_terminated(run_id, "FINISHED")
         return run_id
 
