@@ -5,16 +5,14 @@ This is the first and only time that test images are read.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adu import storage
 from adu.evaluation.metrics import Scores
 from adu.methods.baseline import BaselineConfig, PromptConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.config import RunConfig
-from pipeline.executors.outcome_file import TestOutcome
+from pipeline.executors.outcome_file import TestOutcome, outcome_place
 from pipeline.executors.run import Run
 from pipeline.studies.records import FinalRecord
 from pipeline.studies.space import Space, configure, defaults
@@ -32,14 +30,13 @@ def fixed_run(
         context: Model and images, as plain values.
         folder: Folder or URL of what is kept of runs; equal ones have the same file there.
     """
-    digest = hashlib.sha256(config.model_dump_json(by_alias=True).encode()).hexdigest()[:16]
     return Run(
         study,
         f"{stage}-{config.train.seed}",
         stage,
         config.model_dump(mode="json", by_alias=True),
         context,
-        storage.join(folder, digest),
+        outcome_place(folder, config),
         tested=True,
     )
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -35,8 +35,9 @@ REFRESH_HZ = 4
 # From which the time that is left is estimated.
 LAST_TRIALS = 200
 PLAIN_WIDTH = 100
-# Of the live view beside a line a study: title, head, what is hidden, a message, the cursor's.
-OTHER_LINES = 5
+# Of the live view beside a line a study: title, head, what is hidden, a message, a note, the
+# cursor's.
+OTHER_LINES = 6
 
 
 @dataclass
@@ -84,6 +85,8 @@ class Progress(RunListener):
         self._n_finals = n_finals
         self._started_at = started_at
         self._message = ""
+        # What does not hold a search up, such as a server that is behind; empty if all is well.
+        self.note: Callable[[], str] = str
         self._studies = {name: _StudyView(trials) for name in studies}
         self._durations_s: dict[bool, deque[float]] = {
             tested: deque(maxlen=LAST_TRIALS) for tested in (False, True)
@@ -229,6 +232,8 @@ class Progress(RunListener):
                 lines.append(Text(f"and {counts}"))
             if self._message:
                 lines.append(Text(self._message, style="dim"))
+            if note := self.note():
+                lines.append(Text(note, style="dim"))
             return Group(*lines)
 
 
