@@ -26,6 +26,7 @@ from pipeline.jobs.plan import Plan
 from pipeline.jobs.tracked import SYNTHETIC_NOTE, search_facts
 from pipeline.names import forget_name
 from pipeline.patience import patiently, tell_by
+from pipeline.results.handout import FIGURES, IMAGES, SearchLog, figures_csv, images_csv
 from pipeline.results.output import Output
 from pipeline.results.progress import Progress
 from pipeline.results.summary import SearchRecord, Timing, render_summary, write_summary
@@ -78,6 +79,7 @@ class Conductor(RunListener):
         self._server = server_of(plan.config.tracking, Path(output.url))
         self._projection: Projection | None = None
         self._at_work = AtWork()
+        self._log = SearchLog(output.search_log)
         self._closing = Closing(plan, output)
         self._timing = Timing()
         self._studies: dict[Forget, Study] = {}
@@ -132,7 +134,7 @@ class Conductor(RunListener):
 
     def _search(self, todo: Sequence[Forget], stored: BaseStorage) -> None:
         config, interrupt = self._plan.config, self._interrupt
-        listeners: list[RunListener] = [self, self._at_work]
+        listeners: list[RunListener] = [self, self._at_work, self._log]
         self._job_at = time.monotonic()
         job = self._job = Job(config.address, config.resources, interrupt, listeners)
         self._progress = self._view(job.n_executors)
@@ -263,17 +265,23 @@ class Conductor(RunListener):
     def _track(self, stored: BaseStorage, tags: Mapping[str, str]) -> None:
         """Has MLflow follow the search from here on."""
         facts = search_facts(self._plan, self._output, tags)
-        patiently(self._output.url, lambda: write_facts(facts, self._output.url))
-        self._projection = project(
-            self._server, facts, self._output.url, stored, self._at_work, self._tell
-        )
+        url = self._output.url
+        patiently(url, lambda: write_facts(facts, url))
+        images = images_csv(self._plan.manifest, self._plan.config.context.data)
+        patiently(url, lambda: storage.write_bytes(storage.join(url, IMAGES), images))
+        self._projection = project(self._server, facts, url, stored, self._at_work, self._tell)
 
     def _tell(self, text: str) -> None:
+        self._log.news(text)
         if self._job is not None:
             self._progress.news(text)
 
     def _end_tracking(self) -> None:
         assert self._projection is not None
+        truth = self._projection.truth
+        finals = [run for study in truth.facts.studies for run in truth.finals(study)]
+        figures, url = figures_csv(finals, truth.facts.domains), self._output.url
+        patiently(url, lambda: storage.write_bytes(storage.join(url, FIGURES), figures))
         if behind := self._projection.finish(self._plan.config.tracking.end_s):
             command = f"python pipeline/track.py --output {self._output.url}"
             self._failures.append(f"{behind} ({command} writes the rest)")

@@ -30,6 +30,7 @@ from pipeline.results.lease import HEARTBEAT_S, LOCK, BucketLease, FolderLease, 
 MARKER = "search.json"
 JOURNAL = "optuna.journal"
 RAY_LOG = "ray.log"
+SEARCH_LOG = "search.log"
 STUDIES = "studies"
 FINALS = "finals"
 UNFINISHED = "unfinished"
@@ -81,6 +82,11 @@ class Output:
     def ray_log(self) -> Path:
         """Where Ray's own output goes."""
         return self.work / RAY_LOG
+
+    @property
+    def search_log(self) -> Path:
+        """What happened in the search, a line each."""
+        return self.work / SEARCH_LOG
 
     @property
     def summary_file(self) -> str:
@@ -434,7 +440,7 @@ class _Copies:
                 print(f"output {error}", file=sys.stderr, flush=True)
 
     def _copy_all(self) -> None:
-        for name in (JOURNAL, RAY_LOG):
+        for name in (JOURNAL, RAY_LOG, SEARCH_LOG):
             self._copy(name)
 
     def _copy(self, name: str) -> None:

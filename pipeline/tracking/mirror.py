@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ FINGERPRINT_TAG = "adu.fingerprint"
 PARENT_TAG = "mlflow.parentRunId"
 
 # What a server takes in one request.
-MAX_METRICS = 900
+MAX_METRICS = 800
 MAX_PARAMS = 100
 MAX_TAGS = 100
 
@@ -50,6 +51,7 @@ class _There:
 
     run_id: str
     status: str
+    ended_ms: int | None = None
     parent_id: str | None = None
     fingerprint: str | None = None
     params: set[str] = field(default_factory=set)
@@ -160,6 +162,7 @@ class Mirror:
             found[key] = _There(
                 run.info.run_id,
                 run.info.status,
+                run.info.end_time,
                 run.data.tags.get(PARENT_TAG),
                 run.data.tags.get(FINGERPRINT_TAG),
                 set(run.data.params),
@@ -187,20 +190,16 @@ class Mirror:
         known = there.get(run.key)
         if known is None:
             known = there[run.key] = self._create(run, there)
-        self._write_points(run, known)
+        if run.parent is not None:
+            known.parent_id = there[run.parent].run_id
+        self._write_values(run, known)
         if run.split is not None and not known.has_data:
             facts = self.truth.facts
             data = data_input(facts.data_set, facts.digest, facts.manifest, run.split)
             self.client.log_inputs(known.run_id, [data])
             known.has_data = True
         self._write_files(run, known)
-        tags = {**run.tags, "mlflow.runName": run.name}
-        if run.parent is not None:
-            tags[PARENT_TAG] = known.parent_id = there[run.parent].run_id
-        for some in _chunks([RunTag(*tag) for tag in tags.items()], MAX_TAGS):
-            self.client.log_batch(known.run_id, tags=some)
-        if run.status != known.status or run.status not in ("RUNNING", "SCHEDULED"):
-            self._set_status(run, known)
+        self._set_status(run, known)
         # Last: a run that has it lacks nothing.
         self.client.set_tag(known.run_id, FINGERPRINT_TAG, run.fingerprint)
         known.fingerprint = run.fingerprint
@@ -214,15 +213,23 @@ class Mirror:
         created = self.client.create_run(self._experiment, began_ms, tags, run.name)
         return _There(created.info.run_id, created.info.status)
 
-    def _write_points(self, run: WantedRun, known: _There) -> None:
+    def _write_values(self, run: WantedRun, known: _There) -> None:
         if known.points is None:
             known.points = self._points(known.run_id)
+        tags = {**run.tags, "mlflow.runName": run.name}
+        if known.parent_id is not None:
+            tags[PARENT_TAG] = known.parent_id
+        # Parameters cannot be changed.
         params = [Param(k, v) for k, v in run.params.items() if k not in known.params]
         points = [each for each in run.metrics if (each[0], each[3]) not in known.points]
-        for several in _chunks(params, MAX_PARAMS):
-            self.client.log_batch(known.run_id, params=several)
-        for some in _chunks([Metric(*each) for each in points], MAX_METRICS):
-            self.client.log_batch(known.run_id, metrics=some)
+        requests = zip_longest(
+            _chunks([Metric(*each) for each in points], MAX_METRICS),
+            _chunks(params, MAX_PARAMS),
+            _chunks([RunTag(*tag) for tag in tags.items()], MAX_TAGS),
+            fillvalue=(),
+        )
+        for some_points, some_params, some_tags in requests:
+            self.client.log_batch(known.run_id, some_points, some_params, some_tags)
         known.params |= run.params.keys()
         known.points |= {(name, step) for name, _, _, step in points}
 
@@ -251,11 +258,14 @@ class Mirror:
         known.files |= {(path, file.version) for path, file in missing.items()}
 
     def _set_status(self, run: WantedRun, known: _There) -> None:
-        if run.status in ("RUNNING", "SCHEDULED"):
-            self.client.update_run(known.run_id, run.status)
-        else:
+        is_over = run.status not in ("RUNNING", "SCHEDULED")
+        if run.status == known.status and (not is_over or run.ended_ms == known.ended_ms):
+            return
+        if is_over:
             self.client.set_terminated(known.run_id, run.status, run.ended_ms)
-        known.status = run.status
+        else:
+            self.client.update_run(known.run_id, run.status)
+        known.status, known.ended_ms = run.status, run.ended_ms
 
     def _close_others(self, wanted: Sequence[WantedRun], there: Mapping[str, _There]) -> None:
         """Closes runs that nobody is at work on any more, such as a trial without an epoch."""

@@ -64,6 +64,11 @@ class Projection:
         """Begins to write."""
         self._thread.start()
 
+    @property
+    def truth(self) -> Truth:
+        """What it writes."""
+        return self._mirror.truth
+
     def abandon(self) -> None:
         """Writes no more: the command has failed."""
         self._over.set()

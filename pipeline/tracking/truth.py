@@ -29,6 +29,7 @@ from pipeline.tracking.wanted import (
     WantedFile,
     WantedRun,
     common_tags,
+    domain_tags,
     run_key,
     text_of,
     trial_runs,
@@ -227,6 +228,7 @@ class Truth:
         what = f"forgets {' and '.join(forget)} of {facts.data_set}" if forget else facts.name
         return {
             **common_tags(facts, forget),
+            **domain_tags(facts),
             **facts.tags,
             "stage": stage,
             "level": "study",

@@ -112,9 +112,13 @@ def common_tags(facts: Facts, forget: Sequence[str]) -> dict[str, str]:
     }
     if forget:
         tags["forget"] = text_of(forget_name(forget))
-    # MLflow's names hold less than a domain's name may.
+    return tags
+
+
+def domain_tags(facts: Facts) -> dict[str, str]:
+    """True names of domains by those that metrics have of them: MLflow's names hold less."""
     odd = {mlflow_name(domain): domain for domain in facts.domains if mlflow_name(domain) != domain}
-    return {**tags, **{f"domain.{short}": text_of(domain) for short, domain in odd.items()}}
+    return {f"domain.{short}": text_of(domain) for short, domain in odd.items()}
 
 
 def trial_runs(

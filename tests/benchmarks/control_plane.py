@@ -29,6 +29,8 @@ from typing import Any
 
 import psutil
 import ray
+from pipeline.tracking.recorder import Background, TrackedStudy, TrackedTrials
+from pipeline.tracking.tracker import Tracker
 from rich.console import Console
 from rich.table import Table
 
@@ -47,8 +49,6 @@ from pipeline.studies.space import Parameter
 from pipeline.studies.storage import open_storage
 from pipeline.studies.study import Study, StudyConfig, StudySpec
 from pipeline.studies.tuner import run_queue
-from pipeline.tracking.recorder import Background, TrackedStudy, TrackedTrials
-from pipeline.tracking.tracker import Tracker
 
 STUDY = "sketch"
 EPOCHS = 3

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 from mlflow import MlflowClient
+from pipeline.tracking.tracker import open_client
 
 from adu import storage
 from adu.training.checkpoint import read_card
 from pipeline.ingest import IngestConfig, ingest
 from pipeline.search import main
-from pipeline.tracking.tracker import open_client
 from tests.fault_proxy import fault_proxy
 from tests.pipeline import commands
 from tests.s3 import GUEST_BUCKET, GUEST_FOLDER, GUEST_KEY, GUEST_SECRET

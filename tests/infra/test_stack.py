@@ -24,6 +24,7 @@ import pytest
 import yaml
 from botocore.exceptions import ClientError
 from mlflow import MlflowClient
+from pipeline.tracking.tracker import Tracker
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
@@ -33,7 +34,6 @@ from infra.stack.lifecycle import secrets_of
 from infra.stack.postgres import DATABASES, find_program
 from infra.stack.secret_files import NAMES
 from infra.stack.settings import MLFLOW_BUCKET, SEARCH_BUCKET
-from pipeline.tracking.tracker import Tracker
 from tests.infra.conftest import planted
 from tests.infra.debian import need_chromium
 from tests.infra.stacks import ROOT, environment, is_gone, processes, run

@@ -5,11 +5,11 @@ from __future__ import annotations
 import optuna
 import pytest
 from mlflow import MlflowClient
+from pipeline.tracking.tracker import Tracker
 
 from adu.data.manifest import load_manifest
 from pipeline.report import main
 from pipeline.studies.storage import open_storage
-from pipeline.tracking.tracker import Tracker
 from tests.pipeline import records
 from tests.pipeline.results.test_pictures import DOMAINS, result
 from tests.tiny import tiny_manifest

@@ -1,7 +1,8 @@
 """What a search says when nothing works."""
 
-from pipeline.jobs.conductor import _grouped_failures
 from pipeline.jobs.tracked_search import code_version
+
+from pipeline.jobs.conductor import _grouped_failures
 from tests.pipeline import records
 
 
