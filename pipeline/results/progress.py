@@ -35,9 +35,8 @@ REFRESH_HZ = 4
 # From which the time that is left is estimated.
 LAST_TRIALS = 200
 PLAIN_WIDTH = 100
-# Of the live view beside a line a study: title, head, what is hidden, a message, a note, the
-# cursor's.
-OTHER_LINES = 6
+# Of the live view beside a line a study: title, head, what is hidden, a message, the cursor's.
+OTHER_LINES = 5
 
 
 @dataclass
@@ -230,10 +229,8 @@ class Progress(RunListener):
             if hidden:
                 counts = ", ".join(f"{count} {state}" for state, count in hidden.items())
                 lines.append(Text(f"and {counts}"))
-            if self._message:
-                lines.append(Text(self._message, style="dim"))
-            if note := self.note():
-                lines.append(Text(note, style="dim"))
+            if said := self._message or self.note():
+                lines.append(Text(said, style="dim"))
             return Group(*lines)
 
 

@@ -108,8 +108,7 @@ class Server:
         """MLflow's client, which reaches artifacts in a bucket as `adu.storage` reaches images."""
         for name, value in mlflow_variables().items():
             os.environ.setdefault(name, value)
-        with quiet_mlflow():
-            return MlflowClient(self.uri, self.registry_uri or self.uri)
+        return MlflowClient(self.uri, self.registry_uri or self.uri)
 
     def ui_command(self) -> str:
         """What a person types to see it in the browser."""
@@ -144,8 +143,7 @@ def check(config: TrackingConfig, data_set: str) -> None:
         _tried("tracking.uri", server.uri, lambda: _try_runs(server, data_set))
     registry = config.registry_uri or os.environ.get("MLFLOW_REGISTRY_URI")
     if registry and config.register_models:
-        client = MlflowClient(registry, registry)
-        _tried("tracking.registry_uri", registry, lambda: _try_registry(client))
+        _tried("tracking.registry_uri", registry, lambda: _try_registry(registry))
 
 
 def find_experiment(client: MlflowClient, uri: str, data_set: str) -> str:
@@ -253,7 +251,9 @@ def within(timeout_s: float, call: Callable[[], T]) -> T:
 def _tried(field: str, uri: str, attempt: Callable[[], bool]) -> None:
     shown = f"{field} {without_secrets(uri)}"
     try:
-        within(CHECK_TIMEOUT_S, attempt)
+        # Of what it tries again it tells a line each time.
+        with quiet_mlflow(logging.CRITICAL):
+            within(CHECK_TIMEOUT_S, attempt)
     except TimeoutError as error:
         raise UserError(f"{shown}: does not answer within {CHECK_TIMEOUT_S:.0f} s") from error
     except Exception as error:
@@ -270,16 +270,17 @@ def _try_runs(server: Server, data_set: str) -> bool:
         return True
     client = server.client()
     try:
-        with quiet_mlflow():
-            found = find_experiment(client, server.uri, data_set)
-            client.set_experiment_tag(found, NOTE_TAG, EXPERIMENT_TAGS[NOTE_TAG])
+        found = find_experiment(client, server.uri, data_set)
+        client.set_experiment_tag(found, NOTE_TAG, EXPERIMENT_TAGS[NOTE_TAG])
     except MlflowException as error:
         raise _refusal(error) from error
     return True
 
 
-def _try_registry(client: MlflowClient) -> bool:
-    client.search_registered_models(max_results=1)
+def _try_registry(uri: str) -> bool:
+    if uri.startswith(("http://", "https://")):
+        _ask_health(uri)
+    Server(uri).client().search_registered_models(max_results=1)
     return True
 
 

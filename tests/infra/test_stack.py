@@ -24,7 +24,6 @@ import pytest
 import yaml
 from botocore.exceptions import ClientError
 from mlflow import MlflowClient
-from pipeline.tracking.tracker import Tracker
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
@@ -34,6 +33,7 @@ from infra.stack.lifecycle import secrets_of
 from infra.stack.postgres import DATABASES, find_program
 from infra.stack.secret_files import NAMES
 from infra.stack.settings import MLFLOW_BUCKET, SEARCH_BUCKET
+from pipeline.tracking.server import TrackingConfig, check
 from tests.infra.conftest import planted
 from tests.infra.debian import need_chromium
 from tests.infra.stacks import ROOT, environment, is_gone, processes, run
@@ -184,13 +184,15 @@ def test_everything_is_where_it_belongs(search, stack):
     shell = environment(stack)
     client = MlflowClient(shell["MLFLOW_TRACKING_URI"])
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
-    stages = [found.data.tags["stage"] for found in runs]
+    stages = [run.data.tags["stage"] for run in runs if run.data.tags["level"] != "seed"]
     assert (stages.count("study"), stages.count("trial"), stages.count("best")) == (2, 4, 2)
     assert {found.info.status for found in runs} <= {"FINISHED", "KILLED"}
     assert len(client.search_registered_models()) == 2
 
     keys = s3_keys(stack, MLFLOW_BUCKET)
-    for final in [found for found in runs if found.data.tags["stage"] == "best"]:
+    for final in [
+        run for run in runs if run.data.tags["stage"] == "best" and "seed" in run.data.params
+    ]:
         assert final.info.artifact_uri.startswith("mlflow-artifacts:/")
         path = final.info.artifact_uri.removeprefix("mlflow-artifacts:/")
         assert f"{path}/checkpoint.safetensors" in keys
@@ -292,7 +294,7 @@ def test_users_may_do_what_they_need_and_no_more(search, stack, monkeypatch):
     # A search says so before it starts.
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     with pytest.raises(UserError, match="does not let user 'search' in"):
-        Tracker.check(shell["MLFLOW_TRACKING_URI"])
+        check(TrackingConfig(uri=shell["MLFLOW_TRACKING_URI"]), "tiny")
 
 
 def test_no_secret_is_anywhere_but_in_its_file(search, stack, tmp_path):

@@ -13,16 +13,10 @@ from optuna.storages import InMemoryStorage
 from pipeline.studies.study import SCORES
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.projection import Projection
-from pipeline.tracking.server import Server, quiet_mlflow
+from pipeline.tracking.server import quiet_mlflow
 from pipeline.tracking.truth import AtWork, Truth
 from tests.mlflow_server import held
 from tests.pipeline.tracking import made_up
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A database that several tests share: MLflow takes seconds to create one."""
-    return Server(f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
 
 
 @pytest.fixture(scope="module")

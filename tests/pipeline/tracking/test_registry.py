@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import uuid
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -24,7 +23,7 @@ from adu.training.checkpoint import checkpoint_bytes
 from adu.training.config import RunConfig
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.registry import model_name, register
-from pipeline.tracking.server import Server
+from pipeline.tracking.server import sqlite_file
 from tests.adu.data.test_preprocess import lines
 from tests.pipeline.tracking.made_up import search_output
 from tests.tiny import CLASSES, MODEL, tiny_context
@@ -53,10 +52,8 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A database that several tests share: MLflow takes seconds to create one."""
-    return Server(f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
+def artifacts(server, data_set):
+    return sqlite_file(server.uri).parent / "artifacts" / data_set
 
 
 def registered(server, folder, **changes):
@@ -75,11 +72,13 @@ def test_it_is_registered_once_and_serves_by_itself(trained, server, tmp_path):
     checkpoint = (trained / "checkpoint.safetensors").read_bytes()
     backbone = str(trained / "model")
     name, uri = "served", mlflow.get_tracking_uri()
-    told = registered(server, tmp_path, name=name, checkpoint=checkpoint, backbone=backbone)
+    told = registered(
+        server, tmp_path, name=name, checkpoint=checkpoint, backbone=backbone, data_set=name
+    )
     assert (told["name"], told["version"], told["is_best"]) == ("served-without-sketch", "1", True)
     best = MlflowClient(server.uri).get_model_version_by_alias(told["name"], "best")
     assert best.tags["forget"] == "sketch" and best.tags["manifest_digest"] == "d" * 64
-    assert "has unlearned the domain sketch of made-up" in best.description
+    assert "has unlearned the domain sketch of served" in best.description
     assert mlflow.get_tracking_uri() == uri, "MLflow's own settings were changed"
 
     # One of them is large and has thin lines: what is served sees it as evaluation does.
@@ -94,7 +93,7 @@ def test_it_is_registered_once_and_serves_by_itself(trained, server, tmp_path):
     found = np.array([served["scores"][name] for name in CLASSES]).T
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
-    (folder,) = [p.parent for p in Path(server.uri[10:]).parent.glob("artifacts/**/MLmodel")]
+    (folder,) = [file.parent for file in artifacts(server, "served").glob("**/MLmodel")]
     assert not list(folder.glob("*.pkl")), "loading it would unpickle something"
     assert "torch==" in (folder / "requirements.txt").read_text()
 
@@ -143,8 +142,7 @@ def test_a_backbone_from_elsewhere_goes_along(trained, server, tmp_path, where):
     checkpoint = (trained / "checkpoint.safetensors").read_bytes()
     data_set = f"held-{where}"
     registered(server, tmp_path, checkpoint=checkpoint, backbone=name, data_set=data_set)
-    artifacts = Path(server.uri[10:]).parent / "artifacts" / data_set
-    (folder,) = artifacts.glob("**/artifacts/backbone")
+    (folder,) = artifacts(server, data_set).glob("**/artifacts/backbone")
     assert Classifier(str(trained / "checkpoint.safetensors"), str(folder)).classes == CLASSES
 
 
