@@ -184,14 +184,14 @@ def test_everything_is_where_it_belongs(search, stack):
     shell = environment(stack)
     client = MlflowClient(shell["MLFLOW_TRACKING_URI"])
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
-    stages = [run.data.tags["stage"] for run in runs if run.data.tags["level"] != "seed"]
+    stages = [each.data.tags["stage"] for each in runs if each.data.tags["level"] != "seed"]
     assert (stages.count("study"), stages.count("trial"), stages.count("best")) == (2, 4, 2)
     assert {found.info.status for found in runs} <= {"FINISHED", "KILLED"}
     assert len(client.search_registered_models()) == 2
 
     keys = s3_keys(stack, MLFLOW_BUCKET)
     for final in [
-        run for run in runs if run.data.tags["stage"] == "best" and "seed" in run.data.params
+        each for each in runs if each.data.tags["stage"] == "best" and "seed" in each.data.params
     ]:
         assert final.info.artifact_uri.startswith("mlflow-artifacts:/")
         path = final.info.artifact_uri.removeprefix("mlflow-artifacts:/")
