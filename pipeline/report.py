@@ -36,10 +36,11 @@ from pipeline.results.page import (
     counts,
     figure,
     gains_over_defaults,
+    overall,
     stage_rows,
+    sureness,
 )
 from pipeline.results.report_pictures import study_charts
-from pipeline.results.summary import judgement
 from pipeline.studies.study import RECORD, stored_record
 from pipeline.track import studies_of
 from pipeline.tracking import registry
@@ -101,7 +102,7 @@ class StudyPage:
     status: str
     stages: list[StageRow]
     gain: Figure
-    verdict: str
+    sure: str
     answer: list[str]
     model: dict[str, Any]
     configs: list[str]
@@ -147,7 +148,7 @@ def _study_page(truth: Truth, study: StudyFacts) -> StudyPage:
         truth.status(study, trials).lower(),
         rows,
         figure([gain / 100 for gain in gains]),
-        judgement(gains) if gains else "",
+        sureness(gains),
         answer(study.name, rows, gains),
         _model(folder),
         [storage.join(study.folder, "configs", name) for name in _configs(folder)],
@@ -222,6 +223,9 @@ def _render(
         name=output.rsplit("/", 1)[-1],
         facts=_shown_facts(facts),
         studies=studies,
+        answer=overall([(study.name, study.score("best", "h"), study.sure) for study in studies])
+        if len(studies) > 1
+        else studies[0].answer,
         times=times,
         files={place + name: text for name, text in FILES.items() if name in there},
         link=lambda file: place + quote(file),

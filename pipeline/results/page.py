@@ -118,6 +118,36 @@ def answer(name: str, rows: Sequence[StageRow], gains: Sequence[float]) -> list[
     return [*lines, _sure(gains)]
 
 
+def sureness(gains: Sequence[float]) -> str:
+    """Whether the search beat the paper's defaults, in a word or two; empty if nobody knows."""
+    if not gains:
+        return ""
+    if mean(gains) <= 0:
+        return "no gain"
+    return "within spread" if len(gains) > 1 and mean(gains) < stdev(gains) else "yes"
+
+
+def overall(studies: Sequence[tuple[str, Figure, str]]) -> list[str]:
+    """The answer of several studies: how many, how good, which best and worst.
+
+    Args:
+        studies: Name, H of the best configuration on test images, and `sureness`.
+    """
+    known = [(h.mean, name, sure) for name, h, sure in studies if h.mean is not None]
+    if not known:
+        return [f"{len(studies)} forget sets, none with a tested model yet."]
+    sure = [word for _, _, word in known]
+    (best, best_name, _), (worst, worst_name, _) = max(known), min(known)
+    return [
+        f"{len(known)} of {len(studies)} forget sets have a tested model; their mean H is "
+        f"{mean(h for h, _, _ in known):.1f} %.",
+        f"Best forgotten: {best_name} (H {best:.1f} %); worst: {worst_name} (H {worst:.1f} %).",
+        f"The search beat the paper's defaults on {sure.count('yes')}, by less than seeds differ "
+        f"on {sure.count('within spread')}, and not at all on {sure.count('no gain')}. Which model "
+        "to take, and how to load it, stands with each set below.",
+    ]
+
+
 def _sure(gains: Sequence[float]) -> str:
     if not gains:
         return "How sure: there is nothing to compare with the paper's defaults."
