@@ -37,6 +37,8 @@ class SeedRun:
         outcome: What came of it; None if nothing has yet.
         file: Where the outcome is.
         epochs: The reports so far, where there is no outcome.
+        began_ms: When it began, as the command that is at work has seen it: its points are written
+            with the same times before and after it has come to its outcome.
         checkpoint: Gives what was trained; None if nothing was.
     """
 
@@ -45,6 +47,7 @@ class SeedRun:
     outcome: TestOutcome | None
     file: str
     epochs: Sequence[EpochReport] = ()
+    began_ms: int | None = None
     checkpoint: Callable[[], bytes] | None = None
 
 
@@ -122,9 +125,9 @@ def _seed_run(
 ) -> WantedRun:
     outcome, config = seed.outcome, seed.config
     reports = seed.epochs if outcome is None else map(epoch_report, outcome.epochs)
-    began_ms = int(1000 * (outcome.began_s or 0)) if outcome else 0
+    began_ms = int(1000 * (outcome.began_s or 0)) if outcome else seed.began_ms or 0
     epochs = {report.epoch: epoch_figures(report) for report in reports}
-    points, last_ms = curve(epochs, began_ms)
+    points, last_ms = curve(epochs, seed.began_ms or began_ms)
     ended_ms = int(1000 * (outcome.ended_s or 0)) if outcome else last_ms
     text = yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)
     files = {"config.yaml": WantedFile(text, text.encode)}

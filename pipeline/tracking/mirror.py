@@ -76,7 +76,8 @@ class Mirror:
         self.n_behind = 0
         self._client: MlflowClient | None = None
         self._experiment = ""
-        self._there: dict[str, _There] | None = None
+        self._there: dict[str, _There] = {}
+        self._is_certain = False
 
     def sync(self, go_on: Callable[[], bool] = lambda: True, *, look_again: bool = False) -> None:
         """Writes what is missing.
@@ -91,20 +92,18 @@ class Mirror:
         """
         wanted = self.truth.runs()
         self.n_wanted = len(wanted)
-        known = self._there or {}
-        self.n_behind = sum(self._differs(run, known) for run in wanted)
+        self.n_behind = sum(self._differs(run, self._there) for run in wanted)
         with quiet_mlflow():
             try:
                 self._sync(wanted, go_on, look_again)
             except BaseException:
                 # Whether the last write was made, nobody knows.
-                self._there = None
+                self._is_certain = False
                 raise
         self.n_behind = 0
 
     def run_id(self, key: str) -> str:
         """MLflow's id of a run that was written."""
-        assert self._there is not None
         return self._there[key].run_id
 
     @property
@@ -125,8 +124,9 @@ class Mirror:
         if not self._experiment:
             data_set = self.truth.facts.data_set
             self._experiment = find_experiment(self.client, self.server.uri, data_set)
-        if self._there is None or look_again:
+        if look_again or not self._is_certain:
             self._there = self._read()
+            self._is_certain = True
         there = self._there
         for run in wanted:
             if not self._differs(run, there):
@@ -159,7 +159,7 @@ class Mirror:
                 # Created again when an answer was lost.
                 self.client.delete_run(run.info.run_id)
                 continue
-            found[key] = _There(
+            there = found[key] = _There(
                 run.info.run_id,
                 run.info.status,
                 run.info.end_time,
@@ -168,6 +168,11 @@ class Mirror:
                 set(run.data.params),
                 None if run.data.metrics else set(),
             )
+            before = self._there.get(key)
+            if before is not None and before.run_id == there.run_id:
+                # What this process has written, it need not ask for.
+                there.points, there.files = before.points, before.files
+                there.has_data = before.has_data
         return found
 
     def _all(self) -> Iterator[Run]:
@@ -215,7 +220,9 @@ class Mirror:
 
     def _write_values(self, run: WantedRun, known: _There) -> None:
         if known.points is None:
-            known.points = self._points(known.run_id)
+            # A point that is there already, with its time, is not there twice when it is written
+            # again; a process that was killed may have given those of a tested run other times.
+            known.points = self._points(known.run_id) if run.split == "test" else set()
         tags = {**run.tags, "mlflow.runName": run.name}
         if known.parent_id is not None:
             tags[PARENT_TAG] = known.parent_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
@@ -62,10 +63,14 @@ class AtWork(RunListener):
 
     def __init__(self) -> None:
         self.epochs: dict[str, list[EpochReport]] = {}
+        # When runs began, as far as this process knows, in ms since 1970.
+        self.began_ms: dict[str, int] = {}
 
     def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
         """Keeps an epoch's report."""
         if run.tested:
+            began_s = time.time() - report.train_s - report.val_s
+            self.began_ms.setdefault(run.outcome_file, int(1000 * began_s))
             known = self.epochs.setdefault(run.outcome_file, [])
             known[:] = [*(each for each in known if each.epoch < report.epoch), report]
 
@@ -91,6 +96,7 @@ class Truth:
         self.output = output
         self._database = database
         self._at_work = at_work
+        self._began_ms = at_work.began_ms if at_work is not None else {}
         # Of what cannot change any more.
         self._trials: dict[tuple[str, int, int], list[WantedRun]] = {}
         self._outcomes: dict[str, TestOutcome] = {}
@@ -160,15 +166,15 @@ class Truth:
         ]
 
     def _seed(self, stage: str, config: RunConfig, file: str) -> SeedRun:
-        outcome = self._outcome(file, config)
+        outcome, began_ms = self._outcome(file, config), self._began_ms.get(file)
         if outcome is None:
             reports = self._at_work.epochs.get(file, []) if self._at_work else []
-            return SeedRun(stage, config, None, file, tuple(reports))
+            return SeedRun(stage, config, None, file, tuple(reports), began_ms)
         read = None
         if outcome.checkpoint is not None:
             read = lambda: self._checkpoint(file, config)  # noqa: E731
         # Held for every run: without what is large.
-        return SeedRun(stage, config, outcome, file, checkpoint=read)
+        return SeedRun(stage, config, outcome, file, (), began_ms, read)
 
     def _outcome(self, file: str, config: RunConfig) -> TestOutcome | None:
         if file not in self._outcomes:
