@@ -22,6 +22,7 @@ from pydantic import Field
 
 from adu import storage
 from adu.config import StrictModel
+from adu.data.forget import forget_domains
 from adu.errors import UserError
 from pipeline.command import EXIT_OK, plain_console, run_and_exit, run_command
 from pipeline.names import file_name
@@ -55,12 +56,13 @@ PICTURES = {
     "mem_against_for.png": "Mem against For: every trial on validation images, final runs on test "
     "images",
     "accuracy_by_domain.png": "Accuracy of each domain before and after",
+    "accuracy_by_class.png": "Accuracy of each class in each domain before and after",
     "features.png": "Features of test images before and after",
     "attention.png": "Where the class token looks before and after, on a kept and the forgotten "
     "domain",
 }
 
-WIDE = ("features.png", "attention.png")
+WIDE = ("accuracy_by_class.png", "features.png", "attention.png")
 WIDE_CHART = "Parallel"
 
 # What else lies in the output, and what it is.
@@ -154,7 +156,7 @@ def _study_page(truth: Truth, study: StudyFacts) -> StudyPage:
         [storage.join(study.folder, "configs", name) for name in _configs(folder)],
         counts(trials),
         best_options(finals, searched),
-        accuracy_rows(finals, study.forget),
+        accuracy_rows(finals, forget_domains(study.forget, truth.facts.domains)),
         _pictures(folder, trials),
     )
 

@@ -64,5 +64,6 @@ class Closing:
         manifest = self._plan.manifest
         note = SYNTHETIC_NOTE if manifest.synthetic else ""
         folder = self._output.study_pictures(forget_name(record.forget))
-        for name, data in study_pictures(record, before, after, manifest.domains, note).items():
+        names = manifest.classes, manifest.domains
+        for name, data in study_pictures(record, before, after, *names, note).items():
             storage.write_bytes(storage.join(folder, name), data)

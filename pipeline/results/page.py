@@ -160,14 +160,14 @@ def _sure(gains: Sequence[float]) -> str:
 
 
 def accuracy_rows(
-    finals: Sequence[SeedRun], forget: Sequence[str]
+    finals: Sequence[SeedRun], touched: Sequence[str]
 ) -> list[tuple[str, Figure, Figure]]:
-    """Domain, accuracy before and after."""
+    """Domain, accuracy before and after; those of which something is forgotten say so."""
     before = _accuracies(finals, "zero_shot")
     after = _accuracies(finals, "best")
     return [
         (
-            f"{domain} (forget)" if domain in forget else domain,
+            f"{domain} (forget)" if domain in touched else domain,
             figure(before[domain]),
             figure(after[domain]),
         )

@@ -170,7 +170,8 @@ def write_finals(
 
 def outcome(h: float, checkpoint: bytes | None, domains: Sequence[str] = DOMAINS) -> TestOutcome:
     features = np.zeros((2, 4), np.float32)
-    test = TestResult(scores(h, domains), features, np.array([0, 1]), np.array([0, 1]), 1.0)
+    counts, numbers = np.zeros((2, 1, 1), int), np.array([0, 1])
+    test = TestResult(scores(h, domains), counts, features, numbers, numbers, 1.0)
     made = TestOutcome(scores(h, domains), test, 0.7, checkpoint, None, 1000.0, 1060.5)
     if checkpoint is None:
         return made
