@@ -180,7 +180,7 @@ class TablePlan:
 
     def outcome_file(self, row: Row, run: RunConfig) -> Path:
         """Where a run's outcome is kept: checkpoint and figures, for MLflow."""
-        return self.file(row, run).with_suffix(".npz")
+        return self.folder / "outcomes" / _slug(row) / f"{self.file(row, run).stem}.npz"
 
     def todo(self, row: Row) -> list[RunConfig]:
         """A row's configurations that have not been run."""
