@@ -66,6 +66,7 @@ status: $(VENV)/.dev  ## show the stack's addresses and whether each server work
 lock: $(VENV)/bin/python  ## pin exact versions anew after a change of pyproject.toml
 	$(UV) pip compile pyproject.toml --python-version 3.11 --upgrade --quiet --no-header --no-emit-index-url --annotation-style line -o requirements.txt
 	$(UV) pip compile pyproject.toml --group dev -c requirements.txt --python-version 3.11 --quiet --no-header --no-emit-index-url --annotation-style line -o requirements-dev.txt
+	$(UV) pip compile --group adu -c requirements.txt --python-version 3.11 --quiet --no-header --no-emit-index-url --annotation-style line -o requirements-adu.txt
 
 clean:  ## remove the environment and caches, keep results
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

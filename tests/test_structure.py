@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("jobs", "results", "tracking", "studies", "executors")
 # The rooms of adu, from the top: each may import those after it. `demo` is for whoever names it.
 ROOMS = (
+    "api",
     "serving",
     "evidence",
     "training",

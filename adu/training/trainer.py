@@ -79,9 +79,9 @@ class Trainer:
     their number. A run that was stopped after an epoch goes on exactly from its `state`.
 
     Example:
-        >>> trainer = Trainer(RunConfig(forget=("sketch",)), context)
-        >>> for report in trainer.epochs():
-        ...     print(report.epoch, report.val.h)
+        >>> run = RunConfig(forget=("sketch",), train=TrainConfig(epochs=2))
+        >>> [report.epoch for report in Trainer(run, context).epochs()]
+        [1, 2]
     """
 
     def __init__(self, run: RunConfig, context: Context) -> None:

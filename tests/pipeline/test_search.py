@@ -374,9 +374,9 @@ def test_a_search_in_a_bucket_goes_on_on_a_new_machine(data, tmp_path, s3):
     # Not below tmp_path: names of Ray's sockets must be short.
     disk = Path(tempfile.mkdtemp(prefix="disk-"))
     process = commands.start("search.py", arguments, TMPDIR=str(disk))
-    savepoints = f"{output}/unfinished/sketch/trials"
+    savepoints = f"{output}/unfinished/sketch"
     # Its first trial has ended, its second has begun.
-    wait_for(lambda: storage.names_in(savepoints) == ["1"], process, 240)
+    wait_for(lambda: storage.names_in(savepoints) == ["1.state"], process, 240)
     family = psutil.Process(process.pid).children(recursive=True)
     for member in [*family, process]:
         with contextlib.suppress(psutil.NoSuchProcess):
