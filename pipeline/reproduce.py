@@ -253,8 +253,7 @@ def _run(plan: TablePlan, output: Output, interrupt: Interrupt, console: Console
         if failure is not None:
             log.failures.append(failure)
         if behind := projection.finish(plan.config.tracking.end_s):
-            command = f"python pipeline/track.py --output {plan.folder}"
-            log.failures.append(f"{behind} ({command} writes it)")
+            log.failures.append(behind)
     finally:
         projection.abandon()
     for line in log.failures:

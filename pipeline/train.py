@@ -134,7 +134,7 @@ def _run(
         if failure is not None:
             log.failures.append(failure)
         if behind := projection.finish(config.tracking.end_s):
-            log.failures.append(f"{behind} (python pipeline/track.py --output {folder} writes it)")
+            log.failures.append(behind)
     finally:
         projection.abandon()
     for line in log.failures:

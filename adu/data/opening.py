@@ -21,8 +21,14 @@ from PIL import Image
 from adu import storage
 from adu.data.images import to_rgb
 from adu.data.listing import image_row, plain_name, set_aside
-from adu.data.manifest import CARD_FILE, SPLITS, Manifest, content_digest, load_manifest
-from adu.data.manifest import write_manifest as write
+from adu.data.manifest import (
+    CARD_FILE,
+    SPLITS,
+    Manifest,
+    content_digest,
+    load_manifest,
+    write_manifest,
+)
 from adu.data.shards import ShardBuilder, save_shard
 from adu.errors import UserError
 
@@ -141,7 +147,9 @@ def _manifest(
     for row in rows:
         if "shard" in row:
             row["shard"] = names[row["shard"]]
-    manifest = write(url, rows, name=plain_name(posixpath.basename(source)), source=source)
+    manifest = write_manifest(
+        url, rows, name=plain_name(posixpath.basename(source.rstrip("/"))), source=source
+    )
     # Who opens these images here has named where they lie.
     homes = {posixpath.dirname(item.uri) for item in found if item.uri is not None}
     return replace(manifest, allow_uri=tuple(sorted(homes)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -78,35 +78,20 @@ def evaluate_test(
         feature_samples_per_domain: Images of each domain whose features are returned; always
             the same ones for a manifest.
     """
-    start_s = time.perf_counter()
+    if not isinstance(model, ZeroShot):
+        return _tested(model, context, forget, feature_samples_per_domain)
     # The untouched model does not depend on what is to be forgotten: once a context is enough.
-    key = f"untouched, {feature_samples_per_domain} features"
-    seen = context.remembered.get(key) if isinstance(model, ZeroShot) else None
-    if seen is None:
-        seen = _seen(model, context, feature_samples_per_domain)
-    if isinstance(model, ZeroShot):
-        context.remembered[key] = seen
-    return TestResult(
-        _scores(seen.counts_2CD, context, forget),
-        seen.counts_2CD,
-        seen.features_NE,
-        seen.domain_N,
-        seen.class_N,
-        time.perf_counter() - start_s,
-    )
+    key = f"zero-shot, {feature_samples_per_domain} features"
+    if key not in context.remembered:
+        context.remembered[key] = _tested(model, context, forget, feature_samples_per_domain)
+    known: TestResult = context.remembered[key]
+    return replace(known, scores=_scores(known.counts_2CD, context, forget))
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What a model does on the test split, whatever it was to forget."""
-
-    counts_2CD: np.ndarray
-    features_NE: np.ndarray
-    domain_N: np.ndarray
-    class_N: np.ndarray
-
-
-def _seen(model: nn.Module, context: Context, feature_samples_per_domain: int) -> _Seen:
+def _tested(
+    model: nn.Module, context: Context, forget: Sequence[str], feature_samples_per_domain: int
+) -> TestResult:
+    start_s = time.perf_counter()
     rank, world_size = rank_and_world_size()
     rows = context.manifest.test_rows()
     own = rank_slice(len(rows), rank, world_size)
@@ -127,11 +112,13 @@ def _seen(model: nn.Module, context: Context, feature_samples_per_domain: int) -
                     kept.append((features[i], int(domain_B[i]), int(class_B[i])))
     counts = _summed(counts_2CD)
     everyone = [item for share in gather_objects(kept) for item in share]
-    return _Seen(
+    return TestResult(
+        _scores(counts, context, forget),
         counts,
         np.stack([features for features, _, _ in everyone]),
         np.array([domain for _, domain, _ in everyone]),
         np.array([class_ for _, _, class_ in everyone]),
+        time.perf_counter() - start_s,
     )
 
 

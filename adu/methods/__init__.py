@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, SerializeAsAny, Tag
 
-from adu.config import StrictModel
+from adu.config import MAX_SHOWN, StrictModel
+from adu.errors import UserError
 from adu.methods.adu import Adu, AduConfig
 from adu.methods.base import Method, Output, Task
 from adu.methods.baseline import Baseline, BaselineConfig
@@ -60,6 +61,9 @@ def _tag(values: Any) -> str:
 def _named(values: Any) -> Any:
     """A method by its name alone, with all its defaults; one of another package, by its options."""
     values = {"name": values} if isinstance(values, str) else values
+    if not isinstance(values, Mapping | StrictModel):
+        shown = repr(values)[:MAX_SHOWN]
+        raise UserError(f"method = {shown} (allowed: a method's name, or its options)")
     if isinstance(values, Mapping) and str(values.get("name", DEFAULT_METHOD)) not in METHODS:
         return plugin_options(values, METHODS)
     return values

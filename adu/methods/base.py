@@ -180,7 +180,7 @@ class Method(nn.Module, ABC):
         """The weights in which this is another open_clip model than the backbone, by name.
 
         Returns:
-            None where more than weights has changed in the image tower.
+            None where image features are none that such a model gives.
         """
         return None
 

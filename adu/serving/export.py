@@ -97,14 +97,14 @@ def export_open_clip(model: UnlearnedModel, folder: str | os.PathLike[str]) -> N
         folder: Where to write it; made if it does not exist.
 
     Raises:
-        UserError: If the method puts something into the image tower that open_clip does not have,
-            such as prompts.
+        UserError: If the method does something to image features that open_clip does not, such as
+            prompts.
     """
     changed = model.method.open_clip_weights()
     if changed is None:
         raise UserError(
-            f"method {model.card.run.method.name}: puts more into the image tower than open_clip "
-            "loads (allowed: export_onnx)"
+            f"method {model.card.run.method.name}: has image features that no open_clip model has "
+            "(allowed: export_onnx)"
         )
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from pipeline.jobs.closing import Closing
 from pipeline.jobs.finals import final_configs, final_records, fixed_run
 from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED, Job
+from pipeline.jobs.metrics import SearchMetrics
 from pipeline.jobs.plan import Plan
 from pipeline.jobs.tracked import SYNTHETIC_NOTE, search_facts
 from pipeline.names import forget_name
@@ -138,18 +139,19 @@ class Conductor(RunListener):
         self._job_at = time.monotonic()
         job = self._job = Job(config.address, config.resources, interrupt, listeners)
         self._progress = self._view(job.n_executors)
-        listeners.append(self._progress)
-        self._track(stored, {"ray_job_id": job.cluster.job_id})
+        projection = self._track(stored, {"ray_job_id": job.cluster.job_id})
+        self._metrics = SearchMetrics(self._plan.name, lambda: job.room, projection.lag_s)
+        listeners += [self._progress, self._metrics]
         for forget, record in self._records.items():
             for trial in record.trials:
                 self._progress.run_restored(forget_name(forget), trial, {})
             self._progress.study_state(forget_name(forget), "done")
         for forget in todo:
             self._add_study(job, forget, stored)
-        tell_by(self._progress.news)
-        with self._progress:
+        tell_by(self._waiting)
+        with self._progress, self._metrics:
             n = job.n_executors
-            self._progress.note = lambda: self._projection.behind if self._projection else ""
+            self._progress.note = lambda: projection.behind
             self._progress.news(f"starting {n} executor{'s' * (n != 1)}")
             context = self._plan.context.model_dump(mode="json")
             failure = job.run(context, self._plan.probes(), self._output.url)
@@ -174,7 +176,13 @@ class Conductor(RunListener):
         job.rules.add(study.name, rule, study.curves())
         job.queue.add_study(study)
         for record in study.records:
-            self._progress.run_restored(study.name, record, {})
+            for listener in (self._progress, self._metrics):
+                listener.run_restored(study.name, record, {})
+
+    def _waiting(self, line: str) -> None:
+        """Something outside cannot be reached."""
+        self._progress.news(line)
+        self._metrics.waited()
 
     def _siblings(self) -> list[Mapping[str, Any]]:
         """The best parameters of the studies that have ended."""
@@ -262,14 +270,14 @@ class Conductor(RunListener):
 
     # MLflow.
 
-    def _track(self, stored: BaseStorage, tags: Mapping[str, str]) -> None:
+    def _track(self, stored: BaseStorage, tags: Mapping[str, str]) -> Projection:
         """Has MLflow follow the search from here on."""
-        facts = search_facts(self._plan, self._output, tags)
-        url = self._output.url
+        facts, url = search_facts(self._plan, self._output, tags), self._output.url
         patiently(url, lambda: write_facts(facts, url))
         images = images_csv(self._plan.manifest, self._plan.config.context.data)
         patiently(url, lambda: storage.write_bytes(storage.join(url, IMAGES), images))
         self._projection = project(self._server, facts, url, stored, self._at_work, self._tell)
+        return self._projection
 
     def _tell(self, text: str) -> None:
         self._log.news(text)
@@ -283,8 +291,7 @@ class Conductor(RunListener):
         figures, url = figures_csv(finals, truth.facts.domains), self._output.url
         patiently(url, lambda: storage.write_bytes(storage.join(url, FIGURES), figures))
         if behind := self._projection.finish(self._plan.config.tracking.end_s):
-            command = f"python pipeline/track.py --output {self._output.url}"
-            self._failures.append(f"{behind} ({command} writes the rest)")
+            self._failures.append(behind)
 
     # What a person sees.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -172,9 +173,15 @@ def fixed_facts(runs: Sequence[tuple[str, RunConfig, str]], output: str) -> tupl
 
 
 def origin() -> dict[str, str]:
-    """Who runs which version of the code, as tags that MLflow's UI has columns for."""
+    """Who runs which version of the code, as tags that MLflow's UI has columns for.
+
+    An image has no Git: the commit that it was built from stands in `ADU_COMMIT`.
+    """
     root = Path(__file__).parents[2]
     tags = {**resolve_tags(), "adu_search_version": version("adu-search")}
+    if built := os.environ.get("ADU_COMMIT"):
+        tags["mlflow.source.git.commit"] = built
+        return {name: without_secrets(str(value)) for name, value in tags.items()}
     git = ["git", "-C", str(root), "rev-parse", "HEAD"]
     with contextlib.suppress(OSError):
         commit = subprocess.run(git, capture_output=True, text=True, check=False)

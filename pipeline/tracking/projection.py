@@ -64,6 +64,10 @@ class Projection:
         """Begins to write."""
         self._thread.start()
 
+    def lag_s(self) -> float:
+        """For how long MLflow has been behind, in seconds."""
+        return 0.0 if self._since_s is None else time.time() - self._since_s
+
     @property
     def truth(self) -> Truth:
         """What it writes."""
@@ -78,7 +82,7 @@ class Projection:
         """Writes what is left, for no longer than that.
 
         Returns:
-            What MLflow lacks, in a line; empty if it has everything.
+            What MLflow lacks and what to do, in a line; empty if it has everything.
         """
         self._mirror.truth.end()
         self._at_end.set()
@@ -87,7 +91,8 @@ class Projection:
         if self._is_whole:
             return ""
         self._since_s = self._since_s or time.time()
-        return self.behind
+        command = f"python pipeline/track.py --output {self.truth.output}"
+        return f"{self.behind} ({command} writes the rest)"
 
     def _work(self) -> None:
         pause_s = self._period_s

@@ -97,7 +97,6 @@ def test_its_lock_has_what_it_imports():
 
 
 @pytest.mark.faults
-@pytest.mark.slow_install
 def test_the_readmes_commands_install_all_that_it_needs(tmp_path):
     (commands,) = (c for c in code_blocks("adu/README.md", "") if "requirements-adu.txt" in c)
     python = tmp_path / "venv" / "bin" / "python"

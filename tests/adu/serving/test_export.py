@@ -90,7 +90,7 @@ def test_a_folder_is_loaded_by_open_clip_and_gives_the_models_scores(
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - set(OWN_TOWER)))
 def test_prompts_have_no_place_in_an_open_clip_folder(context, tmp_path, name):
-    with pytest.raises(UserError, match=f"method {name}: puts more into the image"):
+    with pytest.raises(UserError, match=f"method {name}: has image features that no open_clip"):
         export_open_clip(untrained(context, name), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -16,7 +16,7 @@ class FakeMirror:
     """Fails for as long as it is told to."""
 
     def __init__(self):
-        self.truth = SimpleNamespace(end=lambda: None, models=list)
+        self.truth = SimpleNamespace(end=lambda: None, output="/the/output")
         self.away = threading.Event()
         self.n_behind = 3
         self.n_syncs = 0
@@ -65,7 +65,9 @@ def test_at_the_end_it_is_waited_for_no_longer_than_that(lines):
     projection = Projection(mirror, lines.append, period_s=0.01)
     projection.start()
     began_at = time.monotonic()
-    assert projection.finish(0.3).endswith("http://a:***@host is away")
+    assert projection.finish(0.3).endswith(
+        "http://a:***@host is away (python pipeline/track.py --output /the/output writes the rest)"
+    )
     assert time.monotonic() - began_at < 10
 
 
