@@ -35,10 +35,11 @@ from adu.training.checkpoint import load_checkpoint, read_card
 from adu.training.config import RunConfig
 from pipeline.checkpoints import check_same, context_of
 from pipeline.command import EXIT_OK, run_command
-from pipeline.jobs.config import RESULTS, TrackingConfig
-from pipeline.names import forget_name
+from pipeline.jobs.config import RESULTS
+from pipeline.names import forget_name, mlflow_name
 from pipeline.results.tables import mean_and_spread
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.evaluation import log_evaluation
+from pipeline.tracking.server import TrackingConfig, check, server_of
 
 SHORTCUTS = {
     "checkpoint": "checkpoint",
@@ -84,8 +85,8 @@ def evaluate(config: EvaluateConfig) -> int:
     for template in config.templates:
         if "{class}" not in template:
             raise UserError(f"templates '{template}': must contain {{class}}")
-    Tracker.check(config.tracking.uri)
     whole = replace(load_manifest(config.manifest), allow_uri=config.allow_uri)
+    check(config.tracking, whole.name)
     first = config.checkpoint[0]
     card = read_card(storage.read_bytes(first), first)
     data = DataConfig(manifest=config.manifest)
@@ -105,11 +106,12 @@ def evaluate(config: EvaluateConfig) -> int:
     }
     for table in _tables(audits, context, run.forget):
         Console().print(table)
-    _log(config, whole, run.forget, audits)
     if config.output:
         figures = {label: [_figures(one) for one in each] for label, each in audits.items()}
         document = {"forget": run.forget, **figures}
         storage.write_bytes(config.output, json.dumps(document, indent=2).encode())
+    # Last: what it has cost is printed and written whatever becomes of the server.
+    _log(config, whole, run.forget, audits)
     return EXIT_OK
 
 
@@ -205,7 +207,7 @@ def _figures(result: Audit) -> dict[str, Any]:
 
 
 def _log(config: EvaluateConfig, whole: Manifest, forget: Sequence[str], audits: Audits) -> None:
-    tracker = Tracker(config.tracking.uri, RESULTS.absolute() / "evaluate", whole.name)
+    server = server_of(config.tracking, RESULTS.absolute() / "evaluate")
     for label, each in audits.items():
         for checkpoint, one in zip(config.checkpoint, each, strict=False):
             tags = {
@@ -216,14 +218,16 @@ def _log(config: EvaluateConfig, whole: Manifest, forget: Sequence[str], audits:
                 "synthetic": str(whole.synthetic).lower(),
             }
             name = f"{forget_name(forget)}: {label}, evaluated"
-            tracker.log_evaluation(name, tags, _metrics(one), _figures(one), whole)
+            log_evaluation(server, name, tags, _metrics(one), _figures(one), whole)
 
 
 def _metrics(result: Audit) -> dict[str, float]:
     """The figures under names that MLflow takes."""
     metrics = {f"test/{name}": value for name, value in result.scores.as_dict().items()}
     by_domain = {**result.scores.accuracy_by_domain, **result.unseen}
-    metrics |= {f"test/accuracy/{domain}": value for domain, value in by_domain.items()}
+    metrics |= {
+        f"test/accuracy/{mlflow_name(domain)}": value for domain, value in by_domain.items()
+    }
     for side in ("retain", "forget"):
         certainty = asdict(getattr(result, side))
         metrics |= {f"{side}/{name}": value for name, value in certainty.items()}

@@ -48,10 +48,11 @@ from adu.training.config import RunConfig
 from pipeline.checkpoints import check_same, context_of
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, plain_console, run_and_exit, run_command
 from pipeline.evidence_page import Evidence, evidence_figures, evidence_page, evidence_table
-from pipeline.jobs.config import RESULTS, TrackingConfig
+from pipeline.jobs.config import RESULTS
 from pipeline.names import forget_name
 from pipeline.results.output import absolute_output
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.evaluation import log_evaluation
+from pipeline.tracking.server import TrackingConfig, check, server_of
 
 PAGE = "evidence.html"
 FIGURES = "evidence.json"
@@ -135,8 +136,8 @@ class Case:
 
 def prove(config: ProveConfig) -> int:
     """Runs the battery, and says what it came to; returns the exit code."""
-    Tracker.check(config.tracking.uri)
     case = _open(config)
+    check(config.tracking, case.material.whole.name)
     storage.check_reachable(case.place, write=True)
     console = plain_console(sys.stdout)
     outcomes: list[Outcome] = []
@@ -308,7 +309,7 @@ def _evidence(case: Case, outcomes: Sequence[Outcome], took_s: float) -> Evidenc
 
 def _log(case: Case, evidence: Evidence, figures: dict[str, Any], page: str) -> None:
     whole = case.material.whole
-    tracker = Tracker(case.config.tracking.uri, RESULTS.absolute() / "prove", whole.name)
+    server = server_of(case.config.tracking, RESULTS.absolute() / "prove")
     standing = evidence.standings[evidence.label]
     metrics = {"distance": standing.distance.mean, "kept": standing.kept.mean}
     metrics |= {f"residual/{name}": its.mean for name, its in standing.by_attack.items()}
@@ -322,7 +323,7 @@ def _log(case: Case, evidence: Evidence, figures: dict[str, Any], page: str) -> 
         "synthetic": str(whole.synthetic).lower(),
     }
     name = f"{forget}: {evidence.label}, proved"
-    tracker.log_evaluation(name, tags, metrics, figures, whole, {PAGE: page})
+    log_evaluation(server, name, tags, metrics, figures, whole, {PAGE: page})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -100,8 +100,15 @@ class AduTraining:
         torch.save(self._trainer.state(), buffer)
         return buffer.getvalue()
 
-    def test(self) -> bytes:
-        """Evaluates on the test split; the bytes of an outcome file."""
+    def test(self, epochs: Sequence[Mapping[str, Any]]) -> bytes:
+        """Evaluates on the test split.
+
+        Args:
+            epochs: The reports of all its epochs, as plain values.
+
+        Returns:
+            The bytes of an outcome file.
+        """
         # Brings scikit-learn, which the start of an executor need not wait for.
         from adu.evidence.audit import probe_domains
 
@@ -125,6 +132,7 @@ class AduTraining:
             self._began_s,
             time.time(),
             val_counts_2CD,
+            tuple(epochs),
         )
         return outcome_bytes(self._run, outcome)
 

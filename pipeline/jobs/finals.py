@@ -5,7 +5,6 @@ This is the first and only time that test images are read.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,8 +17,9 @@ from adu.evaluation.metrics import Scores
 from adu.methods.baseline import BaselineConfig, PromptConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.config import RunConfig, TrainConfig
-from pipeline.executors.outcome_file import TestOutcome
+from pipeline.executors.outcome_file import TestOutcome, outcome_place
 from pipeline.executors.run import Run
+from pipeline.patience import patiently
 from pipeline.studies.records import FinalRecord
 from pipeline.studies.space import Space, configure, defaults
 
@@ -75,11 +75,14 @@ class ZeroShot:
         outcomes: dict[str, TestOutcome],
         failures: dict[str, str],
     ) -> None:
-        """Puts it down as a study's own run, with its forget set."""
+        """Puts it down as a study's own run, with its forget set, where that would have left it."""
         if self._outcome is None:
             failures[run.place] = self._failure or ""
         else:
-            outcomes[run.place] = for_forget_set(self._outcome, config.forget, *self._names)
+            outcome = for_forget_set(self._outcome, config.forget, *self._names)
+            data = outcome_bytes(config, outcome)
+            patiently(run.place, lambda: storage.write_bytes(run.outcome_file, data))
+            outcomes[run.place] = outcome
 
 
 def for_forget_set(
@@ -107,14 +110,13 @@ def fixed_run(
         context: Model and images, as plain values.
         folder: Folder or URL of what is kept of runs; equal ones have the same file there.
     """
-    digest = hashlib.sha256(config.model_dump_json(by_alias=True).encode()).hexdigest()[:16]
     return Run(
         study,
         f"{stage}-{config.train.seed}",
         stage,
         config.model_dump(mode="json", by_alias=True),
         context,
-        storage.join(folder, digest),
+        outcome_place(folder, config),
         tested=True,
     )
 

@@ -105,12 +105,16 @@ class Plan:
             config,
             self.context.model_dump(mode="json"),
             storage,
-            # Searches may share a database, but not a file in the output folder.
-            name if config.storage is None else f"{output.search_id}/{name}",
+            self.stored_name(name, output),
             output.trials(name),
             first,
             output.commit,
         )
+
+    def stored_name(self, study: str, output: Output) -> str:
+        """A study's name in Optuna's storage."""
+        # Searches may share a database, but not a file in the output folder.
+        return study if self.config.search.storage is None else f"{output.search_id}/{study}"
 
     def probes(self) -> list[RunConfig]:
         """Runs at the ends of every range, to see whether the model takes them."""
@@ -223,7 +227,7 @@ def forget_sets(
 
 
 def _check_tracking(config: SearchConfig) -> None:
-    if config.output and not storage.is_local(config.output) and config.tracking.uri is None:
+    if config.output and not storage.is_local(config.output) and config.tracking.named_uri is None:
         raise UserError(
             "tracking.uri: must be set where the output is a URL (MLflow's own SQLite file needs "
             "a disk that stays)"
