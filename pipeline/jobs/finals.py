@@ -17,7 +17,7 @@ from adu.evaluation.metrics import Scores
 from adu.methods.baseline import BaselineConfig, PromptConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.config import RunConfig, TrainConfig
-from pipeline.executors.outcome_file import TestOutcome, outcome_place
+from pipeline.executors.outcome_file import TestOutcome, outcome_bytes, outcome_place
 from pipeline.executors.run import Run
 from pipeline.patience import patiently
 from pipeline.studies.records import FinalRecord
