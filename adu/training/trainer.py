@@ -120,6 +120,10 @@ class Trainer:
         while self._optimizer is not None and self._epochs_done < self.run.train.epochs:
             yield self._run_epoch(self._epochs_done)
 
+    def validate(self) -> Scores:
+        """Scores the model as it is on the validation images."""
+        return evaluate_images(self.model, self.context, self.context.val, self.run.forget)
+
     def state(self) -> dict[str, Any]:
         """All that is needed to go on after the last epoch."""
         weights = {name: p.detach().cpu().clone() for name, p in self.model.trainable().items()}
@@ -157,7 +161,7 @@ class Trainer:
         losses = _mean_losses(steps, epoch)
         train_s = time.perf_counter() - start_s
         self._average.exchange()
-        val = evaluate_images(self.model, self.context, self.context.val, self.run.forget)
+        val = self.validate()
         val_s = time.perf_counter() - start_s - train_s
         self._epochs_done = epoch + 1
         if self._epochs_done < self.run.train.epochs:

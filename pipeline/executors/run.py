@@ -15,6 +15,9 @@ TRIAL = "trial"
 # A trial's configuration with another seed.
 AGAIN = "again"
 
+# The untouched model on the validation images.
+REFERENCE = "reference"
+
 
 @dataclass(frozen=True)
 class Run:

@@ -13,14 +13,14 @@ import torch
 from adu.context import Context, ContextConfig, load_context
 from adu.data.cache import ImageCache
 from adu.evaluation.attention import sample_attention
-from adu.evaluation.evaluate import evaluate_images, evaluate_test
+from adu.evaluation.evaluate import evaluate_test
 from adu.evaluation.metrics import Scores
 from adu.methods import build_method
 from adu.training.checkpoint import checkpoint_bytes
 from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport, Trainer
 from pipeline.executors.outcome_file import TestOutcome, outcome_bytes
-from pipeline.executors.run import Run
+from pipeline.executors.run import REFERENCE, Run
 from pipeline.executors.worker import WorkerSetup
 
 SESSION = "pipeline.executors.session:open_session"
@@ -68,7 +68,7 @@ class AduSession:
         if run.context != self._config:
             self.close()
             self._open(run.context)
-        return AduTraining(RunConfig.model_validate(run.config), self.context, state)
+        return AduTraining(RunConfig.model_validate(run.config), self.context, state, run.stage)
 
     def _open(self, config: Mapping[str, Any]) -> None:
         self._config = config
@@ -81,16 +81,23 @@ class AduSession:
 class AduTraining:
     """One run of the trainer."""
 
-    def __init__(self, run: RunConfig, context: Context, state: bytes | None) -> None:
+    def __init__(self, run: RunConfig, context: Context, state: bytes | None, stage: str) -> None:
         self._began_s = time.time()
         self._run = run
+        self._stage = stage
         self._context = context
         self._trainer = Trainer(run, context)
         if state is not None:
             self._trainer.load_state(torch.load(io.BytesIO(state), weights_only=True))
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """Trains the epochs that are left; see `epoch_report` for the way back."""
+        """Trains the epochs that are left; see `epoch_report` for the way back.
+
+        The reference, which has nothing to train, is scored as it is.
+        """
+        if self._stage == REFERENCE:
+            val = self._trainer.validate()
+            yield asdict(EpochReport(1, 1, 0.0, {}, val, 0.0, time.time() - self._began_s, 0.0))
         for report in self._trainer.epochs():
             yield asdict(report)
 
@@ -106,7 +113,7 @@ class AduTraining:
         from adu.evidence.audit import probe_domains
 
         model, context, forget = self._trainer.model, self._context, self._run.forget
-        val = evaluate_images(model, context, context.val, forget)
+        val = self._trainer.validate()
         test = evaluate_test(model, context, forget)
         domain_accuracy = probe_domains(
             model, context, context.train, test.features_NE, test.domain_N

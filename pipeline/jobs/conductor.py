@@ -36,6 +36,7 @@ from pipeline.studies.records import (
     read_study_record,
     write_study_record,
 )
+from pipeline.studies.reference import Reference
 from pipeline.studies.rules import make_rule
 from pipeline.studies.selection import best_trial
 from pipeline.studies.source import FixedRuns
@@ -129,7 +130,8 @@ class Conductor(RunListener):
                 self._progress.run_restored(forget_name(forget), trial, {})
             self._progress.study_state(forget_name(forget), "done")
         for forget in todo:
-            self._add_study(job, forget, stored)
+            self._open_study(job, forget, stored)
+        self._begin(job)
         tell_by(self._progress.news)
         with self._progress:
             n = job.n_executors
@@ -149,16 +151,29 @@ class Conductor(RunListener):
         self._timing.trial_overhead_median_s = median(later_s) if later_s else None
         self._write_summary()
 
-    def _add_study(self, job: Job, forget: Forget, stored: BaseStorage) -> None:
+    def _open_study(self, job: Job, forget: Forget, stored: BaseStorage) -> None:
         spec = self._plan.study(forget, self._output, stored, self._siblings)
         study = self._studies[forget] = Study(spec, lambda study: self._trials_ended(forget, study))
-        rule = make_rule(spec.config, spec.base.train.epochs)
-        job.rules.add(study.name, rule, study.curves())
-        job.queue.add_study(study)
+        job.rules.add(study, make_rule(spec.config, spec.base.train.epochs))
         for record in study.records:
             self._progress.run_restored(study.name, record, {})
             scores = study.restored[record.number]
             self._tracked.study(study.name).trial_restored(record, scores)
+
+    def _begin(self, job: Job) -> None:
+        """Queues the studies, those that need zero-shot once it is known."""
+        studies = list(self._studies.values())
+        for study in studies:
+            if not study.goal.lacks_zero_shot:
+                job.queue.add_study(study)
+        waiting = [study for study in studies if study.goal.lacks_zero_shot]
+
+        def follow(_: Reference) -> None:
+            for study in waiting:
+                job.queue.add_study(study)
+
+        if waiting:
+            job.queue.add_fixed(Reference(waiting, follow))
 
     def _siblings(self) -> list[Mapping[str, Any]]:
         """The best parameters of the studies that have ended."""
@@ -253,7 +268,7 @@ class Conductor(RunListener):
         self._tracked.close(record, "KILLED")
 
     def _record_of(self, forget: Forget, study: Study) -> StudyRecord:
-        best = best_trial(study.records, study.spec.config.min_mem)
+        best = best_trial(study.records, study.goal)
         return StudyRecord(forget, study.records, best, {}, False, study.ended_by)
 
     # What a person sees.

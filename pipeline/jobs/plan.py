@@ -22,8 +22,10 @@ from adu.training.config import RunConfig
 from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConfig
 from pipeline.names import forget_name, parse_forget_name
 from pipeline.results.output import STUDIES, Output, absolute_output, open_output, parent_of
+from pipeline.studies.goal import Goal
 from pipeline.studies.records import read_study_record
 from pipeline.studies.rules import make_rule
+from pipeline.studies.samplers import GRID, check_sampler
 from pipeline.studies.space import Space, check_space, configure, examples, grid
 from pipeline.studies.study import StudySpec
 
@@ -128,7 +130,11 @@ class Plan:
         """What makes trials comparable: all else may change between a start and a resumption."""
         kept = {"name", "method", "train", "space", "overrides"}
         values = self.config.model_dump(mode="json", by_alias=True, include=kept)
-        values["search"] = {"objective": self.config.search.objective}
+        search = self.config.search
+        values["search"] = {"objective": search.objective}
+        # Only where they are asked for: a search that was begun before there were such goes on.
+        limits = {"min_mem", "max_forget_accuracy"}
+        values["search"] |= search.model_dump(include=limits, exclude_none=True)
         how = {"data": {"read_threads", "cache_gib"}}
         values["context"] = self.context.model_dump(mode="json", exclude=how)
         return {**values, "manifest_digest": self.manifest.digest}
@@ -162,8 +168,11 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[str], Manifest]) -> 
         output or storage.join(parent, f"{name}-{stamp}"),
     )
     make_rule(config.search, config.train.epochs)
+    n_objectives = Goal(config.search.objective).n_objectives
     for forget in plan.forget_sets:
-        check_space(plan.space(forget), plan.base(forget))
+        space, base = plan.space(forget), plan.base(forget)
+        check_space(space, base)
+        check_sampler(config.search.sampler, space, base, n_objectives)
         _check_grid(plan, forget)
     return plan
 
@@ -227,7 +236,7 @@ def _check_tracking(config: SearchConfig) -> None:
 
 def _check_grid(plan: Plan, forget: tuple[str, ...]) -> None:
     search = plan.config.search
-    if search.sampler != "grid":
+    if search.sampler != GRID:
         return
     n_points = sum(1 for _ in grid(plan.space(forget), plan.base(forget), search.grid_points))
     if n_points > search.trials:

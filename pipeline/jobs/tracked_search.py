@@ -15,6 +15,7 @@ from pipeline.jobs.plan import Plan
 from pipeline.names import forget_name
 from pipeline.results.output import Output
 from pipeline.studies.records import StudyRecord
+from pipeline.studies.samplers import sampler_config
 from pipeline.tracking.recorder import Background, TrackedStudy
 from pipeline.tracking.tracker import Tracker, default_uri, model_name, short_name
 
@@ -153,7 +154,7 @@ class TrackedSearch:
             "shots": config.context.data.shots,
             "val_shots": config.context.data.val_shots,
             "trials": config.search.trials,
-            "sampler": config.search.sampler,
+            "sampler": sampler_config(config.search.sampler).name,
             "searched": ", ".join(short_name(path) for path in config.space),
             "objective": config.search.objective,
         }

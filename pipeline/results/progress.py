@@ -24,7 +24,7 @@ from rich.text import Text
 
 from adu.training.trainer import EpochReport
 from pipeline.command import LastingStream
-from pipeline.executors.run import TRIAL, Run
+from pipeline.executors.run import REFERENCE, TRIAL, Run
 from pipeline.studies.listener import RunListener
 from pipeline.studies.records import TrialRecord
 
@@ -154,6 +154,8 @@ class Progress(RunListener):
         self.run_suspended(run)
         with self._lock:
             self._durations_s[run.tested].append(record.wall_s)
+            if run.stage == REFERENCE:
+                return
             if run.stage != TRIAL:
                 self._studies[run.study].finals += 1
                 return

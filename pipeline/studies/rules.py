@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,10 +18,12 @@ from ray.tune.schedulers import (
 
 from adu.errors import UserError
 from pipeline.executors.run import TRIAL, Event, Run
+from pipeline.executors.session import epoch_report
+from pipeline.studies.imported import imported
 from pipeline.studies.queue import RunQueue
-from pipeline.studies.study import StudyConfig
+from pipeline.studies.study import DEFAULTS, Study, StudyConfig
 
-METRIC = "h"
+METRIC = "merit"
 
 RULES = {
     "asha": AsyncHyperBandScheduler,
@@ -89,23 +90,17 @@ class Rules(TrialScheduler):
         self._queue = queue
         self._studies: dict[str, _Study] = {}
 
-    def add(self, study: str, rule: Any, curves: Sequence[Mapping[int, float]]) -> None:
-        """Sets a study's rule.
-
-        Args:
-            study: The study's name.
-            rule: Its rule.
-            curves: H after each epoch of every trial that has ended in an earlier session.
-        """
-        self._studies[study] = _Study(rule)
+    def add(self, study: Study, rule: Any) -> None:
+        """Sets a study's rule, and shows it the trials that have ended in an earlier session."""
+        self._studies[study.name] = _Study(rule, study)
         if isinstance(rule, HyperBandScheduler):
             # It compares those that run side by side.
             return
         nobody = _View(None, [])
-        for number, curve in enumerate(curves):
+        for number, curve in enumerate(study.curves()):
             earlier = _Known(f"earlier-{number}")
             rule.on_trial_add(nobody, earlier)
-            results = [{"epoch": epoch, METRIC: h} for epoch, h in sorted(curve.items())]
+            results = [{"epoch": epoch, METRIC: merit} for epoch, merit in sorted(curve.items())]
             for result in results:
                 if rule.on_trial_result(nobody, earlier, result) == STOP:
                     break
@@ -185,9 +180,10 @@ class _Known:
 class _Study:
     """A study's rule, and the trials that it knows."""
 
-    def __init__(self, rule: Any) -> None:
+    def __init__(self, rule: Any, study: Study) -> None:
         # A `TrialScheduler`, which is given `_Known` trials and a `_View` of Tune's controller.
         self.rule = rule
+        self._study = study
         self.known: dict[str, _Known] = {}
         self.paused: set[str] = set()
 
@@ -203,14 +199,20 @@ class _Study:
             self.rule.on_trial_add(self.view(controller), known)
 
     def result(self, controller: Any, trial: Trial, event: Event, result: Mapping[str, Any]) -> str:
-        known, decision = self.known[_run(trial).key], CONTINUE
+        run = _run(trial)
+        known, decision = self.known[run.key], CONTINUE
         assert event.epoch is not None
         for epoch in (*event.before, event.epoch):
             if epoch["epoch"] <= known.epoch:
                 continue
             known.epoch = epoch["epoch"]
-            told = {**result, "epoch": known.epoch, METRIC: epoch["val"]["h"]}
+            # Its goal may have been waiting for zero-shot when the rule was set.
+            merit = self._study.goal.merit(epoch_report(epoch).val)
+            told = {**result, "epoch": known.epoch, METRIC: merit}
             decision = self.rule.on_trial_result(self.view(controller), known, told)
+            if decision == STOP and run.number == DEFAULTS:
+                # What all others are compared with comes to its end.
+                decision = CONTINUE
             if decision != CONTINUE:
                 break
         if decision == PAUSE:
@@ -247,15 +249,11 @@ def _run(trial: Trial) -> Run:
 
 
 def _imported(name: str) -> Any:
-    module, _, attribute = name.replace(":", ".").rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        known = ", ".join(RULES)
-        raise UserError(
-            f"search.scheduler '{name}': unknown (known: {known}, or the import path of a "
-            "scheduler of Ray Tune's, such as ray.tune.schedulers.AsyncHyperBandScheduler)"
-        ) from error
+    known = (
+        f"known: {', '.join(RULES)}, or the import path of a scheduler of Ray Tune's, such as "
+        "ray.tune.schedulers.AsyncHyperBandScheduler"
+    )
+    found = imported(name, "search.scheduler", known)
     if not (inspect.isclass(found) and issubclass(found, TrialScheduler)):
         raise UserError(f"search.scheduler '{name}': is no subclass of Tune's TrialScheduler")
     if issubclass(found, PopulationBasedTraining):

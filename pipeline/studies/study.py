@@ -5,7 +5,7 @@ its first trials again whenever it is built, keeps no intermediate values where 
 objectives, and forgets what ran when its process dies. A `Study` does none of that:
 
 - A trial that is stopped early is PRUNED with all its intermediate values.
-- The paper's defaults, and what a study is warmed up with, are enqueued when it is created.
+- The defaults, and what a study is warmed up with, are enqueued when it is created.
 - Optuna's storage has the record of each finished trial and is enough to go on. Trials that ran
   when everything was killed are WAITING once more and go on under their old number.
 - A proposal depends on the seed, the study and what is known, not on earlier processes.
@@ -19,7 +19,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import optuna
@@ -34,8 +34,9 @@ from adu.evaluation.metrics import Scores
 from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport
 from pipeline.executors.run import TRIAL, Run
+from pipeline.studies.goal import Goal, Least, ObjectiveText
 from pipeline.studies.records import TrialRecord
-from pipeline.studies.samplers import SamplerName, make_sampler
+from pipeline.studies.samplers import GRID, SamplerConfig, make_sampler
 from pipeline.studies.selection import best_trial
 from pipeline.studies.space import Space, Value, configure, defaults, fit, grid, searched, suggest
 
@@ -44,6 +45,10 @@ RECORD = "record"
 SCORES = "val, epoch "
 SEARCHED_S = "searched_s"
 AGAIN = "again, "
+ZERO_SHOT_MEM = "zero-shot mem"
+
+# Optuna's number of the trial with the defaults, which is enqueued first.
+DEFAULTS = 0
 
 EndedBy = Literal["trials", "wall time", "target H", "patience"]
 
@@ -67,15 +72,26 @@ class StudyConfig(StrictModel):
         description="trials of a study at the same time; 1: what it proposes depends on nothing "
         "else; unset: more than one where an executor would have nothing to do",
     )
-    sampler: SamplerName = Field("tpe", description="how Optuna proposes")
-    objective: Literal["h", "mem_for"] = Field(
-        "h", description="what is searched for: H, or Mem and For with their Pareto front"
+    sampler: str | SamplerConfig = Field(
+        "tpe",
+        description="how Optuna proposes: tpe, gp, cmaes, nsga2, nsga3, random, grid, or the "
+        "import path of a sampler of Optuna's; or such a name with options",
     )
-    min_mem: float | None = Field(
+    objective: ObjectiveText = Field(
+        "h",
+        description="what is searched for: an expression of h, mem and for, such as "
+        "'0.7*mem+0.3*for'; package.module:function of them; or mem_for: their Pareto front",
+    )
+    min_mem: Least | None = Field(
+        None,
+        description="models with less Mem are worth less than all others: a fraction, or a share "
+        "of zero-shot's such as '80%'; unset: no limit",
+    )
+    max_forget_accuracy: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="choose the highest For with at least this Mem; unset: the highest H",
+        description="so are models with a higher accuracy on the forget domains; unset: no limit",
     )
     race: int = Field(
         3,
@@ -157,13 +173,16 @@ class Study:
         self.records: list[TrialRecord] = []
         self.ended_by: EndedBy = "trials"
         self._live: dict[int, _Live] = {}
-        n_objectives = 1 if spec.config.objective == "h" else 2
+        config = spec.config
+        self.goal = Goal(config.objective, config.min_mem, config.max_forget_accuracy)
         self._optuna = optuna.create_study(
             study_name=spec.stored_name,
             storage=spec.storage,
-            directions=["maximize"] * n_objectives,
+            directions=["maximize"] * self.goal.n_objectives,
             load_if_exists=True,
         )
+        if (mem := self._optuna.user_attrs.get(ZERO_SHOT_MEM)) is not None:
+            self.goal = replace(self.goal, zero_shot_mem=mem)
         self._began_at = time.monotonic() - self._optuna.user_attrs.get(SEARCHED_S, 0.0)
         self._mend()
         self.restored = {
@@ -190,7 +209,7 @@ class Study:
     def n_left(self) -> int:
         """Trials that have not begun."""
         left = self.spec.config.trials - len(self.records) - len(self._live)
-        if self.spec.config.sampler == "grid" and self._trials():
+        if self.spec.config.sampler == GRID and self._trials():
             left = min(left, len(self._trials(TrialState.WAITING)))
         return max(left, 0)
 
@@ -200,11 +219,16 @@ class Study:
         return self.n_left > 0 and not self._is_over()
 
     def curves(self) -> list[dict[int, float]]:
-        """H after each epoch of every trial that an earlier session has finished."""
+        """Merit after each epoch of every trial that an earlier session has finished."""
         return [
-            {epoch: scores["h"] for epoch, scores in by_epoch.items()}
+            {epoch: self.goal.merit(_plain_scores(scores)) for epoch, scores in by_epoch.items()}
             for by_epoch in self.restored.values()
         ]
+
+    def set_zero_shot(self, mem: float) -> None:
+        """Keeps zero-shot's Mem on the validation images, of which `min_mem` may be a share."""
+        self._optuna.set_user_attr(ZERO_SHOT_MEM, mem)
+        self.goal = replace(self.goal, zero_shot_mem=mem)
 
     def propose(self) -> Run:
         """The next trial, or one that is to go on."""
@@ -234,8 +258,8 @@ class Study:
         if report.epoch in live.known:
             return False
         # Optuna takes intermediate values of one objective only.
-        if self.spec.config.objective == "h":
-            live.trial.report(report.val.h, report.epoch)
+        if self.goal.n_objectives == 1:
+            live.trial.report(self.goal.merit(report.val), report.epoch)
         live.trial.set_user_attr(f"{SCORES}{report.epoch}", report.val.as_dict())
         live.known.add(report.epoch)
         return True
@@ -273,10 +297,7 @@ class Study:
         for name, scores in self._optuna.user_attrs.items():
             if name.startswith(AGAIN):
                 number, seed = map(int, name.removeprefix(AGAIN).split(", "))
-                values = {"mem": scores["mem"], "for_": scores["for"], "h": scores["h"]}
-                records[number].again[seed] = Scores(
-                    **values, accuracy_by_domain={}, n_by_domain={}
-                )
+                records[number].again[seed] = _plain_scores(scores)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self._optuna.get_trials(deepcopy=False, states=states or None)
@@ -294,15 +315,20 @@ class Study:
         if not records or self.ended_by != "trials":
             return self.ended_by != "trials"
         judged = config.target_h is not None or config.patience is not None
-        best = best_trial(records) if judged else None
+        best = best_trial(records, self.goal) if judged else None
         searched_s = time.monotonic() - self._began_at
         if config.target_h is not None and best and best.val and best.val.h >= config.target_h:
             self.ended_by = "target H"
-        elif config.patience is not None and _trials_since_best(records) >= config.patience:
+        elif config.patience is not None and self._trials_since_best() >= config.patience:
             self.ended_by = "patience"
         elif config.wall_time_s is not None and searched_s >= config.wall_time_s:
             self.ended_by = "wall time"
         return self.ended_by != "trials"
+
+    def _trials_since_best(self) -> int:
+        best = best_trial(self.records, self.goal)
+        ended = [record for record in self.records if record.state != "failed"]
+        return len(ended) - 1 - ended.index(best) if best in ended else 0
 
     def _mend(self) -> None:
         """Brings trials that nobody runs any more into a state to go on from."""
@@ -320,7 +346,7 @@ class Study:
         """Enqueues what is tried before the sampler is asked."""
         spec = self.spec
         first = [defaults(spec.space), *(fit(spec.space, params) for params in spec.first())]
-        if spec.config.sampler == "grid":
+        if spec.config.sampler == GRID:
             first += grid(spec.space, spec.base, spec.config.grid_points)
         # A range's value is the same as a whole number and with a decimal point.
         distinct = {tuple(sorted(values.items())): values for values in first}
@@ -330,9 +356,7 @@ class Study:
     def _tell(self, record: TrialRecord) -> None:
         if record.state == "complete":
             assert record.val is not None
-            val = record.val
-            values = [val.h] if self.spec.config.objective == "h" else [val.mem, val.for_]
-            self._optuna.tell(record.number, values)
+            self._optuna.tell(record.number, self.goal.values(record.val))
         elif record.state == "stopped":
             # Optuna takes the last of the intermediate values.
             self._optuna.tell(record.number, state=TrialState.PRUNED)
@@ -349,10 +373,8 @@ def stored_scores(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
     }
 
 
-def _trials_since_best(records: Sequence[TrialRecord]) -> int:
-    best = best_trial(records)
-    ended = [record for record in records if record.state != "failed"]
-    return len(ended) - 1 - ended.index(best) if best in ended else 0
+def _plain_scores(scores: Mapping[str, float]) -> Scores:
+    return Scores(scores["mem"], scores["for"], scores["h"], {}, {})
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:

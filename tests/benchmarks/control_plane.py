@@ -165,7 +165,7 @@ def search(n_executors: int, trials: int, sampler: str, folder: Path) -> dict[st
         queue = RunQueue(Capacity(resources, nodes), listeners, threading.Event())
         rules = Rules(queue)
         queue.add_study(study)
-        rules.add(STUDY, make_rule(config, EPOCHS), study.curves())
+        rules.add(study, make_rule(config, EPOCHS))
         session = {"folder": str(folder / "executors"), "executors": n_executors}
         worker = WorkerSetup("tests.benchmarks.free_session:open_session", session)
         run_queue(queue, rules, ExecutorSetup(worker, resources))

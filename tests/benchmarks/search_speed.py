@@ -220,7 +220,7 @@ def warm(
     name, base, place = f"bench-{n_workers}", base_run(epochs), str(folder / "unfinished")
     study = Study(StudySpec(name, base, SPACE, config, context, storage, name, place))
     queue.add_study(study)
-    rules.add(name, make_rule(config, epochs), study.curves())
+    rules.add(study, make_rule(config, epochs))
     started_at = time.monotonic()
     run_queue(queue, rules, ExecutorSetup(WorkerSetup(SESSION, context), resources))
     wall_s = time.monotonic() - seen.first_at

@@ -119,7 +119,7 @@ class StubJob:
         for name, n_trials in trials.items():
             study = self._study(name, n_trials)
             queue.add_study(study)
-            rules.add(name, make_rule(study.spec.config, EPOCHS), study.curves())
+            rules.add(study, make_rule(study.spec.config, EPOCHS))
         config = {"seconds": EPOCH_S, "log": str(self._log), **(session or {})}
         setup = ExecutorSetup(WorkerSetup(SESSION, config), asked)
 
