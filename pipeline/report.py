@@ -25,9 +25,9 @@ from adu.errors import UserError
 from pipeline.command import EXIT_OK, plain_console, run_and_exit, run_command
 from pipeline.jobs.config import TrackingConfig
 from pipeline.names import mlflow_name, parse_forget_name
+from pipeline.results.comparison import judgement
 from pipeline.results.output import absolute_output, fetch_journal, search_id
 from pipeline.results.report_pictures import study_charts
-from pipeline.results.summary import judgement
 from pipeline.studies.records import METHOD_LABELS, STAGES, stage_label
 from pipeline.studies.storage import read_journal, shown
 from pipeline.tracking.tracker import LoggedRun, SearchRuns, Tracker, default_uri
@@ -173,7 +173,8 @@ def _trials(database: BaseStorage, name: str) -> list[FrozenTrial]:
 
 def _label(stage: str, finals: Sequence[LoggedRun]) -> str:
     method = finals[0].tags["method"]
-    return stage_label(stage, METHOD_LABELS.get(method, method))
+    recipe = finals[0].params.get("recipe")
+    return stage_label(stage, METHOD_LABELS.get(method, method), recipe)
 
 
 def _stage(label: str, finals: Sequence[LoggedRun]) -> Stage:

@@ -202,8 +202,9 @@ class Conductor(RunListener):
             return
         self._progress.study_state(study.name, "final runs")
         seeds = self._plan.config.final.seeds
-        space = self._plan.space(forget)
-        configs = final_configs(self._plan.base(forget), space, record.best.params, seeds)
+        base, space = self._plan.base(forget), self._plan.space(forget)
+        paper = self._plan.paper(forget)
+        configs = final_configs(base, space, record.best.params, seeds, paper)
         folder = self._output.finals(study.name)
         context = study.spec.context
         finals = [
@@ -269,7 +270,8 @@ class Conductor(RunListener):
 
     def _record_of(self, forget: Forget, study: Study) -> StudyRecord:
         best = best_trial(study.records, study.goal)
-        return StudyRecord(forget, study.records, best, {}, False, study.ended_by)
+        ended_by = study.ended_by
+        return StudyRecord(forget, study.records, best, {}, False, ended_by, goal=study.goal)
 
     # What a person sees.
 

@@ -18,6 +18,7 @@ from adu.data.decoded import DataConfig, select_images
 from adu.data.manifest import Manifest, load_manifest
 from adu.data.reading import check_images
 from adu.errors import UserError
+from adu.methods.adu import AduConfig
 from adu.training.config import RunConfig
 from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConfig
 from pipeline.names import forget_name, parse_forget_name
@@ -28,6 +29,9 @@ from pipeline.studies.rules import make_rule
 from pipeline.studies.samplers import GRID, check_sampler
 from pipeline.studies.space import Space, check_space, configure, examples, grid
 from pipeline.studies.study import StudySpec
+
+# The recipe that is compared with, whatever a search starts from.
+PAPER = "paper"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,17 @@ class Plan:
     def base(self, forget: tuple[str, ...]) -> RunConfig:
         """A study's run configuration apart from what is searched."""
         return RunConfig(forget=forget, method=self.config.method, train=self.config.train)
+
+    def paper(self, forget: tuple[str, ...]) -> RunConfig | None:
+        """The paper's own configuration, where the search starts from another recipe's."""
+        method, train = self.config.method, self.config.train
+        if not isinstance(method, AduConfig) or method.recipe in (None, PAPER):
+            return None
+        # As long and on the same batches as all others; the rest as in the paper.
+        shared = {name: getattr(train, name) for name in ("epochs", "batch_size", "crop_scale_min")}
+        return RunConfig.model_validate(
+            {"forget": forget, "method": {"name": "adu", "recipe": PAPER}, "train": shared}
+        )
 
     def space(self, forget: tuple[str, ...]) -> Space:
         """What is searched for a forget set: overrides of its domains, then its own, win."""

@@ -47,7 +47,7 @@ from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.names import mlflow_name
-from pipeline.studies.records import METHOD_LABELS, STAGES, stage_label
+from pipeline.studies.records import STAGES, run_label
 
 PARENT_TAG = "mlflow.parentRunId"
 TRIAL_TAG = "adu.trial_id"
@@ -216,7 +216,7 @@ class Tracker:
         """Finds or creates the run of a final run and logs all that came of it; returns its id."""
         seed = run.train.seed
         key = f"{study_run}/{stage}/{tags.get('forget', '')}/{seed}"
-        label = stage_label(stage, METHOD_LABELS.get(run.method.name, run.method.name))
+        label = run_label(stage, run)
         label = label if stage == "zero_shot" else f"{label}, seed {seed}"
         name = _run_name(tags, label)
         own = {PARENT_TAG: study_run, STAGE_TAG: key, "stage": stage, "method": run.method.name}

@@ -1,4 +1,4 @@
-"""One number that sampler, early stopping, race and choice follow; what keeps too little is last."""
+"""The one number that everything follows, in which what keeps too little comes last."""
 
 from __future__ import annotations
 
@@ -102,13 +102,13 @@ def test_of_two_objectives_an_infeasible_trial_is_surpassed_by_every_feasible_on
 
 
 def test_everything_that_compares_follows_the_constraint(tmp_path):
-    """Sampler, early stopping, race and choice: the one that forgets all by losing all never wins."""
+    """Sampler, early stopping, race and choice."""
     config = {"min_mem": 0.5, "trials": 3, "grace_epochs": 1, "reduction_factor": 2, "race": 2}
     study = Study(make_spec(tmp_path, objective="for", **config))
     queue = Queue(study)
     rules = Rules(queue)
     rules.add(study, make_rule(study.spec.config, 4))
-    # (Mem, For); Mem is what the made-up H is, For too: so Mem of 0.6 beats Mem of 0.4 by feasibility.
+    # What is made up is Mem and For alike.
     for number, value in enumerate((0.55, 0.45, 0.6)):
         queue.run(str(number), [value] * 4)
     told = [trial.value for trial in stored(study.spec)]
