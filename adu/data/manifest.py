@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,15 +33,26 @@ SPLITS = ("train", "test")
 # What the digest covers: what an image is and is used as, not where it lies.
 DIGEST_COLUMNS = ("image_id", "domain", "class", "split", "sha256")
 
+# Of one look at all that is beyond the shots: the standard error of an accuracy over so many is
+# about half a point.
+MOST_VAL_IMAGES = 8192
+
 Cell = tuple[str, str]  # (domain, class)
 
 
 @dataclass(frozen=True)
 class FewShotSplit:
-    """Row numbers of the training and validation images; no row is in both."""
+    """Row numbers of the training and validation images; no row is in both.
+
+    Attributes:
+        train_rows: Of the training images.
+        val_rows: Of the validation images.
+        val_places: The place of each validation image among those of its domain and class, from 0.
+    """
 
     train_rows: np.ndarray
     val_rows: np.ndarray
+    val_places: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +135,9 @@ class Manifest:
         names = ((d, c) for d in self.domains for c in self.classes)
         return dict(zip(names, counts, strict=True))
 
-    def few_shot_split(self, shots: int, val_shots: int, seed: int) -> FewShotSplit:
+    def few_shot_split(
+        self, shots: int, val_shots: int | Literal["all"], seed: int
+    ) -> FewShotSplit:
         """Draws training and validation images from the training side.
 
         Of each domain and class, the images with the smallest hashes of (seed, image id) are
@@ -132,13 +145,16 @@ class Manifest:
 
         Args:
             shots: Training images of each domain and class.
-            val_shots: Validation images of each domain and class.
+            val_shots: Validation images of each domain and class; or all that there are beside the
+                training images, at most an equal share of `MOST_VAL_IMAGES` of each.
             seed: Which of the possible splits.
 
         Raises:
             UserError: Naming a domain and class that has too few.
         """
-        self._check_enough(shots, val_shots)
+        n_cells = len(self.domains) * len(self.classes)
+        most = max(1, MOST_VAL_IMAGES // n_cells) if val_shots == "all" else val_shots
+        self._check_enough(shots, 1 if val_shots == "all" else val_shots)
         rows = np.flatnonzero(self._numbers_of_all("split", SPLITS) == SPLITS.index("train"))
         hashes = self._hashes(rows, seed)
         # Cells in the order of their names, as before numbers came in.
@@ -149,9 +165,8 @@ class Manifest:
         order = _smallest_first(cells, hashes)
         place = np.arange(len(order)) - _starts(cells[order])
         drawn = rows[order]
-        return FewShotSplit(
-            drawn[place < shots], drawn[(place >= shots) & (place < shots + val_shots)]
-        )
+        is_val = (place >= shots) & (place < shots + most)
+        return FewShotSplit(drawn[place < shots], drawn[is_val], place[is_val] - shots)
 
     def test_rows(self) -> np.ndarray:
         """Row numbers of the test split."""

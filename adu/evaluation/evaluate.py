@@ -45,11 +45,24 @@ class TestResult:
 
 
 def evaluate_images(
-    model: Method, context: Context, images: ImageSet, forget: Sequence[str]
+    model: Method,
+    context: Context,
+    images: ImageSet,
+    forget: Sequence[str],
+    which: Sequence[int] | None = None,
 ) -> Scores:
-    """Scores a model on decoded images, shared out over the workers."""
+    """Scores a model on decoded images, shared out over the workers.
+
+    Args:
+        model: The model.
+        context: Model and data that it belongs to.
+        images: The images.
+        forget: The forget domains.
+        which: Numbers of those to look at; None: all.
+    """
     rank, world_size = rank_and_world_size()
-    own = range(len(images))[rank_slice(len(images), rank, world_size)]
+    seen = range(len(images)) if which is None else which
+    own = seen[rank_slice(len(seen), rank, world_size)]
     counts_2D = torch.zeros(2, len(context.domains), dtype=torch.long, device=context.device)
     for start in range(0, len(own), EVAL_BATCH_SIZE):
         rows = list(own[start : start + EVAL_BATCH_SIZE])

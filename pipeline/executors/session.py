@@ -68,7 +68,7 @@ class AduSession:
         if run.context != self._config:
             self.close()
             self._open(run.context)
-        return AduTraining(RunConfig.model_validate(run.config), self.context, state, run.stage)
+        return AduTraining(run, self.context, state)
 
     def _open(self, config: Mapping[str, Any]) -> None:
         self._config = config
@@ -81,12 +81,12 @@ class AduSession:
 class AduTraining:
     """One run of the trainer."""
 
-    def __init__(self, run: RunConfig, context: Context, state: bytes | None, stage: str) -> None:
+    def __init__(self, run: Run, context: Context, state: bytes | None) -> None:
         self._began_s = time.time()
-        self._run = run
-        self._stage = stage
+        self._run = RunConfig.model_validate(run.config)
+        self._stage = run.stage
         self._context = context
-        self._trainer = Trainer(run, context)
+        self._trainer = Trainer(self._run, context, run.deciding)
         if state is not None:
             self._trainer.load_state(torch.load(io.BytesIO(state), weights_only=True))
 

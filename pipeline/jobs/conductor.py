@@ -29,7 +29,7 @@ from pipeline.results.output import Output
 from pipeline.results.progress import Progress
 from pipeline.results.summary import SearchRecord, Timing, render_summary, write_summary
 from pipeline.studies.listener import RunListener
-from pipeline.studies.race import Race
+from pipeline.studies.race import Race, n_again
 from pipeline.studies.records import (
     StudyRecord,
     TrialRecord,
@@ -277,8 +277,6 @@ class Conductor(RunListener):
 
     def _view(self, n_executors: int) -> Progress:
         synthetic = f" ({SYNTHETIC_NOTE})" if self._plan.manifest.synthetic else ""
-        # Three configurations are trained for each seed; zero-shot is not.
-        n_finals = 3 * len(self._plan.config.final.seeds)
         race = self._plan.config.search.race
         return Progress(
             self._console,
@@ -286,7 +284,7 @@ class Conductor(RunListener):
             [forget_name(forget) for forget in self._plan.forget_sets],
             self._plan.config.search.trials,
             n_executors,
-            n_finals + (race * (race + 1) // 2 - 1),
+            self._plan.n_finals + n_again(race),
             self._started_at,
         )
 

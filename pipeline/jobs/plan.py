@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from adu import storage
 from adu.context import ContextConfig, check_forget_set
 from adu.data.decoded import DataConfig, select_images
-from adu.data.manifest import Manifest, load_manifest
+from adu.data.manifest import FewShotSplit, Manifest, load_manifest
 from adu.data.reading import check_images
 from adu.errors import UserError
 from adu.methods.adu import AduConfig
@@ -25,7 +25,7 @@ from pipeline.names import forget_name, parse_forget_name
 from pipeline.results.output import STUDIES, Output, absolute_output, open_output, parent_of
 from pipeline.studies.goal import Goal
 from pipeline.studies.records import read_study_record
-from pipeline.studies.rules import make_rule
+from pipeline.studies.rules import deciding_epochs, make_rule
 from pipeline.studies.samplers import GRID, check_sampler
 from pipeline.studies.space import Space, check_space, configure, examples, grid
 from pipeline.studies.study import StudySpec
@@ -125,7 +125,19 @@ class Plan:
             output.trials(name),
             first,
             output.commit,
+            deciding_epochs(config, self.config.train.epochs),
         )
+
+    @property
+    def n_finals(self) -> int:
+        """Final runs of a study that train."""
+        stages = 3 + any(self.paper(forget) is not None for forget in self.forget_sets)
+        return stages * len(self.config.final.seeds)
+
+    def few_shot_split(self) -> FewShotSplit:
+        """The images that all runs learn from and are chosen on."""
+        data = self.config.context.data
+        return self.manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
 
     def probes(self) -> list[RunConfig]:
         """Runs at the ends of every range, to see whether the model takes them."""
@@ -150,7 +162,7 @@ class Plan:
         # Only where they are asked for: a search that was begun before there were such goes on.
         limits = {"min_mem", "max_forget_accuracy"}
         values["search"] |= search.model_dump(include=limits, exclude_none=True)
-        how = {"data": {"read_threads", "cache_gib"}}
+        how = {"data": {"read_threads", "cache_gib", "quick_val_shots"}}
         values["context"] = self.context.model_dump(mode="json", exclude=how)
         return {**values, "manifest_digest": self.manifest.digest}
 

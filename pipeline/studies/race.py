@@ -26,6 +26,11 @@ FIRST_SEED = 1000
 NOTHING = Scores(0.0, 0.0, 0.0, {}, {})
 
 
+def n_again(race: int) -> int:
+    """How many runs a race among so many takes, if all of them take part."""
+    return race * (race + 1) // 2 - 1
+
+
 class Race:
     """A source of runs: successive rejects among the best configurations of a study.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,6 +74,28 @@ def make_rule(config: StudyConfig, epochs: int) -> Any:
             f"search.scheduler_options {config.scheduler_options}: {name} does not take them: "
             f"{' '.join(str(error).split())}"
         ) from error
+
+
+def deciding_epochs(config: StudyConfig, epochs: int) -> tuple[int, ...]:
+    """The epochs after which a study's rule may stop a trial.
+
+    Args:
+        config: How a study searches.
+        epochs: Of a whole trial.
+    """
+    rule = make_rule(config, epochs)
+    if type(rule) is FIFOScheduler:
+        return ()
+    if not isinstance(rule, AsyncHyperBandScheduler):
+        return tuple(range(1, epochs + 1))
+    options = {"grace_period": config.grace_epochs, "reduction_factor": config.reduction_factor}
+    options |= config.scheduler_options
+    rungs, rung = set(), float(options["grace_period"])
+    while rung <= epochs:
+        # Looked at in the first epoch that is not before it.
+        rungs.add(math.ceil(rung))
+        rung *= options["reduction_factor"]
+    return tuple(sorted(rungs))
 
 
 class Rules(TrialScheduler):

@@ -97,6 +97,7 @@ def check_sampler(
     Raises:
         UserError: If it does not.
     """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=["maximize"] * n_objectives)
     study.sampler = make_sampler(choice, 0, 1, any(parameter.when for parameter in space.values()))
     try:

@@ -136,6 +136,7 @@ class StudySpec:
         stored_name: The study's name there.
         place: Folder or URL of the last epochs of the trials at work.
         first: Gives parameters to try after the paper's defaults.
+        deciding: Epochs after which a trial may be stopped.
         commit: Returns once what Optuna's storage holds cannot be lost any more.
     """
 
@@ -149,6 +150,7 @@ class StudySpec:
     place: str
     first: Callable[[], Sequence[Mapping[str, Value]]] = tuple
     commit: Callable[[], None] = lambda: None
+    deciding: tuple[int, ...] = ()
 
 
 @dataclass
@@ -250,6 +252,7 @@ class Study:
             storage.join(spec.place, str(trial.number)),
             number=trial.number,
             params=params,
+            deciding=spec.deciding,
         )
 
     def keep(self, run: Run, report: EpochReport) -> bool:

@@ -7,7 +7,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from adu.errors import UserError
-from pipeline.studies.rules import Rules, make_rule
+from pipeline.studies.rules import Rules, deciding_epochs, make_rule
 from pipeline.studies.study import Study, StudyConfig
 from tests.pipeline.studies.made_up import EPOCHS, Queue, make_spec, result
 
@@ -156,3 +156,17 @@ def test_any_rule_of_tunes_by_its_import_path_with_its_options():
     rule = make_rule(StudyConfig(scheduler=path, scheduler_options={"hard_stop": False}), EPOCHS)
     assert type(rule).__name__ == "MedianStoppingRule"
     assert rule.metric == "merit"
+
+
+@pytest.mark.parametrize(
+    ("config", "epochs"),
+    [
+        ({"scheduler": "asha", "grace_epochs": 2, "reduction_factor": 4}, (2, 8)),
+        ({"scheduler": "asha", "grace_epochs": 1, "reduction_factor": 1.5}, (1, 2, 3, 4, 6, 8)),
+        ({"scheduler": "asha", "scheduler_options": {"grace_period": 4}}, (4,)),
+        ({"scheduler": "median"}, (1, 2, 3, 4, 5, 6, 7, 8, 9)),
+        ({"scheduler": "none"}, ()),
+    ],
+)
+def test_where_a_rule_decides_is_known_beforehand(config, epochs):
+    assert deciding_epochs(StudyConfig(**config), 9) == epochs
