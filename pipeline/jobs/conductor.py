@@ -28,6 +28,7 @@ from pipeline.patience import patiently, tell_by
 from pipeline.results.output import Output
 from pipeline.results.progress import Progress
 from pipeline.results.summary import SearchRecord, Timing, render_summary, write_summary
+from pipeline.results.time_left import StudyWork
 from pipeline.studies.listener import RunListener
 from pipeline.studies.race import Race, n_again
 from pipeline.studies.records import (
@@ -37,7 +38,7 @@ from pipeline.studies.records import (
     write_study_record,
 )
 from pipeline.studies.reference import Reference
-from pipeline.studies.rules import make_rule
+from pipeline.studies.rules import likely_epochs, make_rule
 from pipeline.studies.selection import best_trial
 from pipeline.studies.source import FixedRuns
 from pipeline.studies.storage import open_storage
@@ -277,14 +278,15 @@ class Conductor(RunListener):
 
     def _view(self, n_executors: int) -> Progress:
         synthetic = f" ({SYNTHETIC_NOTE})" if self._plan.manifest.synthetic else ""
-        race = self._plan.config.search.race
+        search, epochs = self._plan.config.search, self._plan.config.train.epochs
+        further = self._plan.n_finals + n_again(search.race)
+        work = StudyWork(search.trials, epochs, likely_epochs(search, epochs), further)
         return Progress(
             self._console,
             f"search {self._plan.name}{synthetic}",
             [forget_name(forget) for forget in self._plan.forget_sets],
-            self._plan.config.search.trials,
+            work,
             n_executors,
-            self._plan.n_finals + n_again(race),
             self._started_at,
         )
 

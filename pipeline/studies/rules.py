@@ -88,14 +88,41 @@ def deciding_epochs(config: StudyConfig, epochs: int) -> tuple[int, ...]:
         return ()
     if not isinstance(rule, AsyncHyperBandScheduler):
         return tuple(range(1, epochs + 1))
-    options = {"grace_period": config.grace_epochs, "reduction_factor": config.reduction_factor}
-    options |= config.scheduler_options
-    rungs, rung = set(), float(options["grace_period"])
+    first, factor = _rungs(config)
+    rungs, rung = set(), first
     while rung <= epochs:
         # Looked at in the first epoch that is not before it.
         rungs.add(math.ceil(rung))
-        rung *= options["reduction_factor"]
+        rung *= factor
     return tuple(sorted(rungs))
+
+
+def likely_epochs(config: StudyConfig, epochs: int) -> float:
+    """The epochs of a study's trials on average, if it does not matter which is better.
+
+    The k-th trial at a rung of ASHA's goes on if it is among the best 1/factor of k, the first ones
+    if they are the best so far. Of other rules it is not known.
+
+    Args:
+        config: How a study searches.
+        epochs: Of a whole trial.
+    """
+    if not isinstance(make_rule(config, epochs), AsyncHyperBandScheduler):
+        return float(epochs)
+    _, factor = _rungs(config)
+    n_left, before, total = config.trials, 0, 0
+    for rung in (*deciding_epochs(config, epochs), epochs):
+        total += n_left * (rung - before)
+        n_left = round(sum(max(1 / k, 1 / factor) for k in range(1, n_left + 1)))
+        before = rung
+    return total / config.trials
+
+
+def _rungs(config: StudyConfig) -> tuple[float, float]:
+    """ASHA's first rung, in epochs, and the factor between them."""
+    usual = {"grace_period": config.grace_epochs, "reduction_factor": config.reduction_factor}
+    options = {**usual, **config.scheduler_options}
+    return float(options["grace_period"]), float(options["reduction_factor"])
 
 
 class Rules(TrialScheduler):

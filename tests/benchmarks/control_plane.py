@@ -40,6 +40,7 @@ from pipeline.executors.resources import ResourcesConfig
 from pipeline.executors.run import Run
 from pipeline.executors.worker import WorkerSetup
 from pipeline.results.progress import Progress, console_on, quiet_ray
+from pipeline.results.time_left import StudyWork
 from pipeline.studies.queue import RunListener, RunQueue
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.rules import Rules, make_rule
@@ -159,7 +160,8 @@ def search(n_executors: int, trials: int, sampler: str, folder: Path) -> dict[st
     meter = Meter(study)
     with (folder / "progress.log").open("w") as sink:
         started_at = time.monotonic()
-        progress = Progress(console_on(sink), "bench", [STUDY], trials, n_executors, 0, started_at)
+        work = StudyWork(trials, EPOCHS, EPOCHS, 0)
+        progress = Progress(console_on(sink), "bench", [STUDY], work, n_executors, started_at)
         listeners = [TrackedTrials(lambda _: tracked), progress, meter]
         nodes = [node["Resources"] for node in ray.nodes()]
         queue = RunQueue(Capacity(resources, nodes), listeners, threading.Event())
