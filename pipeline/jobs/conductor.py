@@ -29,6 +29,7 @@ from pipeline.results.output import Output
 from pipeline.results.progress import Progress
 from pipeline.results.summary import SearchRecord, Timing, render_summary, write_summary
 from pipeline.results.time_left import StudyWork
+from pipeline.studies.budget import JobBudget
 from pipeline.studies.listener import RunListener
 from pipeline.studies.race import Race, n_again
 from pipeline.studies.records import (
@@ -130,8 +131,11 @@ class Conductor(RunListener):
             for trial in record.trials:
                 self._progress.run_restored(forget_name(forget), trial, {})
             self._progress.study_state(forget_name(forget), "done")
+        gpus = job.resources.workers_per_trial * job.resources.gpus_per_worker
+        budget = JobBudget(config.budget, gpus, len(self._plan.forget_sets))
         for forget in todo:
             self._open_study(job, forget, stored)
+            budget.add(self._studies[forget])
         self._begin(job)
         tell_by(self._progress.news)
         with self._progress:
@@ -280,7 +284,10 @@ class Conductor(RunListener):
         synthetic = f" ({SYNTHETIC_NOTE})" if self._plan.manifest.synthetic else ""
         search, epochs = self._plan.config.search, self._plan.config.train.epochs
         further = self._plan.n_finals + n_again(search.race)
-        work = StudyWork(search.trials, epochs, likely_epochs(search, epochs), further)
+        budget = JobBudget(self._plan.config.budget, 0, len(self._plan.forget_sets))
+        work = StudyWork(
+            budget.share(search.trials), epochs, likely_epochs(search, epochs), further
+        )
         return Progress(
             self._console,
             f"search {self._plan.name}{synthetic}",

@@ -14,6 +14,7 @@ from adu.methods.adu import AduConfig
 from adu.training.config import TrainConfig
 from pipeline.executors.resources import ResourcesConfig
 from pipeline.names import parse_forget_name
+from pipeline.studies.budget import BudgetConfig
 from pipeline.studies.space import SpaceConfig
 from pipeline.studies.study import StudyConfig
 
@@ -90,6 +91,7 @@ class SearchConfig(StrictModel):
         "(domain+domain)",
     )
     search: StudyConfig = StudyConfig()
+    budget: BudgetConfig = BudgetConfig()
     final: FinalConfig = FinalConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -99,6 +99,13 @@ def _budgets(plan: Plan) -> str:
         budgets.append(f"validation H {100 * search.target_h:g} %")
     if search.patience is not None:
         budgets.append(f"{search.patience} trials without a better one")
+    whole = plan.config.budget
+    if whole.trials is not None:
+        budgets.append(f"{whole.trials} trials of all studies")
+    if whole.wall_time_s is not None:
+        budgets.append(f"{whole.wall_time_s:g} s of the search")
+    if whole.gpu_hours is not None:
+        budgets.append(f"{whole.gpu_hours:g} GPU-hours of all trials")
     names = {"asha": "ASHA", "median": "the median rule", "none": "nothing"}
     stopping = names.get(search.scheduler, search.scheduler)
     again = f"; its best {search.race} are run again" if search.race > 1 else ""

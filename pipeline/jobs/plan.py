@@ -151,7 +151,9 @@ class Plan:
         """What a study comes to its end by; a search may be resumed with more."""
         budgets = ("trials", "wall_time_s", "target_h", "patience", "race")
         values = self.config.search.model_dump(include=set(budgets))
-        return {**values, "seeds": list(self.config.final.seeds)}
+        values["seeds"] = list(self.config.final.seeds)
+        budget = self.config.budget.model_dump(exclude_none=True)
+        return {**values, "budget": budget} if budget else values
 
     def _identity(self) -> dict[str, Any]:
         """What makes trials comparable: all else may change between a start and a resumption."""

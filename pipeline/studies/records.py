@@ -130,7 +130,8 @@ class StudyRecord:
         finals: Final runs by stage.
         complete: Whether it has come to its end.
         goal: What was searched for.
-        ended_by: The budget that was spent: ``trials``, ``wall time``, ``target H``, ``patience``.
+        ended_by: The budget that was spent: ``trials``, ``wall time``, ``target H``, ``patience``
+            or ``the search's budget``.
         asked: The budgets and seeds that it has come to its end with.
     """
 

@@ -20,7 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import optuna
 from optuna.storages import BaseStorage
@@ -50,7 +50,20 @@ ZERO_SHOT_MEM = "zero-shot mem"
 # Optuna's number of the trial with the defaults, which is enqueued first.
 DEFAULTS = 0
 
-EndedBy = Literal["trials", "wall time", "target H", "patience"]
+# Trials without a better one after which a study that may have more than its own is left alone.
+CONVERGED_TRIALS = 10
+
+EndedBy = Literal["trials", "wall time", "target H", "patience", "the search's budget"]
+
+
+class Budget(Protocol):
+    """What a study may spend beside its own budgets; see `pipeline.studies.budget`."""
+
+    def is_spent(self) -> bool:
+        """Whether no further trial may begin."""
+
+    def n_left(self, study: Study) -> int | None:
+        """Trials that the study may still begin; None if that is for itself to say."""
 
 
 class StudyConfig(StrictModel):
@@ -185,7 +198,8 @@ class Study:
         )
         if (mem := self._optuna.user_attrs.get(ZERO_SHOT_MEM)) is not None:
             self.goal = replace(self.goal, zero_shot_mem=mem)
-        self._began_at = time.monotonic() - self._optuna.user_attrs.get(SEARCHED_S, 0.0)
+        self.budget: Budget | None = None
+        self.began_at = time.monotonic() - self._optuna.user_attrs.get(SEARCHED_S, 0.0)
         self._mend()
         self.restored = {
             trial.number: stored_scores(trial.user_attrs)
@@ -208,9 +222,15 @@ class Study:
         return len(self._live)
 
     @property
+    def n_begun(self) -> int:
+        """Trials that have begun, ended ones included."""
+        return len(self.records) + len(self._live)
+
+    @property
     def n_left(self) -> int:
         """Trials that have not begun."""
-        left = self.spec.config.trials - len(self.records) - len(self._live)
+        left = self.budget.n_left(self) if self.budget else None
+        left = self.spec.config.trials - self.n_begun if left is None else left
         if self.spec.config.sampler == GRID and self._trials():
             left = min(left, len(self._trials(TrialState.WAITING)))
         return max(left, 0)
@@ -218,7 +238,29 @@ class Study:
     @property
     def wants(self) -> bool:
         """Whether it has another trial to propose."""
-        return self.n_left > 0 and not self._is_over()
+        return self.n_left > 0 and not self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a budget is spent; there is always one trial."""
+        config, records = self.spec.config, self.records
+        if not records or self.ended_by != "trials":
+            return self.ended_by != "trials"
+        patience = config.patience
+        if patience is None and self.budget and len(records) >= config.trials:
+            patience = CONVERGED_TRIALS
+        judged = config.target_h is not None or patience is not None
+        best = best_trial(records, self.goal) if judged else None
+        searched_s = time.monotonic() - self.began_at
+        if config.target_h is not None and best and best.val and best.val.h >= config.target_h:
+            self.ended_by = "target H"
+        elif patience is not None and self._trials_since_best() >= patience:
+            self.ended_by = "patience"
+        elif config.wall_time_s is not None and searched_s >= config.wall_time_s:
+            self.ended_by = "wall time"
+        elif self.budget is not None and self.budget.is_spent():
+            self.ended_by = "the search's budget"
+        return self.ended_by != "trials"
 
     def curves(self) -> list[dict[int, float]]:
         """Merit after each epoch of every trial that an earlier session has finished."""
@@ -271,7 +313,7 @@ class Study:
         """Tells Optuna of a trial's end."""
         live = self._live.pop(run.number)
         live.trial.set_user_attr(RECORD, json.dumps(asdict(record)))
-        self._optuna.set_user_attr(SEARCHED_S, time.monotonic() - self._began_at)
+        self._optuna.set_user_attr(SEARCHED_S, time.monotonic() - self.began_at)
         self._tell(record)
         self.spec.commit()
         # Until here it could have gone on from there. One that is left is never read.
@@ -311,22 +353,6 @@ class Study:
         seed = config.seed + zlib.crc32(self.name.encode()) + 7919 * len(self._trials())
         conditional = any(parameter.when for parameter in self.spec.space.values())
         return make_sampler(config.sampler, seed % 2**32, config.startup_trials, conditional)
-
-    def _is_over(self) -> bool:
-        """Whether a budget is spent; there is always one trial."""
-        config, records = self.spec.config, self.records
-        if not records or self.ended_by != "trials":
-            return self.ended_by != "trials"
-        judged = config.target_h is not None or config.patience is not None
-        best = best_trial(records, self.goal) if judged else None
-        searched_s = time.monotonic() - self._began_at
-        if config.target_h is not None and best and best.val and best.val.h >= config.target_h:
-            self.ended_by = "target H"
-        elif config.patience is not None and self._trials_since_best() >= config.patience:
-            self.ended_by = "patience"
-        elif config.wall_time_s is not None and searched_s >= config.wall_time_s:
-            self.ended_by = "wall time"
-        return self.ended_by != "trials"
 
     def _trials_since_best(self) -> int:
         best = best_trial(self.records, self.goal)
