@@ -53,10 +53,9 @@ class JobBudget:
 
     def is_spent(self) -> bool:
         """Whether no further trial may begin."""
-        config = self._config
-        if config.wall_time_s is not None:
-            if time.monotonic() - self._began_at >= config.wall_time_s:
-                return True
+        config, searched_s = self._config, time.monotonic() - self._began_at
+        if config.wall_time_s is not None and searched_s >= config.wall_time_s:
+            return True
         if config.gpu_hours is not None and self._gpu_hours() >= config.gpu_hours:
             return True
         return config.trials is not None and self._n_begun() >= config.trials
