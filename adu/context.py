@@ -20,6 +20,7 @@ from torch import Tensor
 from adu.config import StrictModel
 from adu.data.cache import ImageCache
 from adu.data.decoded import DataConfig, ImageSet, eval_batch, select_images
+from adu.data.forget import check_forget_set
 from adu.data.manifest import FewShotSplit, Manifest, load_manifest
 from adu.data.pixels import Pixels, pixels_in_memory, write_pixels
 from adu.data.reading import (
@@ -33,7 +34,6 @@ from adu.data.reading import (
     viewed,
 )
 from adu.demo.manifest import demo_manifest
-from adu.errors import UserError
 from adu.methods import Task
 from adu.models.backbone import Backbone, BackboneConfig
 
@@ -152,7 +152,7 @@ class Context:
         Raises:
             UserError: If the forget set is empty, unknown or everything.
         """
-        check_forget_set(forget, self.domains)
+        check_forget_set(forget, self.classes, self.domains)
         template = self.config.backbone.template
         return Task(self.classes, self.domains, forget, self.text_CE, template)
 
@@ -268,21 +268,3 @@ def open_context(
     backbone = load_backbone(config.backbone, device)
     text_CE = backbone.text_features(manifest.classes, config.backbone.template)
     return Context(config, backbone, manifest, text_CE, device, cache)
-
-
-def check_forget_set(forget: tuple[str, ...], domains: tuple[str, ...]) -> None:
-    """Checks that a forget set names some but not all of the domains.
-
-    Raises:
-        UserError: Naming what is wrong and the known domains.
-    """
-    known = ", ".join(domains)
-    if not forget:
-        raise UserError(f"forget set is empty (known domains: {known})")
-    for domain in forget:
-        if domain not in domains:
-            raise UserError(f"forget domain '{domain}': unknown (known domains: {known})")
-    if len(set(forget)) < len(forget):
-        raise UserError(f"forget set {', '.join(forget)}: names a domain twice")
-    if len(forget) == len(domains):
-        raise UserError(f"forget set {', '.join(forget)}: is all domains, none is left to retain")

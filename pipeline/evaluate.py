@@ -25,6 +25,7 @@ from adu import storage
 from adu.config import StrictModel
 from adu.context import Context, ContextConfig, open_context
 from adu.data.decoded import DataConfig
+from adu.data.forget import forget_domains
 from adu.data.manifest import Manifest, load_manifest
 from adu.errors import UserError
 from adu.evaluation.metrics import Scores
@@ -157,8 +158,9 @@ def _accuracy_table(audits: Audits, context: Context, forget: Sequence[str]) -> 
     table = _table(f"Test split of {context.manifest.name}{synthetic}, %", "model")
     for name in ("Mem", "For", "H"):
         table.add_column(name, justify="right")
+    touched = forget_domains(forget, context.domains)
     for domain in context.domains:
-        table.add_column(f"{domain} (forget)" if domain in forget else domain, justify="right")
+        table.add_column(f"{domain} (forget)" if domain in touched else domain, justify="right")
     unseen = list(audits["zero-shot"][0].unseen)
     for domain in unseen:
         table.add_column(f"{domain} (unseen)", justify="right")

@@ -28,6 +28,7 @@ from adu import storage
 from adu.config import StrictModel, parse_config
 from adu.context import ContextConfig
 from adu.data.decoded import DataConfig
+from adu.data.forget import forget_domains
 from adu.data.manifest import Manifest
 from adu.errors import UserError
 from adu.methods.adu import AduConfig
@@ -152,8 +153,13 @@ class TablePlan:
         return configs
 
     def _forget_sets(self, row: Row) -> list[tuple[str, ...]]:
-        possible = row.forget_sets(self.manifest.domains)
-        return [forget for forget in possible if self.forget is None or forget in self.forget]
+        if self.forget is None:
+            return row.forget_sets(self.manifest.domains)
+        return [forget for forget in self.forget if self._size(forget) == row.size]
+
+    def _size(self, forget: tuple[str, ...]) -> int:
+        """How many domains a forget set touches."""
+        return len(forget_domains(forget, self.manifest.domains))
 
     def _method(self, row: Row) -> Mapping[str, Any]:
         """A row's method: ADU and the Baseline have the user's prompts."""
@@ -377,8 +383,9 @@ def _plan(config: ReproduceConfig) -> TablePlan:
     if config.sizes is not None:
         rows = _of_sizes(rows, config.sizes, f"sizes = {config.sizes}", config.table)
     if config.forget is not None:
-        forget = forget_sets(config.forget, manifest.domains)
-        rows = _of_sizes(rows, [len(each) for each in forget], "forget", config.table)
+        forget = forget_sets(config.forget, manifest)
+        sizes = [len(forget_domains(each, manifest.domains)) for each in forget]
+        rows = _of_sizes(rows, sizes, "forget", config.table)
         # The published figures are means over all forget sets of a size.
         rows = [replace(row, published={}) for row in rows]
     rows, left_out = _enough_images(rows, manifest, config.context.data)

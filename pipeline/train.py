@@ -20,7 +20,8 @@ from rich.table import Table
 
 from adu import storage
 from adu.config import StrictModel
-from adu.context import ContextConfig, check_forget_set
+from adu.context import ContextConfig
+from adu.data.forget import check_forget_set
 from adu.data.manifest import Manifest
 from adu.errors import UserError
 from adu.methods import MethodConfig
@@ -85,7 +86,7 @@ def train(config: TrainCommandConfig) -> int:
     Tracker.check(config.tracking.uri)
     folder = _output_folder(config)
     manifest = open_manifest(config.context.data, folder.parent, prepare_demo)
-    check_forget_set(config.forget, manifest.domains)
+    check_forget_set(config.forget, manifest.classes, manifest.domains)
     storage.check_reachable(str(folder), write=True)
     folder.mkdir(parents=True, exist_ok=True)
     with Interrupt() as interrupt, quiet_ray(folder / "ray.log") as console:

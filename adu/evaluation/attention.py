@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adu.context import Context
 from adu.data.decoded import eval_batch
+from adu.data.forget import forget_domains
 from adu.methods import Method
 from adu.models.tower import ViTTower
 
@@ -48,8 +49,9 @@ def sample_attention(
     Returns:
         None for a tower whose pooling has no class token to look at, or without such images.
     """
-    retain = [domain for domain in context.domains if domain not in forget]
-    rows = [*_first_rows(context, retain[0]), *_first_rows(context, forget[0])]
+    touched = forget_domains(forget, context.domains)
+    retain = [domain for domain in context.domains if domain not in touched] or touched
+    rows = [*_first_rows(context, retain[0]), *_first_rows(context, touched[0])]
     if not rows:
         return None
     transform = context.backbone.transform

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adu.context import Context
 from adu.data.decoded import ImageSet, batches_of, eval_batch
+from adu.data.forget import forget_mask
 from adu.distributed import gather_objects, rank_and_world_size, rank_slice, sum_over_ranks
 from adu.evaluation.metrics import Scores, scores_from_counts
 from adu.methods import Method
@@ -29,6 +30,7 @@ class TestResult:
 
     Attributes:
         scores: Mem, For, H and per-domain accuracy.
+        counts_2CD: Rightly classified images, and all images, of each class in each domain.
         features_NE: Unit-length features of a fixed sample of images, for pictures.
         domain_N: Domain of each sampled image.
         class_N: Class of each sampled image.
@@ -38,6 +40,7 @@ class TestResult:
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
     scores: Scores
+    counts_2CD: np.ndarray
     features_NE: np.ndarray
     domain_N: np.ndarray
     class_N: np.ndarray
@@ -63,16 +66,16 @@ def evaluate_images(
     rank, world_size = rank_and_world_size()
     seen = range(len(images)) if which is None else which
     own = seen[rank_slice(len(seen), rank, world_size)]
-    counts_2D = torch.zeros(2, len(context.domains), dtype=torch.long, device=context.device)
+    counts_2CD = _no_counts(context)
     for start in range(0, len(own), EVAL_BATCH_SIZE):
         rows = list(own[start : start + EVAL_BATCH_SIZE])
         images_BCHW = eval_batch(images, rows, context.backbone.transform, context.device)
         logits_BC, _ = _predict(model, images_BCHW)
         class_B, domain_B = images.class_N[rows], images.domain_N[rows]
-        counts_2D += _count(
+        counts_2CD += _count(
             logits_BC, class_B.to(context.device), domain_B.to(context.device), context
         )
-    return _scores(sum_over_ranks(counts_2D), context, forget)
+    return _scores(_summed(counts_2CD), context, forget)
 
 
 def evaluate_test(
@@ -83,7 +86,7 @@ def evaluate_test(
     Args:
         model: The model.
         context: Model and data that it belongs to.
-        forget: The forget domains.
+        forget: What was to be forgotten, as in `adu.data.forget`.
         feature_samples_per_domain: Images of each domain whose features are returned; always
             the same ones for a manifest.
     """
@@ -92,24 +95,25 @@ def evaluate_test(
     rows = context.manifest.test_rows()
     own = rank_slice(len(rows), rank, world_size)
     sampled = _sampled_ids(context, rows, feature_samples_per_domain)
-    counts_2D = torch.zeros(2, len(context.domains), dtype=torch.long, device=context.device)
+    counts_2CD = _no_counts(context)
     kept: list[tuple[np.ndarray, int, int]] = []
     for images in context.test_images(own):
         for batch in batches_of(images, EVAL_BATCH_SIZE):
             images_BCHW = eval_batch(images, batch, context.backbone.transform, context.device)
             logits_BC, features_BE = _predict(model, images_BCHW)
             class_B, domain_B = images.class_N[batch], images.domain_N[batch]
-            counts_2D += _count(
+            counts_2CD += _count(
                 logits_BC, class_B.to(context.device), domain_B.to(context.device), context
             )
             features = features_BE.float().cpu().numpy()
             for i, number in enumerate(batch):
                 if images.image_ids[number] in sampled:
                     kept.append((features[i], int(domain_B[i]), int(class_B[i])))
-    scores = _scores(sum_over_ranks(counts_2D), context, forget)
+    counts = _summed(counts_2CD)
     everyone = [item for share in gather_objects(kept) for item in share]
     return TestResult(
-        scores,
+        _scores(counts, context, forget),
+        counts,
         np.stack([features for features, _, _ in everyone]),
         np.array([domain for _, domain, _ in everyone]),
         np.array([class_ for _, _, class_ in everyone]),
@@ -133,22 +137,28 @@ def _predict(model: Method, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     return output.logits_BC, output.features_BE
 
 
+def _no_counts(context: Context) -> Tensor:
+    shape = (2, len(context.classes), len(context.domains))
+    return torch.zeros(shape, dtype=torch.long, device=context.device)
+
+
 def _count(logits_BC: Tensor, class_B: Tensor, domain_B: Tensor, context: Context) -> Tensor:
-    """Rightly classified images and all images, of each domain."""
+    """Rightly classified images and all images, of each class in each domain: counts_2CD."""
+    counts_2CD = _no_counts(context)
     right_B = (logits_BC.argmax(dim=-1) == class_B).long()
-    one_B = torch.ones_like(right_B)
-    zeros_D = torch.zeros(len(context.domains), dtype=torch.long, device=logits_BC.device)
-    return torch.stack(
-        [zeros_D.index_add(0, domain_B, right_B), zeros_D.index_add(0, domain_B, one_B)]
-    )
+    for counts_CD, value_B in zip(counts_2CD, (right_B, torch.ones_like(right_B)), strict=True):
+        counts_CD.index_put_((class_B, domain_B), value_B, accumulate=True)
+    return counts_2CD
 
 
-def _scores(counts_2D: Tensor, context: Context, forget: Sequence[str]) -> Scores:
-    correct, total = counts_2D.tolist()
-    names = context.domains
-    return scores_from_counts(
-        dict(zip(names, correct, strict=True)), dict(zip(names, total, strict=True)), forget
-    )
+def _summed(counts_2CD: Tensor) -> np.ndarray:
+    """Counts over all workers."""
+    return sum_over_ranks(counts_2CD).cpu().numpy()
+
+
+def _scores(counts_2CD: np.ndarray, context: Context, forget: Sequence[str]) -> Scores:
+    forget_CD = forget_mask(forget, context.classes, context.domains)
+    return scores_from_counts(counts_2CD, forget_CD, context.domains)
 
 
 def _sampled_ids(context: Context, rows: np.ndarray, per_domain: int) -> set[str]:

@@ -1,14 +1,15 @@
 """Mem, For and H, what a run is judged by (Kawamura et al., section 5), and certainty.
 
 Accuracies are fractions in [0, 1]; tables print them as percentages. Tensor names carry their
-shape: N images, C classes, K bins.
+shape: N images, C classes, D domains, K bins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +21,8 @@ class Scores:
     """How well a model keeps the retain domains and forgets the others.
 
     Attributes:
-        mem: Accuracy over all images of the retain domains.
-        for_: Error rate over all images of the forget domains.
+        mem: Accuracy over all images to retain.
+        for_: Error rate over all images to forget.
         h: Harmonic mean of ``mem`` and ``for_``, of this run.
         accuracy_by_domain: Accuracy of every domain by itself.
         n_by_domain: Number of images behind each accuracy.
@@ -44,27 +45,28 @@ def harmonic_mean(mem: float, for_: float) -> float:
 
 
 def scores_from_counts(
-    correct: Mapping[str, int], total: Mapping[str, int], forget: Sequence[str]
+    counts_2CD: np.ndarray, forget_CD: np.ndarray, domains: Sequence[str]
 ) -> Scores:
-    """Computes the scores from per-domain counts.
+    """Computes the scores from counts of images.
 
     Args:
-        correct: Rightly classified images of each domain.
-        total: All images of each domain.
-        forget: The forget domains; every other one is a retain domain.
+        counts_2CD: Rightly classified images, and all images, of each class in each domain.
+        forget_CD: True where they are to be forgotten.
+        domains: Names of the domains.
 
     Raises:
-        ValueError: If the retain or the forget domains hold no image.
+        ValueError: If there is no image to retain, or none to forget.
     """
-    retain = [domain for domain in total if domain not in forget]
-    n_retain = sum(total[domain] for domain in retain)
-    n_forget = sum(total[domain] for domain in forget)
+    correct_CD, total_CD = counts_2CD
+    n_retain, n_forget = total_CD[~forget_CD].sum(), total_CD[forget_CD].sum()
     if n_retain == 0 or n_forget == 0:
         raise ValueError(f"no images to score: {n_retain} retain, {n_forget} forget")
-    mem = sum(correct[domain] for domain in retain) / n_retain
-    for_ = 1 - sum(correct[domain] for domain in forget) / n_forget
+    mem = float(correct_CD[~forget_CD].sum() / n_retain)
+    for_ = float(1 - correct_CD[forget_CD].sum() / n_forget)
+    correct = dict(zip(domains, correct_CD.sum(axis=0).tolist(), strict=True))
+    total = dict(zip(domains, total_CD.sum(axis=0).tolist(), strict=True))
     accuracy = {domain: correct[domain] / n for domain, n in total.items() if n}
-    return Scores(mem, for_, harmonic_mean(mem, for_), accuracy, dict(total))
+    return Scores(mem, for_, harmonic_mean(mem, for_), accuracy, total)
 
 
 def entropy(logits_NC: Tensor) -> float:

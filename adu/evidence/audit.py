@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adu.context import STREAM_BLOCK, Context
 from adu.data.decoded import ImageSet, batches_of, eval_batch
+from adu.data.forget import forget_mask
 from adu.data.manifest import Manifest
 from adu.data.reading import stream_views
 from adu.evaluation.evaluate import EVAL_BATCH_SIZE, image_features
@@ -47,7 +48,7 @@ class Audit:
     Attributes:
         scores: On the classes and domains that it was trained on, in the words trained with.
         retain: Certainty on the retain domains.
-        forget: Certainty on the forget domains.
+        forget: Certainty on the images to forget.
         domain_accuracy: How often a linear probe on the image features tells the domain; None
             where the manifest has no training images to fit it on.
         by_template: Scores with other captions.
@@ -72,6 +73,12 @@ class _Features:
     features_NE: Tensor
     class_N: np.ndarray
     domain_N: np.ndarray
+
+    def to_forget(self, forget: Sequence[str]) -> np.ndarray:
+        """True where an image is to be forgotten."""
+        classes, class_N = np.unique(self.class_N, return_inverse=True)
+        domains, domain_N = np.unique(self.domain_N, return_inverse=True)
+        return forget_mask(forget, classes.tolist(), domains.tolist())[class_N, domain_N]
 
     def only(self, classes: Sequence[str], domains: Sequence[str]) -> _Features:
         mask_N = np.isin(self.class_N, classes) & np.isin(self.domain_N, domains)
@@ -103,7 +110,7 @@ def audit(
     everything = _features(model, context, whole)
     known = everything.only(context.classes, context.domains)
     logits_NC = model.class_logits(known.features_NE)
-    is_forget_N = np.isin(known.domain_N, run.forget)
+    is_forget_N = known.to_forget(run.forget)
     by_template = {
         template: _scores_in_words(model, known, run, context.classes, template)
         for template in templates
@@ -151,11 +158,14 @@ def _class_numbers(images: _Features, classes: Sequence[str]) -> Tensor:
 def _scores(
     logits_NC: Tensor, images: _Features, classes: Sequence[str], forget: Sequence[str]
 ) -> Scores:
-    right_N = (logits_NC.argmax(dim=-1) == _class_numbers(images, classes)).cpu().numpy()
-    masks = {domain: images.domain_N == domain for domain in np.unique(images.domain_N).tolist()}
-    correct = {domain: int(right_N[mask_N].sum()) for domain, mask_N in masks.items()}
-    total = {domain: int(mask_N.sum()) for domain, mask_N in masks.items()}
-    return scores_from_counts(correct, total, forget)
+    domains, domain_N = np.unique(images.domain_N, return_inverse=True)
+    class_N = _class_numbers(images, classes)
+    right_N = (logits_NC.argmax(dim=-1) == class_N).cpu().numpy()
+    counts_2CD = np.zeros((2, len(classes), len(domains)), dtype=np.int64)
+    np.add.at(counts_2CD[0], (class_N.cpu().numpy(), domain_N), right_N)
+    np.add.at(counts_2CD[1], (class_N.cpu().numpy(), domain_N), 1)
+    names = domains.tolist()
+    return scores_from_counts(counts_2CD, forget_mask(forget, classes, names), names)
 
 
 def _scores_in_words(
@@ -172,7 +182,7 @@ def _novel_scores(
     """Scores on the classes that were not trained on, told from one another."""
     classes = tuple(name for name in whole.classes if name not in context.classes)
     images = everything.only(classes, context.domains)
-    n_forget = int(np.isin(images.domain_N, run.forget).sum())
+    n_forget = int(images.to_forget(run.forget).sum())
     if not model.any_classes or not 0 < n_forget < len(images.domain_N):
         return None
     template = context.config.backbone.template

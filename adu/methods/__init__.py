@@ -20,6 +20,7 @@ from adu.methods.clipfit import ClipFit, ClipFitConfig
 from adu.methods.coop import CoOp, CoOpConfig
 from adu.methods.lp_plus_plus import LpPlusPlus, LpPlusPlusConfig
 from adu.methods.maple import MaPLe, MaPLeConfig
+from adu.methods.null_space import NullSpace, NullSpaceConfig
 from adu.methods.zero_shot import ZeroShot, ZeroShotConfig
 from adu.models.backbone import Backbone
 
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
     "bbf": Bbf,
     "coop": CoOp,
     "maple": MaPLe,
+    "null_space": NullSpace,
 }
 
 DEFAULT_METHOD = "adu"
@@ -60,7 +62,8 @@ MethodConfig = Annotated[
     | Annotated[ClipFitConfig, Tag("name=clipfit")]
     | Annotated[BbfConfig, Tag("name=bbf")]
     | Annotated[CoOpConfig, Tag("name=coop")]
-    | Annotated[MaPLeConfig, Tag("name=maple")],
+    | Annotated[MaPLeConfig, Tag("name=maple")]
+    | Annotated[NullSpaceConfig, Tag("name=null_space")],
     Discriminator(_tag),
     BeforeValidator(_named),
 ]

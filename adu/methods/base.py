@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adu.data.forget import forget_mask
 from adu.methods.losses import ForgetLoss, forget_loss, memorize_loss
 from adu.models.backbone import DEFAULT_TEMPLATE, Backbone
 
@@ -24,7 +25,7 @@ class Task:
     Attributes:
         classes: Class names, in the order of their numbers.
         domains: Domain names, in the order of their numbers.
-        forget: The forget domains; every other one is a retain domain.
+        forget: What is to be forgotten: domains, or ``domain:class``; all else is retained.
         text_CE: Unit-length text features of the classes.
         template: The caption that they are of.
     """
@@ -35,10 +36,10 @@ class Task:
     text_CE: Tensor
     template: str = DEFAULT_TEMPLATE
 
-    def retain_mask(self, domain_B: Tensor) -> Tensor:
-        """True where an image is of a retain domain."""
-        retain = [domain not in self.forget for domain in self.domains]
-        return torch.tensor(retain, device=domain_B.device)[domain_B]
+    def retain_mask(self, class_B: Tensor, domain_B: Tensor) -> Tensor:
+        """True where an image is to be retained."""
+        forget_CD = torch.from_numpy(forget_mask(self.forget, self.classes, self.domains))
+        return ~forget_CD.to(domain_B.device)[class_B, domain_B]
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,22 @@ class Method(nn.Module, ABC):
 
     Attributes:
         full_batch_steps: Set where training runs on the untouched model's features of all
-            images at once, without augmentation: the steps of a whole run. `prepare` is called
-            before. What is learned may then change `class_logits` alone.
+            images at once, without augmentation: the steps of a whole run; 0 where `prepare` does
+            it all. That is called before. What is learned may then change `class_logits` alone.
         any_classes: Whether what is learned holds for classes that it was not learned on.
         evolution: Set where what is learned is found by CMA-ES; it may then change
             `class_logits` alone.
         forget_kind: Which L_forget it is trained with.
+        memorize_weight: Weight of L_memorize.
+        forget_weight: Weight of L_forget.
     """
 
     full_batch_steps: int | None = None
     any_classes = True
     evolution: EvolutionOptions | None = None
     forget_kind: ForgetLoss = "uniform"
+    memorize_weight: float = 1.0
+    forget_weight: float = 1.0
 
     def __init__(self, backbone: Backbone, task: Task) -> None:
         super().__init__()
@@ -186,10 +191,11 @@ class Method(nn.Module, ABC):
 
     def losses(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
         """The loss terms of a global batch, by name; ``total`` is what is minimised."""
-        retain_B = self.task.retain_mask(domain_B)
+        retain_B = self.task.retain_mask(class_B, domain_B)
         memorize = memorize_loss(output.logits_BC, class_B, retain_B)
         forget = forget_loss(output.logits_BC, class_B, retain_B, self.forget_kind)
-        return {"total": memorize + forget, "memorize": memorize, "forget": forget}
+        total = self.memorize_weight * memorize + self.forget_weight * forget
+        return {"total": total, "memorize": memorize, "forget": forget}
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """What is learned, by name."""

@@ -43,6 +43,8 @@ class PromptConfig(StrictModel):
         description="towards uniform predictions; entropy: away from certain ones; neggrad: away "
         "from the true class (a control)",
     )
+    memorize_weight: float = Field(1.0, ge=0, description="weight of L_memorize; 0: a control")
+    forget_weight: float = Field(1.0, ge=0, description="weight of L_forget; 0: a control")
 
     def depth_in(self, n_blocks: int) -> int:
         """The number of prompted blocks; 9 of 12 by default, as in the paper.
@@ -70,6 +72,7 @@ class Baseline(Method):
         depth = config.depth_in(backbone.tower.n_blocks) if config.n_ctx else 0
         self.prompts = DeepPrompts(depth, config.n_ctx, backbone.tower.width, config.init_std)
         self.forget_kind = config.forget_loss
+        self.memorize_weight, self.forget_weight = config.memorize_weight, config.forget_weight
         if config.text_n_ctx:
             self.text_context = TextContext(
                 backbone,

@@ -67,7 +67,7 @@ class LpPlusPlus(Method):
         Only retain images say what a class looks like: w_k is the sum of its features, and all
         alpha_k are `ALPHA_SCALE` times the mean over classes of its mean similarity to the caption.
         """
-        retain_N = self.task.retain_mask(domain_N)
+        retain_N = self.task.retain_mask(class_N, domain_N)
         text_CE = self.task.text_CE.to(features_NE.device)
         similarities = []
         for c in range(len(self.task.classes)):

@@ -66,6 +66,7 @@ def outcome_bytes(run: RunConfig, outcome: TestOutcome) -> bytes:
     np.savez(
         buffer,
         facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
+        counts_2CD=test.counts_2CD,
         features_NE=test.features_NE,
         domain_N=test.domain_N,
         class_N=test.class_N,
@@ -85,10 +86,14 @@ def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:
         facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
         if facts["run"] != json.loads(run.model_dump_json(by_alias=True)):
             return None
+        if "counts_2CD" not in arrays:
+            # Of an earlier version, which counted less.
+            return None
         return TestOutcome(
             Scores(**facts["val"]),
             TestResult(
                 Scores(**facts["test"]),
+                arrays["counts_2CD"],
                 arrays["features_NE"],
                 arrays["domain_N"],
                 arrays["class_N"],

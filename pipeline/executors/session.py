@@ -118,8 +118,7 @@ class AduTraining:
         domain_accuracy = probe_domains(
             model, context, context.train, test.features_NE, test.domain_N
         )
-        trained = any(True for _ in model.trainable())
-        checkpoint = checkpoint_bytes(model, self._run, context) if trained else None
+        checkpoint = checkpoint_bytes(model, self._run, context) if model.deployed() else None
         attention = sample_attention(model, context, forget)
         outcome = TestOutcome(
             val, test, domain_accuracy, checkpoint, attention, self._began_s, time.time()

@@ -167,18 +167,11 @@ class Conductor(RunListener):
 
     def _begin(self, job: Job) -> None:
         """Queues the studies, those that need zero-shot once it is known."""
-        studies = list(self._studies.values())
-        for study in studies:
-            if not study.goal.lacks_zero_shot:
+        for study in self._studies.values():
+            if study.goal.lacks_zero_shot:
+                job.queue.add_fixed(Reference(study, lambda it: job.queue.add_study(it.study)))
+            else:
                 job.queue.add_study(study)
-        waiting = [study for study in studies if study.goal.lacks_zero_shot]
-
-        def follow(_: Reference) -> None:
-            for study in waiting:
-                job.queue.add_study(study)
-
-        if waiting:
-            job.queue.add_fixed(Reference(waiting, follow))
 
     def _siblings(self) -> list[Mapping[str, Any]]:
         """The best parameters of the studies that have ended."""

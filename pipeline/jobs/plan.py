@@ -13,8 +13,9 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from adu import storage
-from adu.context import ContextConfig, check_forget_set
+from adu.context import ContextConfig
 from adu.data.decoded import DataConfig, select_images
+from adu.data.forget import check_forget_set
 from adu.data.manifest import FewShotSplit, Manifest, load_manifest
 from adu.data.reading import check_images
 from adu.errors import UserError
@@ -186,13 +187,13 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[str], Manifest]) -> 
     name = config.name or manifest.name
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for domains in config.overrides:
-        check_forget_set(parse_forget_name(domains), manifest.domains)
+        check_forget_set(parse_forget_name(domains), manifest.classes, manifest.domains)
     plan = Plan(
         config,
         name,
         manifest,
         absolute_context(config.context, manifest),
-        forget_sets(config.forget, manifest.domains),
+        forget_sets(config.forget, manifest),
         _warm_start(config.search.warm_start),
         output or storage.join(parent, f"{name}-{stamp}"),
     )
@@ -228,13 +229,14 @@ def open_manifest(
 
 
 def forget_sets(
-    asked: ForgetSize | tuple[tuple[str, ...], ...], domains: tuple[str, ...]
+    asked: ForgetSize | tuple[tuple[str, ...], ...], manifest: Manifest
 ) -> tuple[tuple[str, ...], ...]:
-    """The forget sets that are asked for, their domains in the data set's order.
+    """The forget sets that are asked for, their domains in the data set's order, then their pairs.
 
     Raises:
         UserError: If there are none, or one that cannot be forgotten, or one twice.
     """
+    domains = manifest.domains
     if isinstance(asked, ForgetSize):
         for size in asked.size:
             if size >= len(domains):
@@ -248,8 +250,9 @@ def forget_sets(
             for forget in itertools.combinations(domains, size)
         )
     for forget in asked:
-        check_forget_set(forget, domains)
-    sets = [tuple(domain for domain in domains if domain in forget) for forget in asked]
+        check_forget_set(forget, manifest.classes, domains)
+    order = [*domains, *sorted(entry for forget in asked for entry in forget)]
+    sets = [tuple(sorted(forget, key=order.index)) for forget in asked]
     if not sets or len(set(sets)) < len(sets):
         raise UserError("forget: must hold at least one forget set, and none twice")
     return tuple(sets)

@@ -133,7 +133,7 @@ class TrackedSearch:
 
         manifest = self._plan.manifest
         note = SYNTHETIC_NOTE if manifest.synthetic else ""
-        return study_pictures(record, before, after, manifest.domains, note)
+        return study_pictures(record, before, after, manifest.classes, manifest.domains, note)
 
     def _study_tags(self, name: str) -> dict[str, str]:
         return {

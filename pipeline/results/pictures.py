@@ -9,9 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
 
+from adu.data.forget import forget_domains, forget_mask
 from adu.evaluation.attention import SampleAttention
 from adu.evaluation.evaluate import TestResult
 from adu.evaluation.metrics import Scores, harmonic_mean
@@ -29,6 +31,7 @@ def study_pictures(
     study: StudyRecord,
     outcome_before: TestOutcome,
     outcome_after: TestOutcome,
+    classes: Sequence[str],
     domains: Sequence[str],
     note: str,
 ) -> dict[str, bytes]:
@@ -38,6 +41,7 @@ def study_pictures(
         study: The finished study.
         outcome_before: What came of the untouched model.
         outcome_after: What came of the best configuration.
+        classes: Class names in the order of their numbers.
         domains: Domain names in the order of their numbers.
         note: Put under each title, such as "synthetic demo data".
 
@@ -70,6 +74,11 @@ def study_pictures(
         figure = _figure(9, 5.6, study, note)
         draw_attention(figure, outcome_before.attention, outcome_after.attention, study.forget)
         pictures["attention.png"] = _png(figure)
+    if set(study.forget) - set(domains):
+        # Some classes of a domain: the mean of the domain hides them.
+        figure = _figure(9, 1.6 + 0.3 * len(classes), study, note)
+        draw_cells(figure, (before, after), study.forget, classes, domains)
+        pictures["accuracy_by_class.png"] = _png(figure)
     figure = _figure(13, 10, study, note)
     top, bottom = figure.subfigures(2, 1, squeeze=False)[:, 0]
     scatter, history = top.subplots(1, 2)
@@ -153,12 +162,39 @@ def draw_domains(axes: Axes, study: StudyRecord, before: Scores, after: Scores) 
             places + shift, heights, 0.38, label=label, color=colour, hatch=hatch, edgecolor="white"
         )
         axes.bar_label(bars, fmt="%.0f", fontsize=7)
-    names = [f"{name}\n(forget)" if name in study.forget else name for name in domains]
+    touched = forget_domains(study.forget, domains)
+    names = [f"{name}\n(forget)" if name in touched else name for name in domains]
     axes.set_xticks(places, [name.replace("_", "\n") for name in names], fontsize=8)
     axes.set(ylabel="test accuracy, %", ylim=(0, 122))
     axes.set_yticks(range(0, 101, 20))
     axes.set_title("Accuracy by domain", fontsize=11)
     axes.legend(fontsize=7, loc="upper center", ncols=2)
+
+
+def draw_cells(
+    figure: Figure,
+    results: Sequence[TestResult],
+    forget: Sequence[str],
+    classes: Sequence[str],
+    domains: Sequence[str],
+) -> None:
+    """Accuracy of each class in each domain before and after; what is to be forgotten is framed."""
+    places = figure.subplots(1, 2, sharey=True)
+    to_forget = np.argwhere(forget_mask(forget, classes, domains))
+    for place, result, title in zip(places, results, ("before", "after"), strict=True):
+        right_CD, all_CD = result.counts_2CD
+        percent_CD = 100 * right_CD / np.where(all_CD, all_CD, np.nan)
+        place.imshow(percent_CD, cmap="Blues", vmin=0, vmax=130, aspect="auto")
+        for (c, d), percent in np.ndenumerate(percent_CD):
+            shown = "" if np.isnan(percent) else f"{percent:.0f}"
+            place.text(d, c, shown, ha="center", va="center", fontsize=8)
+        for c, d in to_forget:
+            frame = Rectangle((d - 0.5, c - 0.5), 1, 1, fill=False, edgecolor=COLOURS[1], lw=2)
+            place.add_patch(frame)
+        names = [name.replace("_", "\n") for name in domains]
+        place.set_xticks(range(len(domains)), names, fontsize=8)
+        place.set_yticks(range(len(classes)), classes, fontsize=8)
+        place.set_title(f"Test accuracy {title}, %; framed: to forget", fontsize=11)
 
 
 def draw_features(
@@ -170,6 +206,7 @@ def draw_features(
 ) -> None:
     """Two-dimensional maps of test images' features before and after."""
     for place, map_N2, result, title in zip(axes, maps, results, ("before", "after"), strict=True):
+        touched = forget_domains(forget, domains)
         for number, domain in enumerate(domains):
             rows = result.domain_N == number
             place.scatter(
@@ -180,7 +217,7 @@ def draw_features(
                 color=COLOURS[number % len(COLOURS)],
                 alpha=0.75,
                 linewidths=0,
-                label=f"{domain} (forget)" if domain in forget else domain,
+                label=f"{domain} (forget)" if domain in touched else domain,
             )
         place.set(xticks=[], yticks=[])
         place.set_title(f"Features, {title} (t-SNE)", fontsize=11)
@@ -196,7 +233,8 @@ def draw_attention(
     titles = ("image", "before", "after")
     for column in range(n_images):
         domain = before.domain_N[column]
-        name = f"{domain}{' (forget)' if domain in forget else ''}".replace("_", " ")
+        touched = forget_domains(forget, before.domain_N)
+        name = f"{domain}{' (forget)' if domain in touched else ''}".replace("_", " ")
         grid[0, column].set_title(f"{name}\n{before.class_N[column]}", fontsize=8)
         image_HWC = before.images_NHWC[column]
         extent = (0, image_HWC.shape[1], image_HWC.shape[0], 0)

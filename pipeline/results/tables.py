@@ -33,6 +33,18 @@ ABLATION: dict[str, dict[str, Any]] = {
     "All": {"name": "adu"},
 }
 
+# What else lowers an accuracy, beside what is said to unlearn: each part alone, no training at all.
+CONTROLS: dict[str, dict[str, Any]] = {
+    "Nothing trained": {"name": "zero_shot"},
+    "Null space, no training": {"name": "null_space"},
+    "Linear probe": {"name": "lp++"},
+    "L_forget alone": {"name": "baseline", "memorize_weight": 0.0},
+    "NegGrad": {"name": "baseline", "forget_loss": "neggrad"},
+    "DDL alone": {"name": "adu", "instapg": False, "memorize_weight": 0.0, "forget_weight": 0.0},
+    "Baseline": MAIN["Baseline"],
+    "ADU": MAIN["ADU"],
+}
+
 # Around the paper's defaults, over several decades: the weights that work depend on the model.
 GAMMAS = (0.03, 0.3, 3.0, 30.0)
 LAMBDAS = (0.1, 1.0, 10.0, 30.0)
@@ -54,6 +66,9 @@ GAPS: dict[str, dict[str, Any]] = {
 
 # Whether features tell the domains, before and after.
 PROBED = {label: MAIN[label] for label in ("Zero-shot", "Baseline", "ADU")}
+
+# The tables of a row a method, each over the forget sets of one domain.
+BY_METHOD = {"ablation": ABLATION, "domain-accuracy": PROBED, "controls": CONTROLS}
 
 # Published figures in %, ViT-B/16, 8 shots (arXiv 2510.08132), by table, data set and size of the
 # forget set. The paper's other tables are curves, without figures to stand beside.
@@ -161,11 +176,10 @@ def table_rows(table: str, data_set: str, n_domains: int, n_blocks: int) -> list
             for size in range(1, n_domains)
             for label, method in MAIN.items()
         ]
-    if table in ("ablation", "domain-accuracy"):
-        methods = ABLATION if table == "ablation" else PROBED
+    if table in BY_METHOD:
         return [
             Row(label, 1, method, published=published[1].get(label, {}))
-            for label, method in methods.items()
+            for label, method in BY_METHOD[table].items()
         ]
     return _curve(table, n_blocks)
 
@@ -198,4 +212,4 @@ def _curve(table: str, n_blocks: int) -> list[Row]:
     ]
 
 
-TABLES = ("main", "ablation", "sensitivity", "shots", "depth", "domain-accuracy", "gaps")
+TABLES = ("main", *BY_METHOD, "sensitivity", "shots", "depth", "gaps")

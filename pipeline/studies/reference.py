@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from adu import storage
 from adu.errors import UserError
-from adu.evaluation.metrics import Scores, scores_from_counts
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.config import RunConfig, TrainConfig
 from adu.training.trainer import EpochReport
@@ -17,26 +16,27 @@ from pipeline.studies.study import Study
 
 
 class Reference:
-    """A source of one run: zero-shot, once for all studies, which differ in what is to be kept.
+    """A source of one run: zero-shot, before the first trial of a study.
 
     Args:
-        studies: Those that wait for it; at least one.
-        on_end: Called with this when all of them know it.
+        study: The study, which waits for it.
+        on_end: Called with this when the study knows it.
     """
 
     most_at_once = 1.0
 
-    def __init__(self, studies: Sequence[Study], on_end: Callable[[Reference], None]) -> None:
-        self._studies = studies
+    def __init__(self, study: Study, on_end: Callable[[Reference], None]) -> None:
+        self.study = study
         self.on_end = on_end
-        self.name = REFERENCE
+        # Not the study's own, which has not begun.
+        self.name = f"{study.name}, {REFERENCE}"
         self.n_live = 0
         self.wants = True
 
     def propose(self) -> Run:
         """The run."""
         self.wants, self.n_live = False, 1
-        spec = self._studies[0].spec
+        spec = self.study.spec
         # It is looked at once.
         config = RunConfig(
             forget=spec.base.forget, method=ZeroShotConfig(), train=TrainConfig(epochs=1)
@@ -50,7 +50,7 @@ class Reference:
         return False
 
     def end(self, run: Run, record: TrialRecord) -> None:
-        """Tells the studies.
+        """Tells the study.
 
         Raises:
             UserError: If zero-shot has failed, without which nothing can be compared.
@@ -60,17 +60,9 @@ class Reference:
             raise UserError(
                 f"zero-shot, of which search.min_mem is a share, failed: {record.error}"
             )
-        for study in self._studies:
-            study.set_zero_shot(_kept(record.val, study.spec.base.forget))
+        self.study.set_zero_shot(record.val.mem)
         with contextlib.suppress(UserError):
             storage.remove(run.state_file)
 
     def suspend(self) -> None:
         """Nothing to do: it is run again."""
-
-
-def _kept(val: Scores, forget: Sequence[str]) -> float:
-    """Mem for another forget set."""
-    n = val.n_by_domain
-    correct = {d: round(share * n[d]) for d, share in val.accuracy_by_domain.items()}
-    return scores_from_counts(correct, n, forget).mem

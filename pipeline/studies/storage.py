@@ -28,6 +28,14 @@ from pipeline.patience import is_full, outlast
 
 LOCK_SUFFIX = ".lock"
 
+# What drivers raise for connections that break or are refused, and servers that start; and what
+# SQLAlchemy then raises where Optuna asks in another way after the first of these.
+AWAY = (
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.PendingRollbackError,
+)
+
 # Of an error message of a database's driver.
 SHOWN_CHARACTERS = 200
 
@@ -274,10 +282,10 @@ class PatientDatabase(BaseStorage):
 
     def _away(self, error: Exception) -> str | None:
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-        # What drivers raise for connections that break or are refused, and servers that start.
-        if not isinstance(cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError):
+        if not isinstance(cause, AWAY):
             return None
-        return f"search.storage {self._shown}: {_one_line(cause.orig or cause)}"
+        reason = getattr(cause, "orig", None) or cause
+        return f"search.storage {self._shown}: {_one_line(reason)}"
 
 
 def _journal(file: Path, backend: JournalFileBackend) -> JournalStorage:

@@ -43,11 +43,9 @@ def run_queue(queue: RunQueue, rules: Rules, setup: ExecutorSetup, head: str | N
     try:
         with tempfile.TemporaryDirectory(prefix="adu-tune-") as folder:
             _tuner(queue, rules, setup, head, folder).fit()
-    except Exception as error:
+    except Exception:
         if not queue.ending:
             raise
-        if queue.exception is not None:
-            raise queue.exception from error
     finally:
         queue.suspend()
     if queue.exception is not None:

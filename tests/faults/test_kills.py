@@ -201,7 +201,9 @@ def savepoints(output: str) -> dict[str, str]:
     """The savepoints of a search, and when each was written."""
     fs, path = storage.filesystem_for(storage.join(output, "unfinished"))
     files = fs.find(path, detail=True)
-    return {name: str(facts.get("LastModified") or facts["mtime"]) for name, facts in files.items()}
+    when = {name: facts.get("LastModified", facts.get("mtime")) for name, facts in files.items()}
+    # A bucket may have an empty object in the place of a folder, which has no time.
+    return {name: str(written) for name, written in when.items() if written is not None}
 
 
 def check_mlflow(uri: str) -> None:

@@ -27,7 +27,7 @@ def test_it_trains_tests_logs_and_keeps_checkpoints(flags, tmp_path, capsys):
     code, out, err = commands.run(
         "train.py",
         [
-            *(*flags, "--forget", "sketch,photo", "--method", "maple", "--method.depth", "2"),
+            *(*flags, "--forget", "sketch:cup,photo", "--method", "maple", "--method.depth", "2"),
             *("--workers", "2", "--seeds", "[0,1]", "--output", str(output)),
         ],
     )
@@ -61,6 +61,10 @@ def test_it_trains_tests_logs_and_keeps_checkpoints(flags, tmp_path, capsys):
             "forget domain 'oil': unknown (known domains: clipart, photo, sketch)",
         ),
         (["--forget", "sketch", "--method", "vpt"], "method.name = 'vpt': unknown method (known: "),
+        (
+            ["--forget", "sketch:car"],
+            "forget 'sketch:car': class 'car' is unknown (known classes: cup, fish, star)",
+        ),
         (["--forget", "sketch", "--shots", "99"], "fewer than 99 shots"),
         ([], "field 'forget' is missing"),
     ],

@@ -8,30 +8,35 @@ import torch
 
 from adu.evaluation.metrics import calibration_error, entropy, harmonic_mean, scores_from_counts
 
-TOTAL = {"photo": 100, "art": 50, "sketch": 50}
-CORRECT = {"photo": 90, "art": 30, "sketch": 10}
+DOMAINS = ["photo", "art", "sketch"]
+# Two classes.
+TOTAL_CD = np.array([[60, 20, 25], [40, 30, 25]])
+CORRECT_CD = np.array([[55, 10, 10], [35, 20, 0]])
+SKETCH_CD = np.array([[False, False, True]] * 2)
 
 
 def test_scores_pool_the_images_of_each_side():
-    scores = scores_from_counts(CORRECT, TOTAL, ["sketch"])
+    scores = scores_from_counts(np.stack([CORRECT_CD, TOTAL_CD]), SKETCH_CD, DOMAINS)
     assert scores.mem == pytest.approx(120 / 150)
     assert scores.for_ == pytest.approx(40 / 50)
     assert scores.h == pytest.approx(2 * 0.8 * 0.8 / 1.6)
     assert scores.accuracy_by_domain == pytest.approx({"photo": 0.9, "art": 0.6, "sketch": 0.2})
+    assert scores.n_by_domain == {"photo": 100, "art": 50, "sketch": 50}
     assert scores.as_dict().keys() == {"mem", "for", "h"}
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_are_those_of_the_images_one_by_one(seed):
+    """Whatever is forgotten: any cells of class and domain."""
     rng = np.random.default_rng(seed)
-    domains = ["a", "b", "c", "d"]
-    images = [(domains[rng.integers(4)], bool(rng.random() < 0.7)) for _ in range(97)]
-    forget = domains[: 1 + seed]
-    correct = {d: sum(right for domain, right in images if domain == d) for d in domains}
-    total = {d: sum(domain == d for domain, _ in images) for d in domains}
-    found = scores_from_counts(correct, total, forget)
-    mem = np.mean([right for domain, right in images if domain not in forget])
-    for_ = np.mean([not right for domain, right in images if domain in forget])
+    forget_CD = rng.random((3, 4)) < 0.4
+    images = [(*rng.integers((3, 4)), rng.random() < 0.7) for _ in range(97)]
+    counts_2CD = np.zeros((2, 3, 4), int)
+    for c, d, right in images:
+        counts_2CD[:, c, d] += right, 1
+    found = scores_from_counts(counts_2CD, forget_CD, list("abcd"))
+    mem = np.mean([right for c, d, right in images if not forget_CD[c, d]])
+    for_ = np.mean([not right for c, d, right in images if forget_CD[c, d]])
     assert found.mem == pytest.approx(mem, rel=1e-12)
     assert found.for_ == pytest.approx(for_, rel=1e-12)
     assert found.h == pytest.approx(1 / np.mean([1 / mem, 1 / for_]), rel=1e-12)
@@ -44,7 +49,7 @@ def test_harmonic_mean_of_zeros_is_zero():
 
 def test_scores_without_a_forget_image_are_an_error():
     with pytest.raises(ValueError, match="0 forget"):
-        scores_from_counts({"photo": 1, "sketch": 0}, {"photo": 1, "sketch": 0}, ["sketch"])
+        scores_from_counts(np.array([[[1, 0]]] * 2), np.array([[False, True]]), ["photo", "sketch"])
 
 
 def softmax(logits):

@@ -18,7 +18,8 @@ def test_an_outcome_survives_its_file(tmp_path, checkpoint):
     assert read_outcome(file, RUN) is None
     domain_N, class_N = np.array([0, 1]), np.array([2, 0])
     features_NE = np.arange(6, dtype=np.float32).reshape(2, 3)
-    test = TestResult(records.scores(0.9, 0.8), features_NE, domain_N, class_N, 1.5)
+    counts_2CD = np.array([[[1, 2]], [[3, 4]]])
+    test = TestResult(records.scores(0.9, 0.8), counts_2CD, features_NE, domain_N, class_N, 1.5)
     attention = None
     if checkpoint:
         images, maps = np.zeros((1, 4, 4, 3), np.uint8), np.ones((1, 2, 2))
@@ -28,6 +29,7 @@ def test_an_outcome_survives_its_file(tmp_path, checkpoint):
     found = read_outcome(file, RUN)
     assert found.test.scores == test.scores and found.val == records.scores(0.7, 0.6)
     assert (found.test.features_NE == features_NE).all()
+    assert (found.test.counts_2CD == counts_2CD).all()
     assert (found.test.class_N.tolist(), found.test.test_s) == ([2, 0], 1.5)
     assert (found.domain_accuracy, found.checkpoint) == (0.4, checkpoint)
     assert (found.attention is None) == (attention is None)

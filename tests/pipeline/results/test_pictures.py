@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,14 +16,16 @@ from pipeline.results.pictures import study_pictures
 from pipeline.studies.records import StudyRecord
 from tests.pipeline import records
 
-DOMAINS = ("photo", "sketch")
+CLASSES, DOMAINS = ("cup", "fish"), ("photo", "sketch")
 
 
 def result(n: int, mem: float, for_: float) -> TestOutcome:
     features_NE = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
     domain_N = np.arange(n) % 2
     scores = records.scores(mem, for_)
-    test = TestResult(scores, features_NE, domain_N, domain_N, 1.0)
+    # One class has no image in the last domain.
+    counts_2CD = np.array([[[9, 1], [8, 0]], [[10, 10], [10, 0]]])
+    test = TestResult(scores, counts_2CD, features_NE, domain_N, domain_N, 1.0)
     images_NHWC = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3)).astype(np.uint8)
     attention_NHW = np.random.default_rng(1).random((4, 2, 2))
     sample = SampleAttention(
@@ -36,12 +39,21 @@ def only_failures(study: StudyRecord) -> StudyRecord:
     return StudyRecord(study.forget, trials, None, study.finals, complete=True)
 
 
+def as_it_is(study: StudyRecord) -> StudyRecord:
+    return study
+
+
+def of_pairs(study: StudyRecord) -> StudyRecord:
+    return replace(study, forget=("sketch:fish",))
+
+
 @pytest.mark.parametrize("n", [2, 40], ids=["two images", "forty images"])
-@pytest.mark.parametrize("change", [lambda study: study, only_failures], ids=["study", "failures"])
+@pytest.mark.parametrize("change", [as_it_is, only_failures, of_pairs])
 def test_every_picture_is_drawn(n, change):
     study = change(records.study())
-    pictures = study_pictures(study, result(n, 0.9, 0.1), result(n, 0.9, 0.9), DOMAINS, "a note")
-    assert len(pictures) == 6
+    outcomes = result(n, 0.9, 0.1), result(n, 0.9, 0.9)
+    pictures = study_pictures(study, *outcomes, CLASSES, DOMAINS, "a note")
+    assert len(pictures) == 6 + (change is of_pairs)
     for name, data in pictures.items():
         with Image.open(io.BytesIO(data)) as image:
             image.load()

@@ -23,7 +23,8 @@ def make(folder, stage, seed=0):
 
 def leave_outcome(run):
     features_NE = np.zeros((1, 2), np.float32)
-    test = TestResult(records.scores(0.9, 0.8), features_NE, np.zeros(1), np.zeros(1), 1.0)
+    scores, counts_2CD = records.scores(0.9, 0.8), np.zeros((2, 1, 1), int)
+    test = TestResult(scores, counts_2CD, features_NE, np.zeros(1), np.zeros(1), 1.0)
     outcome = TestOutcome(records.scores(0.7, 0.6), test, 0.4, None)
     data = outcome_bytes(RunConfig.model_validate(run.config), outcome)
     Path(run.outcome_file).write_bytes(data)

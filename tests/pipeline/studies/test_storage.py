@@ -201,8 +201,9 @@ def test_a_database_that_stays_away_is_told_once(postgres, tmp_path, monkeypatch
 class Deaf:
     """Has the answer to the first call of some methods get lost, after it was carried out."""
 
-    def __init__(self, stored, *methods):
+    def __init__(self, stored, broken, *methods):
         self._stored = stored
+        self._broken = broken
         self._left = set(methods)
 
     def __getattr__(self, name):
@@ -212,28 +213,36 @@ class Deaf:
             answer = method(*arguments, **options)
             if name in self._left:
                 self._left.remove(name)
-                broken = sqlalchemy.exc.OperationalError("COMMIT", {}, OSError("connection lost"))
-                raise StorageInternalError("during the commit") from broken
+                raise StorageInternalError("during the commit") from self._broken
             return answer
 
         return call
 
 
-def test_what_was_done_is_not_done_again_if_the_answer_was_lost(tmp_path):
+@pytest.mark.parametrize(
+    "broken",
+    [
+        sqlalchemy.exc.OperationalError("COMMIT", {}, OSError("connection lost")),
+        # Optuna asks for trials again in another way where a connection broke in the middle.
+        sqlalchemy.exc.PendingRollbackError("Can't reconnect until it is rolled back"),
+    ],
+    ids=["connection", "second question"],
+)
+def test_what_was_done_is_not_done_again_if_the_answer_was_lost(tmp_path, broken):
     url = f"sqlite:///{tmp_path}/studies.db"
     storage = PatientDatabase(url)
     study = new_study(storage)
     study.enqueue_trial({"x": 0.25})
 
     # A trial that is taken, told and made.
-    storage._stored = Deaf(storage._stored, "set_trial_state_values", "set_trial_param")
+    storage._stored = Deaf(storage._stored, broken, "set_trial_state_values", "set_trial_param")
     taken = study.ask(SPACE)
     assert (taken.number, taken.params) == (0, {"x": 0.25})
-    storage._stored = Deaf(storage._stored, "set_trial_state_values")
+    storage._stored = Deaf(storage._stored, broken, "set_trial_state_values")
     study.tell(taken, 0.5)
-    storage._stored = Deaf(storage._stored, "create_new_trial")
+    storage._stored = Deaf(storage._stored, broken, "create_new_trial")
     assert study.ask(SPACE).number == 1
-    storage._stored = Deaf(storage._stored, "create_new_trial")
+    storage._stored = Deaf(storage._stored, broken, "create_new_trial")
     study.enqueue_trial({"x": 0.75})
     states = [trial.state for trial in new_study(RDBStorage(url)).get_trials()]
     assert states == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING]
