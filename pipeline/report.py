@@ -25,7 +25,7 @@ from adu.errors import UserError
 from pipeline.command import EXIT_OK, plain_console, run_and_exit, run_command
 from pipeline.jobs.config import TrackingConfig
 from pipeline.names import mlflow_name, parse_forget_name
-from pipeline.results.comparison import judgement
+from pipeline.results.comparison import defaults_named, judgement
 from pipeline.results.output import absolute_output, fetch_journal, search_id
 from pipeline.results.report_pictures import study_charts
 from pipeline.studies.records import METHOD_LABELS, STAGES, stage_label
@@ -190,7 +190,7 @@ def _stage(label: str, finals: Sequence[LoggedRun]) -> Stage:
 
 
 def _gain(by_stage: Mapping[str, Sequence[LoggedRun]]) -> str:
-    """The paired difference of the search and the paper's defaults."""
+    """The paired difference of the search and the defaults that it started from."""
     paper = {final.params["seed"]: final.metrics["test/h"] for final in by_stage["paper_defaults"]}
     gains = [
         100 * (final.metrics["test/h"] - paper[final.params["seed"]])
@@ -198,11 +198,12 @@ def _gain(by_stage: Mapping[str, Sequence[LoggedRun]]) -> str:
         if final.params["seed"] in paper
     ]
     if not gains:
-        return "There is no final run to compare with the paper's defaults."
+        return "There is no final run to compare with the defaults."
+    named = defaults_named(by_stage["paper_defaults"][0].params.get("recipe"))
     spread = f" ± {stdev(gains):.1f}" if len(gains) > 1 else ""
     seeds = f"{len(gains)} seed{'s' * (len(gains) > 1)}"
     return (
-        f"The search {judgement(gains)}: {mean(gains):+.1f}{spread} points of H "
+        f"The search {judgement(gains, named)}: {mean(gains):+.1f}{spread} points of H "
         f"on test images, seed by seed ({seeds})."
     )
 

@@ -81,6 +81,11 @@ def judgement(gains: Sequence[float], against: str = "the paper's defaults") -> 
     return f"beat {against}"
 
 
+def defaults_named(recipe: str | None) -> str:
+    """What a search starts from, as a person reads it."""
+    return f"the defaults of recipe '{recipe}'" if recipe else "the paper's defaults"
+
+
 def noise(study: StudyRecord) -> float | None:
     """Standard deviation of H over seeds in points, pooled; None if nothing has two seeds.
 
@@ -153,15 +158,11 @@ def outlook(study: StudyRecord) -> str:
 
 
 def _gain(study: StudyRecord, gain: Difference) -> str:
-    best, paper = study.finals["best"], study.finals["paper_defaults"]
-    if best.run == paper.run:
-        return f"found nothing better than {_defaults(paper)} and chose them"
-    return f"{judgement(gain.by_seed, _defaults(paper))} ({gain})"
-
-
-def _defaults(final: FinalRecord) -> str:
-    recipe = getattr(final.run.method, "recipe", None)
-    return f"the defaults of recipe '{recipe}'" if recipe else "the paper's defaults"
+    best, first = study.finals["best"], study.finals["paper_defaults"]
+    named = defaults_named(getattr(first.run.method, "recipe", None))
+    if best.run == first.run:
+        return f"found nothing better than {named} and chose them"
+    return f"{judgement(gain.by_seed, named)} ({gain})"
 
 
 def _certainty(study: StudyRecord) -> list[str]:
