@@ -143,12 +143,12 @@ def verdict(study: StudyRecord) -> str:
 
 def outlook(study: StudyRecord) -> str:
     """Whether more trials are likely to help, by what the last third of them has brought."""
-    merits = [100 * study.goal.merit(trial.val) for trial in _complete(study) if trial.val]
-    spread = noise(study)
-    if len(merits) < FEW_TRIALS or spread is None:
+    ended = [trial for trial in study.trials if trial.val is not None]
+    early, spread = ended[: len(ended) - len(ended) // 3], noise(study)
+    best_early, best = _best_merit(study, early), _best_merit(study, ended)
+    if len(ended) < FEW_TRIALS or spread is None or best_early is None or best is None:
         return "Whether more trials would help cannot be told yet"
-    n_early = len(merits) - len(merits) // 3
-    gain = max(merits) - max(merits[:n_early])
+    gain = 100 * (best - best_early)
     if gain > spread:
         return f"More trials are likely to help: the last third of them brought {gain:.1f} points"
     return (
@@ -173,6 +173,12 @@ def _certainty(study: StudyRecord) -> list[str]:
         f"H varies by {spread:.1f} points over seeds; {near[0]} of {near[1]} whole trials were "
         "within that of the winner"
     ]
+
+
+def _best_merit(study: StudyRecord, trials: Sequence[TrialRecord]) -> float | None:
+    """The best first look; a trial that was stopped early counts as one that was worse."""
+    merits = [study.goal.merit(t.val) for t in trials if t.val and t.state == "complete"]
+    return max(merits, default=None)
 
 
 def _complete(study: StudyRecord) -> list[TrialRecord]:

@@ -104,9 +104,9 @@ def render_summary(record: SearchRecord, output: str, ui_command: str) -> Render
         _add_study(table, study)
     # Where nobody watches, paths stay whole and nothing else is folded later.
     said = [verdict(study) for study in record.studies if study.finals]
-    lines = [textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in said]
     if any(lost(study, final) for study in record.studies for final in study.finals.values()):
-        lines.insert(0, LOST_NOTE)
+        said.insert(0, LOST_NOTE)
+    lines = [textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in said]
     if record.interrupted:
         lines.append("Interrupted: the table holds what was finished.")
     lines.append(f"results   {output}")

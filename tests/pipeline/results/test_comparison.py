@@ -90,10 +90,15 @@ def test_what_is_near_the_winner_is_counted_but_not_what_keeps_too_little():
 
 def test_whether_more_trials_would_help_is_told_by_the_last_third():
     made = study()
+    made.trials = made.trials[:3]
     assert outlook(made) == "Whether more trials would help cannot be told yet"
     made.trials = [trial(n, 0.9, 0.5) for n in range(4)] + [trial(4, 0.9, 0.8), trial(5, 0.9, 0.6)]
     assert outlook(made).startswith("More trials are likely to help: the last third of them")
     made.trials.reverse()
+    assert outlook(made).startswith("More trials are not likely to help")
+    # Trials that were stopped early are trials that brought nothing.
+    stopped = [trial(n, 0.5, 0.5, "stopped") for n in range(6, 10)]
+    made.trials = [made.trials[0], *stopped]
     assert outlook(made).startswith("More trials are not likely to help")
 
 
