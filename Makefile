@@ -10,12 +10,12 @@ STACK   ?= $(RESULTS)/stack
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-faults bench-search bench-sampler bench-scale bench-train bench-data lint format ui up down status lock clean
+.PHONY: help setup search test test-faults bench-search bench-sampler bench-scale bench-train bench-data lint format ui up down status lock audit licenses sbom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
 
-setup: $(VENV)/.runtime  ## install what the commands need into .venv
+setup: $(VENV)/.runtime $(VENV)/.stack  ## install what the commands and the stack need into .venv
 
 search: $(VENV)/.runtime  ## search on the built-in demo: forget each of its four domains in turn
 	$(BIN)/python pipeline/search.py $(ARGS)
@@ -54,18 +54,33 @@ ui: $(VENV)/.runtime  ## open the MLflow UI on the last results (http://127.0.0.
 	@test -f $(RESULTS)/mlflow.db || { echo "no results yet: run 'make search' first" >&2; exit 2; }
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(RESULTS)/mlflow.db --default-artifact-root $(RESULTS)/artifacts --host 127.0.0.1 --port $(PORT)
 
-up: $(VENV)/.dev  ## start a production-like stack here: object store, PostgreSQL, MLflow, Ray nodes
+up: $(VENV)/.runtime $(VENV)/.stack  ## start a production-like stack here: object store, PostgreSQL, MLflow, Ray nodes
 	$(BIN)/python infra/stack/stack.py up --folder $(STACK) $(ARGS)
 
-down: $(VENV)/.dev  ## stop that stack; its data stay
+down: $(VENV)/.runtime $(VENV)/.stack  ## stop that stack; its data stay
 	$(BIN)/python infra/stack/stack.py down --folder $(STACK)
 
-status: $(VENV)/.dev  ## show the stack's addresses and whether each server works
+status: $(VENV)/.runtime $(VENV)/.stack  ## show the stack's addresses and whether each server works
 	$(BIN)/python infra/stack/stack.py status --folder $(STACK)
 
+# Exact versions, each with the hashes of its files: what is installed is what was locked.
+LOCK = $(UV) pip compile --python-version 3.11 --generate-hashes --quiet --no-header --no-emit-index-url --no-emit-find-links --annotation-style line
+
 lock: $(VENV)/bin/python  ## pin exact versions anew after a change of pyproject.toml
-	$(UV) pip compile pyproject.toml --python-version 3.11 --upgrade --quiet --no-header --no-emit-index-url --annotation-style line -o requirements.txt
-	$(UV) pip compile pyproject.toml --group dev -c requirements.txt --python-version 3.11 --quiet --no-header --no-emit-index-url --annotation-style line -o requirements-dev.txt
+	$(LOCK) pyproject.toml --upgrade -o requirements.txt
+	$(LOCK) pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	$(LOCK) --group stack -c requirements-dev.txt -o requirements-stack.txt
+	$(LOCK) --group adu -c requirements.txt -o requirements-adu.txt
+
+audit: $(VENV)/bin/python  ## compare the locked versions with the known vulnerabilities
+	$(UV) tool run --from 'pip-audit==2.*' pip-audit -r requirements.txt --require-hashes --disable-pip
+
+licenses: $(VENV)/.runtime  ## list the licence of every installed package
+	$(UV) tool run --from 'pip-licenses==5.*' pip-licenses --python $(BIN)/python --order license
+
+sbom: $(VENV)/bin/python  ## write what the lock holds as a CycloneDX bill of materials
+	mkdir -p $(RESULTS)
+	$(UV) tool run --from 'cyclonedx-bom==7.*' cyclonedx-py requirements requirements.txt --output-file $(RESULTS)/sbom.json
 
 clean:  ## remove the environment and caches, keep results
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
@@ -81,10 +96,14 @@ $(VENV)/bin/python:
 	else $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv; fi
 
 $(VENV)/.runtime: requirements.txt pyproject.toml | $(VENV)/bin/python
-	$(INSTALL) -r requirements.txt
+	$(INSTALL) --require-hashes -r requirements.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
-	$(INSTALL) -r requirements-dev.txt
+	$(INSTALL) --require-hashes -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.stack: requirements-stack.txt | $(VENV)/bin/python
+	$(INSTALL) --require-hashes -r requirements-stack.txt
 	touch $@

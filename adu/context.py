@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,7 @@ class Context:
         text_CE: Text features of the classes.
         device: Where the model is.
         cache: Where decoded images are shared with other processes; None to keep them alone.
+        remembered: What holds for all runs and takes long to find out, by a name for it.
     """
 
     config: ContextConfig
@@ -75,6 +77,7 @@ class Context:
     text_CE: Tensor
     device: torch.device
     cache: ImageCache | None = None
+    remembered: dict[str, Any] = field(default_factory=dict, init=False)
 
     @cached_property
     def train(self) -> ImageSet:
@@ -255,15 +258,21 @@ def open_context(
     manifest: Manifest,
     device: torch.device,
     cache: ImageCache | None = None,
+    backbone: Backbone | None = None,
 ) -> Context:
     """Loads the model for a manifest that is there already.
+
+    Args:
+        config: What to load.
+        manifest: The images.
+        device: Where the model is to be.
+        cache: Where decoded images are shared with other processes of the job.
+        backbone: The model, if it is there already, too.
 
     Raises:
         UserError: If the model cannot be used.
     """
-    from adu.models.openclip import (
-        load_backbone,  # takes seconds, which a configuration is not worth
-    )
+    from adu.models.openclip import load_backbone
 
     backbone = load_backbone(config.backbone, device)
     text_CE = backbone.text_features(manifest.classes, config.backbone.template)

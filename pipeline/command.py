@@ -289,7 +289,9 @@ def _kind_names(annotation: Any) -> list[str]:
     # Each of them may stand in an `Annotated`.
     configs = [getattr(kind, "__origin__", kind) for kind in get_args(annotation)]
     named = [kind for kind in configs if "name" in getattr(kind, "model_fields", {})]
-    return [get_args(kind.model_fields["name"].annotation)[0] for kind in named]
+    # One may have any name: a method of another package.
+    allowed = [get_args(kind.model_fields["name"].annotation) for kind in named]
+    return [names[0] for names in allowed if names]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -10,10 +10,23 @@ from adu.storage import filesystem_for
 from infra.stack.ports import free_ports
 from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.s3 import s3_server
+from tests.skips import is_failure
 
 # The same inputs each time, however busy the machine is; chance has its place in tests/faults.
 settings.register_profile("same", derandomize=True, deadline=None, database=None)
 settings.load_profile("same")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A skip that nobody has allowed is a failure where CI=true."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = str(report.longrepr[2])
+        if is_failure(reason):
+            report.outcome = "failed"
+            report.longrepr = f"{reason}: CI skips only what tests/skips.py allows"
+    return report
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("jobs", "results", "tracking", "studies", "executors")
 # The rooms of adu, from the top: each may import those after it. `demo` is for whoever names it.
 ROOMS = (
+    "api",
     "serving",
     "evidence",
     "training",
@@ -150,3 +151,20 @@ def test_top_level_folders_are_the_agreed_ones():
 def test_the_lock_names_no_package_index():
     for file in ROOT.glob("requirements*.txt"):
         assert "://" not in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-dev.txt", "requirements-stack.txt"]
+)
+def test_every_locked_package_has_its_hashes(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    pins = re.split(r"\n(?=[a-z])", text)
+    assert len(pins) >= 1 and all("--hash=sha256:" in pin for pin in pins)
+
+
+def test_wherever_a_lock_is_installed_its_hashes_are_asked_for():
+    for file in ("Makefile", "infra/image/Dockerfile"):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        installs = re.findall(r"[^\n]*-r requirements(?!-torch)[\w-]*\.txt", text)
+        installs = [line for line in installs if "install" in line.lower()]
+        assert installs and all("--require-hashes" in line for line in installs), file

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from adu.context import Context, ContextConfig, load_context
 from adu.data.decoded import DataConfig
 from adu.models.backbone import BackboneConfig
-from adu.models.openclip import CONFIG_FILE, WEIGHTS_FILE
+from adu.models.sources import CONFIG_FILE, WEIGHTS_FILE
 from pipeline.ingest import IngestConfig, ingest
 
 CLASSES = ("cup", "fish", "star")

@@ -17,7 +17,9 @@ def write_images(folder: Path, images_per_cell: int, seed: int) -> None:
         seed: Which data set, from 0 to 999,999. The same seed writes the same pictures.
 
     Example:
-        >>> write_images(Path("build/demo"), images_per_cell=2, seed=0)  # doctest: +SKIP
+        >>> write_images(folder, images_per_cell=1, seed=0)
+        >>> len(list(folder.glob("*/*/*.png")))
+        32
     """
     if images_per_cell < 1:
         raise ValueError(f"images_per_cell must be at least 1, got {images_per_cell}")

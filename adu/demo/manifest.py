@@ -8,9 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from adu import storage
+from adu.data.listing import image_row, set_aside
 from adu.data.manifest import CARD_FILE, Manifest, load_manifest, write_manifest
 from adu.demo.dataset import write_images
 
@@ -59,26 +58,16 @@ def drawing_fingerprint() -> str:
 
 def _rows(files: list[Path], images: Path) -> list[dict[str, Any]]:
     """The rows of a domain's and class' images, as ingest makes them."""
-
-    def order(file: Path) -> bytes:
-        return hashlib.sha256(f"{SEED}/{file.relative_to(images).as_posix()}".encode()).digest()
-
-    test = set(sorted(files, key=order)[: round(len(files) * TEST_SHARE)])
-    return [_row(file, images, "test" if file in test else "train") for file in files]
-
-
-def _row(file: Path, images: Path, split: str) -> dict[str, Any]:
-    data = file.read_bytes()
-    with Image.open(file) as image:
-        width, height = image.size
-    return {
-        "image_id": file.relative_to(images).as_posix(),
-        "uri": str(file),
-        "domain": file.parent.parent.name,
-        "class": file.parent.name,
-        "split": split,
-        "width": width,
-        "height": height,
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
+    names = [file.relative_to(images).as_posix() for file in files]
+    test = set_aside(names, TEST_SHARE, SEED)
+    return [
+        image_row(
+            file.read_bytes(),
+            image_id=name,
+            uri=str(file),
+            domain=file.parent.parent.name,
+            class_=file.parent.name,
+            split="test" if name in test else "train",
+        )
+        for file, name in zip(files, names, strict=True)
+    ]

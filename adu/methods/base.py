@@ -176,6 +176,14 @@ class Method(nn.Module, ABC):
         self._held_text = [parameter.clone() for parameter in now], self.text_features()
         return self._held_text[1]
 
+    def open_clip_weights(self) -> dict[str, Tensor] | None:
+        """The weights in which this is another open_clip model than the backbone, by name.
+
+        Returns:
+            None where image features are none that such a model gives.
+        """
+        return None
+
     def prepare(self, features_NE: Tensor, class_N: Tensor, domain_N: Tensor) -> None:
         """Looks at the untouched model's features of all training images before training.
 

@@ -77,6 +77,10 @@ class ClipFit(Method):
         """features_BE with the tuned LayerNorms."""
         return self._run("image", self._norms, images_BCHW)
 
+    def open_clip_weights(self) -> dict[str, Tensor]:
+        """The tuned biases and LayerNorms."""
+        return {name: self.tuned[_key(name)].detach() for name in (*self._biases, *self._norms)}
+
     def losses(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
         """L_memorize + L_forget + text_weight L_text + norm_weight L_norm."""
         terms = super().losses(output, class_B, domain_B)

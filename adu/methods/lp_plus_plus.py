@@ -54,6 +54,10 @@ class LpPlusPlus(Method):
         """The backbone's own features_BE."""
         return self.backbone.clip.encode_image(images_BCHW)
 
+    def open_clip_weights(self) -> dict[str, Tensor]:
+        """None of them has changed."""
+        return {}
+
     def class_logits(self, features_BE: Tensor, text_CE: Tensor | None = None) -> Tensor:
         """f . (w_k + alpha_k t_k)."""
         text_CE = self.task.text_CE if text_CE is None else text_CE

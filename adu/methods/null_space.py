@@ -50,7 +50,8 @@ class NullSpace(Method):
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """The backbone's features_BE, of unit length, without what is removed."""
-        features_BE = F.normalize(self.backbone.clip.encode_image(images_BCHW).float(), dim=-1)
+        features_BE = F.normalize(self.backbone.clip.encode_image(images_BCHW), dim=-1)
+        features_BE = features_BE.to(self.removed_ER.dtype)
         return features_BE - features_BE @ self.removed_ER @ self.removed_ER.T
 
     @torch.no_grad()

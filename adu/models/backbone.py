@@ -1,10 +1,11 @@
 """The frozen CLIP that everything starts from; `adu.models.openclip` loads it.
 
 One option names it: ``demo``; an open_clip architecture with its weights
-(``ViT-B-16:openai``, ``ViT-B-16:/weights.safetensors``, ``ViT-B-16:s3://bucket/weights.pt``); or a
-folder or URL that holds ``open_clip_config.json`` and ``open_clip_model.safetensors``. Images are
-prepared as the folder or the tag says; a file of weights says neither that nor its activation: see
-`adu.models.openclip.find_weights`.
+(``ViT-B-16:openai``, ``ViT-B-16:/weights.safetensors``, ``ViT-B-16:s3://bucket/weights.pt``); a
+repository of the Hugging Face hub (``hf-hub:timm/ViT-B-16-SigLIP2``); or a folder or URL that holds
+``open_clip_config.json`` and ``open_clip_model.safetensors``. Images are prepared as the folder or
+the tag says; a file of weights says neither that nor its activation: see
+`adu.models.sources.find_weights`.
 
 Tensor names carry their shape: C classes, T tokens, E feature width.
 """
@@ -34,7 +35,8 @@ class BackboneConfig(StrictModel):
     """The pre-trained model and the words that it is asked with."""
 
     name: str = Field(
-        "demo", description="'demo', ARCH:WEIGHTS of open_clip, or an open_clip model folder or URL"
+        "demo",
+        description="'demo', ARCH:WEIGHTS, hf-hub:REPOSITORY, or an open_clip model folder or URL",
     )
     template: str = Field(
         DEFAULT_TEMPLATE, description="caption of a class, with {class} for its name"

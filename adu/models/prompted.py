@@ -40,7 +40,9 @@ def prompted_features(
     n_image_tokens = tokens_BTW.shape[1] - (0 if first_BPW is None else first_BPW.shape[1])
     for i in range(tower.n_blocks):
         if 0 < i < depth:
-            image_BTW = tokens_BTW[:, :n_image_tokens]
+            # A part that is the whole would cost a copy of its gradient.
+            has_prompts = tokens_BTW.shape[1] > n_image_tokens
+            image_BTW = tokens_BTW[:, :n_image_tokens] if has_prompts else tokens_BTW
             prompts_BPW = prompts_at(i, image_BTW)
             tokens_BTW = torch.cat([image_BTW, prompts_BPW.to(image_BTW.dtype)], dim=1)
         # What becomes of prompts that the next block replaces, nobody reads.

@@ -17,6 +17,7 @@ from adu.config import StrictModel, parse_config
 from adu.context import Context
 from adu.errors import UserError
 from adu.methods import Method, Task, build_method
+from adu.methods.plugins import check_imported
 from adu.models.backbone import Backbone, BackboneConfig
 from adu.training.config import RunConfig
 
@@ -49,10 +50,9 @@ class Card(StrictModel):
     manifest_digest: str
 
 
-def checkpoint_bytes(model: Method, run: RunConfig, context: Context) -> bytes:
-    """Serialises what of a trained model is needed to classify; the card is its metadata."""
-    tensors = {name: p.detach().cpu().contiguous() for name, p in model.deployed().items()}
-    card = Card(
+def make_card(run: RunConfig, context: Context) -> Card:
+    """What is to be said of what a run has trained."""
+    return Card(
         version=CARD_VERSION,
         run=run,
         backbone=context.config.backbone,
@@ -62,6 +62,16 @@ def checkpoint_bytes(model: Method, run: RunConfig, context: Context) -> bytes:
         data=context.config.data.model_dump(mode="json"),
         manifest_digest=context.manifest.digest,
     )
+
+
+def checkpoint_bytes(model: Method, run: RunConfig, context: Context) -> bytes:
+    """Serialises what of a trained model is needed to classify; the card is its metadata."""
+    return serialised(model, make_card(run, context))
+
+
+def serialised(model: Method, card: Card) -> bytes:
+    """Serialises a trained model with a card that is there already."""
+    tensors = {name: p.detach().cpu().contiguous() for name, p in model.deployed().items()}
     text = json.dumps(card.model_dump(mode="json", by_alias=True))
     return safetensors.torch.save(tensors, metadata={CARD_KEY: text})
 
@@ -92,6 +102,7 @@ def read_card(data: bytes, source: str) -> Card:
             f"checkpoint {source}: card version {version} is newer than {CARD_VERSION}, the newest "
             "that this version reads"
         )
+    check_imported(_method_name(values), f"checkpoint {source}")
     return parse_config(Card, values, f"checkpoint {source}: card")
 
 
@@ -159,3 +170,10 @@ def rebuild(data: bytes, source: str, card: Card, backbone: Backbone, task: Task
         if not torch.isfinite(weight).all():
             raise UserError(f"checkpoint {source}: its weight {name} holds NaN or infinity")
     return model.to(next(backbone.clip.parameters()).device)
+
+
+def _method_name(values: dict[str, Any]) -> Any:
+    """How a card that is not checked yet names its method."""
+    run = values.get("run")
+    method = run.get("method") if isinstance(run, dict) else None
+    return method.get("name") if isinstance(method, dict) else method

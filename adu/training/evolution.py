@@ -21,7 +21,8 @@ class Evolution:
 
     Example:
         >>> evolution = Evolution([parameter], sigma=0.5, population=10, seed=0)
-        >>> losses = evolution.step(lambda: {"total": parameter.square().sum()})
+        >>> list(evolution.step(lambda: {"total": parameter.square().sum()}))
+        ['total']
     """
 
     def __init__(

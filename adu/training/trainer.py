@@ -86,9 +86,9 @@ class Trainer:
             ``data.quick_val_shots``. None: all of them after every epoch.
 
     Example:
-        >>> trainer = Trainer(RunConfig(forget=("sketch",)), context)
-        >>> for report in trainer.epochs():
-        ...     print(report.epoch, report.val.h)
+        >>> run = RunConfig(forget=("sketch",), train=TrainConfig(epochs=2))
+        >>> [report.epoch for report in Trainer(run, context).epochs()]
+        [1, 2]
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -41,11 +42,14 @@ class Postgres(Server):
 
     def prepare(self) -> None:
         """Creates the cluster of databases, once."""
-        data = self._data
-        if (data / "PG_VERSION").exists():
+        if (self._data / "PG_VERSION").exists():
+            self._program("postgres")
             return
         initdb = find_program("initdb")
-        data.mkdir(mode=0o700, exist_ok=True)
+        # One that was killed on its way is no cluster.
+        data = self._data.with_name("postgres.unfinished")
+        shutil.rmtree(data, ignore_errors=True)
+        data.mkdir(mode=0o700)
         user = server_user()
         if user is not None:
             shutil.chown(data, user, pwd.getpwnam(user).pw_gid)
@@ -58,13 +62,15 @@ class Postgres(Server):
         )
         os.close(password)
         if done.returncode:
+            shutil.rmtree(data, ignore_errors=True)
             raise UserError(f"postgres: initdb failed: {' '.join(done.stderr.split())[-300:]}")
+        data.replace(self._data)
 
     def command(self) -> list[str]:
         """The server, as a user that is not root."""
         return [
             *as_user(),
-            str(find_program("postgres")),
+            str(self._program("postgres")),
             "-D",
             str(self._data),
             "-h",
@@ -115,6 +121,25 @@ class Postgres(Server):
             sql.SQL("REVOKE CONNECT ON DATABASE {database} FROM PUBLIC").format(**names)
         )
 
+    def _program(self, name: str) -> Path:
+        """A program of the major version that has written the data.
+
+        Raises:
+            UserError: If it is not here: another one does not read them.
+        """
+        version = (self._data / "PG_VERSION").read_text().strip()
+        own = DEBIAN / version / "bin" / name
+        if own.exists():
+            return own
+        newest = find_program(name)
+        there = major_version(newest)
+        if there == version:
+            return newest
+        raise UserError(
+            f"postgres: {self._data} is of PostgreSQL {version}, here is {there} (install "
+            f"postgresql-{version} beside it, or start anew: make down, move that folder away)"
+        )
+
     def _password_pipe(self) -> int:
         """A pipe with the administrator's password: it never lies in a file of another user."""
         end, start = os.pipe()
@@ -156,6 +181,13 @@ def find_program(name: str) -> Path:
         "postgres: PostgreSQL is not installed (on Debian: apt-get install postgresql; its own "
         "server need not run)"
     )
+
+
+def major_version(program: Path) -> str:
+    """The major version of a PostgreSQL that a program belongs to."""
+    done = subprocess.run([str(program), "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"(\d+)(?:\.\d+|devel|beta|rc)", done.stdout)
+    return found[1] if found else done.stdout.strip()
 
 
 def server_user() -> str | None:

@@ -17,6 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POLL_S = 0.1
+# What has not ended so long after it was killed waits in the kernel, for a disk that is gone.
+KILL_TIMEOUT_S = 30.0
+
+
+class StopError(Exception):
+    """Processes that cannot be ended."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,9 @@ def stop(processes: Iterable[tuple[Process, int]], patience_s: float) -> None:
     Args:
         processes: Each server, and the signal that asks it to end.
         patience_s: After which whatever is left is killed.
+
+    Raises:
+        StopError: If something cannot be killed.
     """
     pairs = list(processes)
     for process, number in pairs:
@@ -91,7 +100,10 @@ def stop(processes: Iterable[tuple[Process, int]], patience_s: float) -> None:
     while any(process.is_alive() for process, _ in pairs) and time.monotonic() < deadline:
         _reap()
         time.sleep(POLL_S)
+    deadline = time.monotonic() + KILL_TIMEOUT_S
     while left := [pid for process, _ in pairs for pid in process.session()]:
+        if time.monotonic() > deadline:
+            raise StopError(f"processes {', '.join(map(str, left))} cannot be killed")
         for pid in left:
             _signal(pid, signal.SIGKILL)
         _reap()

@@ -56,10 +56,13 @@ class Secrets:
     def write(self, name: str, text: str) -> Path:
         """Writes a file that its owner alone can read: a secret, or a configuration with some."""
         file = self.path(name)
-        file.unlink(missing_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        # Whole or not at all: on a full disk, an empty file would be a password.
+        unfinished = file.with_name(f".{file.name}")
+        unfinished.unlink(missing_ok=True)
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as stream:
             stream.write(text)
+        unfinished.replace(file)
         return file
 
 

@@ -26,6 +26,7 @@ from infra.stack.lifecycle import (
     secrets_of,
     take_down,
 )
+from infra.stack.processes import StopError
 from infra.stack.settings import SEARCH_BUCKET, Ports, Settings
 from infra.stack.state import load_state
 
@@ -72,8 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except StartError as error:
+    except (StartError, StopError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except OSError as error:
+        # A disk that is full, or gone.
+        print(f"error: {error.filename or arguments.folder}: {error.strerror}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

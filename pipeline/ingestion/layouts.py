@@ -5,10 +5,8 @@ A layout only lists; no image is opened here.
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +14,7 @@ from functools import cache
 from typing import Literal
 
 from adu import storage
+from adu.data.listing import plain_name, set_aside
 from adu.data.uris import check_listed
 from adu.errors import UserError
 from pipeline.ingestion.lists import WNID, read_class_names, read_listing, read_split_file
@@ -155,8 +154,7 @@ def common_classes(images: Sequence[Found], rule: Literal["same", "intersection"
 def assign_splits(images: Sequence[Found], test_fraction: float, seed: int) -> list[Found]:
     """Sets aside a share of each domain and class for testing, where the layout does not say.
 
-    Which images that are depends on the seed and the names alone, so an image that turns out to be
-    broken, or is mended, moves no other one from a split to another.
+    Which images that are depends on the seed and the names alone.
     """
     cells: dict[tuple[str, str], list[Found]] = {}
     for image in images:
@@ -164,20 +162,13 @@ def assign_splits(images: Sequence[Found], test_fraction: float, seed: int) -> l
             cells.setdefault((image.domain, image.class_), []).append(image)
     test: set[str] = set()
     for cell in cells.values():
-        cell.sort(key=lambda image: hashlib.sha256(f"{seed}/{image.image_id}".encode()).digest())
-        test.update(image.image_id for image in cell[: round(len(cell) * test_fraction)])
+        test |= set_aside([image.image_id for image in cell], test_fraction, seed)
     return [
         image
         if image.split is not None
         else replace(image, split="test" if image.image_id in test else "train")
         for image in images
     ]
-
-
-def plain_name(text: str) -> str:
-    """A name in lower case with underscores: ``Real World`` is ``real_world``."""
-    plain = unicodedata.normalize("NFC", re.sub(r"[\s_]+", "_", text.strip().lower()))
-    return plain.strip("_") or "_"
 
 
 def _domain_class(source: str) -> Listed:

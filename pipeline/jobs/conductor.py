@@ -21,6 +21,7 @@ from pipeline.executors.run import Run
 from pipeline.jobs.finals import final_configs, final_records, fixed_run
 from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED, Job
+from pipeline.jobs.metrics import SearchMetrics
 from pipeline.jobs.plan import Plan
 from pipeline.jobs.tracked_search import SYNTHETIC_NOTE, TrackedSearch
 from pipeline.names import forget_name
@@ -126,7 +127,8 @@ class Conductor(RunListener):
         job = self._job = Job(config.address, config.resources, interrupt, listeners)
         self._tracked.begin(job.cluster.job_id)
         self._progress = self._view(job.n_executors)
-        listeners.append(self._progress)
+        self._metrics = SearchMetrics(self._plan.name, lambda: job.room, self._tracked.lag_s)
+        listeners += [self._progress, self._metrics]
         for forget, record in self._records.items():
             for trial in record.trials:
                 self._progress.run_restored(forget_name(forget), trial, {})
@@ -137,8 +139,8 @@ class Conductor(RunListener):
             self._open_study(job, forget, stored)
             budget.add(self._studies[forget])
         self._begin(job)
-        tell_by(self._progress.news)
-        with self._progress:
+        tell_by(self._waiting)
+        with self._progress, self._metrics:
             n = job.n_executors
             self._progress.news(f"starting {n} executor{'s' * (n != 1)}")
             context = self._plan.context.model_dump(mode="json")
@@ -161,7 +163,8 @@ class Conductor(RunListener):
         study = self._studies[forget] = Study(spec, lambda study: self._trials_ended(forget, study))
         job.rules.add(study, make_rule(spec.config, spec.base.train.epochs))
         for record in study.records:
-            self._progress.run_restored(study.name, record, {})
+            for listener in (self._progress, self._metrics):
+                listener.run_restored(study.name, record, {})
             scores = study.restored[record.number]
             self._tracked.study(study.name).trial_restored(record, scores)
 
@@ -172,6 +175,11 @@ class Conductor(RunListener):
                 job.queue.add_fixed(Reference(study, lambda it: job.queue.add_study(it.study)))
             else:
                 job.queue.add_study(study)
+
+    def _waiting(self, line: str) -> None:
+        """Something outside cannot be reached."""
+        self._progress.news(line)
+        self._metrics.waited()
 
     def _siblings(self) -> list[Mapping[str, Any]]:
         """The best parameters of the studies that have ended."""

@@ -61,6 +61,11 @@ class Job:
         """Whether anything has come of it: what it has left must not be lost any more."""
         return self._capacity.has_worked
 
+    @property
+    def room(self) -> int:
+        """How many executors may work now."""
+        return self._capacity.size
+
     def run(
         self, context: Mapping[str, Any], probes: Sequence[RunConfig], output: str
     ) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -108,6 +109,10 @@ class TrackedSearch:
         """Has a function called once MLflow has been told all so far."""
         self._background.call(function)
 
+    def lag_s(self) -> float:
+        """Age of the oldest thing that MLflow has not been told yet, in seconds."""
+        return self._background.lag_s
+
     def finish(self) -> list[str]:
         """Waits for MLflow; returns what it could not write: the search's own results stand."""
         try:
@@ -161,9 +166,14 @@ class TrackedSearch:
 
 
 def code_version() -> dict[str, str]:
-    """The version of this code as tags of MLflow's, which its UI shows."""
+    """The version of this code as tags of MLflow's, which its UI shows.
+
+    An image has no Git: the commit that it was built from stands in `ADU_COMMIT`.
+    """
     root = Path(__file__).parents[2]
     tags = {"adu_search_version": version("adu-search")}
+    if built := os.environ.get("ADU_COMMIT"):
+        return {**tags, "mlflow.source.git.commit": built}
     git = ["git", "-C", str(root), "rev-parse", "HEAD"]
     with contextlib.suppress(OSError):
         commit = subprocess.run(git, capture_output=True, text=True, check=False)

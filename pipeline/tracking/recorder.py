@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -29,14 +30,24 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[float, Callable[[], None]] | None] = (
+            queue.SimpleQueue()
+        )
+        # When the call at work was asked for.
+        self._asked_s: float | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True, name="background")
         self._thread.start()
 
     def call(self, function: Callable[[], Any]) -> None:
         """Has a function called, some time after those before it."""
-        self._calls.put(function)
+        self._calls.put((time.monotonic(), function))
+
+    @property
+    def lag_s(self) -> float:
+        """How long ago the call at work was asked for; 0 if there is none."""
+        asked_s = self._asked_s
+        return 0.0 if asked_s is None else time.monotonic() - asked_s
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Waits until all calls so far have been made.
@@ -45,7 +56,7 @@ class Background:
             Exception: The first that a call raised since the last flush.
         """
         done = threading.Event()
-        self._calls.put(done.set)
+        self.call(done.set)
         done.wait(timeout_s)
         error, self._error = self._error, None
         if error is not None:
@@ -57,11 +68,13 @@ class Background:
         self._thread.join()
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
+        while (asked := self._calls.get()) is not None:
+            self._asked_s, call = asked
             try:
                 call()
             except Exception as error:
                 self._error = self._error or error
+            self._asked_s = None
 
 
 class TrackedStudy:

@@ -102,7 +102,8 @@ def _parts(backbone: str, scratch: Path) -> tuple[dict[str, str], Sequence[str]]
     if backbone == "demo":
         return {}, REQUIREMENTS
     # Takes seconds, which the demo is not worth.
-    from adu.models.openclip import find_source, needs_transformers, save_folder
+    from adu.models.folder import save_folder
+    from adu.models.sources import find_source, needs_transformers
 
     requirements: Sequence[str] = REQUIREMENTS
     if needs_transformers(backbone):

@@ -48,6 +48,8 @@ CONFIGS = [BackboneConfig, DataConfig, TrainConfig, *METHOD_CONFIGS]
             {"forget": ["sketch"], "method": {"name": "amnesia"}},
             r"method.name = 'amnesia': unknown method \(known: zero_shot, baseline, adu, ",
         ),
+        ({"forget": ["sketch"], "method": None}, "method = None .allowed: a method's name, or"),
+        ({"forget": ["sketch"], "method": [1]}, r"method = .1. .allowed: a method's name, or"),
         ({"method": {}}, "run.yaml: field 'forget' is missing"),
     ],
 )

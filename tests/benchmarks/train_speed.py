@@ -34,7 +34,8 @@ from adu.demo.dataset import write_images
 from adu.methods import Method, Task
 from adu.methods.adu import Adu, AduConfig
 from adu.models.backbone import DEFAULT_TEMPLATE, Backbone, BackboneConfig
-from adu.models.openclip import load_backbone, open_tower
+from adu.models.openclip import load_backbone
+from adu.models.towers import open_tower
 
 DOMAINS = ("art", "clipart", "photo", "sketch")
 N_CLASSES = 65  # Office-Home's

@@ -1,4 +1,4 @@
-"""Renders the manifests of infra/ and tells what is wrong with them, naming the place."""
+"""Tells what is wrong with manifests, naming the place."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import copy
 import functools
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jsonschema
@@ -17,24 +14,40 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from infra.cluster.rendering import (
+    LAYERS,
+    render_check,
+    render_ingest,
+    render_layer,
+    render_model,
+)
+from infra.cluster.secret_manifests import S3_SECRETS, SECRETS
+from infra.cluster.settings import Settings, load_settings
 from tests.pipeline.commands import ROOT
 
-INFRA = ROOT / "infra"
 KUBERAY = ROOT.parent / "shared" / "kuberay"
-OVERLAYS = sorted(
-    str(file.parent.relative_to(INFRA)) for file in INFRA.glob("kuberay/overlays/*/*ization.yaml")
+
+SETTINGS = load_settings()
+SEARCHES = tuple(SETTINGS.searches)
+# As they stand, and with what is off in them: people outside, the Prometheus operator.
+FULL = SETTINGS.model_copy(
+    update={
+        "mlflow": SETTINGS.mlflow.model_copy(update={"host": "mlflow.example.com"}),
+        "monitoring": SETTINGS.monitoring.model_copy(update={"operator": True}),
+    }
 )
-# What serves the searches, and comes with each of them.
-SERVICES = ("mlflow/base", "mlflow/overlays/ingress", "postgres")
 
 KUBERNETES_VERSION = "1.33"
 RAY_GROUP = "ray.io/"
 # Kinds of operators whose schemas are not at hand: their fields are not checked.
-FOREIGN_GROUPS = ("kueue.x-k8s.io/", "postgresql.cnpg.io/")
+FOREIGN_GROUPS = ("kueue.x-k8s.io/", "postgresql.cnpg.io/", "monitoring.coreos.com/")
 
-# What operators make: CloudNativePG's Secret and Service of a cluster.
-MADE_BY_OPERATORS = {("Secret", "adu-postgres-app"), ("Service", "adu-postgres-rw")}
-SECRET_ROW = re.compile(r"^\| `([a-z0-9-]+)` \|", re.MULTILINE)
+# What operators make: CloudNativePG's Secrets and Service of a cluster.
+MADE_BY_OPERATORS = {
+    ("Secret", "adu-postgres-app"),
+    ("Secret", "adu-postgres-ca"),
+    ("Service", "adu-postgres-rw"),
+}
 
 Manifest = dict[str, Any]
 
@@ -51,31 +64,17 @@ class Pod(NamedTuple):
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
 
-@functools.cache
-def _rendered(folder: Path) -> str:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not installed (it renders the overlays)")
-    done = subprocess.run(
-        [kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def services(settings: Settings = SETTINGS) -> list[Manifest]:
+    """The layers that all searches share."""
+    return [manifest for layer in LAYERS for manifest in render_layer(settings, layer)]
 
 
-def render_folder(folder: Path) -> list[Manifest]:
-    """The objects of a folder anywhere."""
-    return list(yaml.safe_load_all(_rendered(folder)))
-
-
-def render(*folders: str) -> list[Manifest]:
-    """The objects of folders of infra/, those that several have once."""
-    objects = {
-        (o["kind"], o["metadata"]["name"]): o
-        for folder in folders
-        for o in render_folder(INFRA / folder)
-    }
-    return list(objects.values())
+def jobs(settings: Settings = SETTINGS) -> list[Manifest]:
+    """Every Job that is run once."""
+    made = [render_check(settings, name) for name in settings.searches]
+    made += [render_ingest(settings, name) for name in settings.ingests]
+    made += [render_model(settings, name) for name in settings.models]
+    return [manifest for manifests in made for manifest in manifests]
 
 
 def name_of(manifest: Manifest) -> str:
@@ -90,13 +89,6 @@ def ray_job(objects: Sequence[Manifest]) -> Manifest | None:
         if manifest["kind"] == "RayCronJob":
             return manifest["spec"]["jobTemplate"]
     return None
-
-
-def annotations(objects: Sequence[Manifest]) -> dict[str, str]:
-    (found,) = (
-        o["metadata"]["annotations"] for o in objects if o["kind"] in ("RayJob", "RayCronJob")
-    )
-    return found
 
 
 def pods(objects: Sequence[Manifest]) -> list[Pod]:
@@ -181,16 +173,15 @@ def _schema_problems(text: str) -> tuple[str, ...]:
 # References
 
 
-def documented_secrets() -> set[tuple[str, str]]:
-    """The Secrets that infra/README.md says how to create."""
-    text = (INFRA / "README.md").read_text()
-    return {("Secret", name) for name in SECRET_ROW.findall(text)}
+def made_secrets() -> set[tuple[str, str]]:
+    """The Secrets that `cluster.py secrets` makes, and the certificate that an admin brings."""
+    return {("Secret", name) for name in (*SECRETS, *S3_SECRETS, SETTINGS.mlflow.tls_secret)}
 
 
 def reference_problems(objects: Sequence[Manifest]) -> list[str]:
     """Names of objects that neither are there nor are said to be made by somebody."""
     there = {(o["kind"], o["metadata"]["name"]) for o in objects}
-    there |= MADE_BY_OPERATORS | documented_secrets() | {("ServiceAccount", "default")}
+    there |= MADE_BY_OPERATORS | made_secrets() | {("ServiceAccount", "default")}
     needed = [reference for o in objects for reference in _references(o, name_of(o))]
     return [
         f"{where}: no {kind} '{name}'" for where, kind, name in needed if (kind, name) not in there
@@ -212,6 +203,9 @@ NAMES = {
     "serviceName": "Service",
     "clusterQueue": "ClusterQueue",
 }
+# Hosts that are answered to, and files, are no references.
+HOST_LISTS = ("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS")
+FILE_NAME = re.compile(r"^[\w-]+\.\w+$")
 HOST_IN_URL = re.compile(r"(?:^|=|\s)(?!s3:)[a-z0-9+]+://([^/:\s]+)")
 HOST_AND_PORT = re.compile(r"^([a-z][a-z0-9-]*):\d+$")
 
@@ -226,7 +220,7 @@ def _references(value: Any, where: str) -> Iterator[tuple[str, str, str]]:
     elif isinstance(value, dict):
         yield from _named(value, where)
         for key, item in value.items():
-            if key not in ("annotations", "image", "MLFLOW_SERVER_ALLOWED_HOSTS"):
+            if key not in ("annotations", "image", *HOST_LISTS) and not FILE_NAME.match(key):
                 yield from _references(item, f"{where}.{key}")
 
 
@@ -290,7 +284,7 @@ def _pod_problems(pod: Pod) -> Iterator[str]:
 
 
 def _autoscales(pod: Pod) -> bool:
-    return pod.labels.get("adu-search/role") == "head" and pod.spec.get("restartPolicy") == "Never"
+    return pod.labels.get("adu-search/scales") == "true"
 
 
 def _container_problems(container: Manifest, pod: Pod) -> Iterator[str]:
@@ -305,7 +299,8 @@ def _container_problems(container: Manifest, pod: Pod) -> Iterator[str]:
         for needed in ("/tmp", "/tmp/ray", "/dev/shm", "/home/adu"):
             if needed not in mounts:
                 yield f"'{needed}' cannot be written"
-    if role != "submitter" and container not in pod.spec.get("initContainers", ()):
+    ends = pod.spec.get("restartPolicy") == "Never" and role not in ("head", "worker")
+    if not ends and container not in pod.spec.get("initContainers", ()):
         yield from (
             f"no {probe}" for probe in ("livenessProbe", "readinessProbe") if probe not in container
         )

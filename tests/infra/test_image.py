@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from infra.cluster.rendering import render_search
+from pipeline.jobs.tracked_search import code_version
 from tests.infra.image import DOCKERFILE, chain, commands, copied_from, image_problems, read_stages
-from tests.infra.manifests import OVERLAYS, SERVICES, pods, ray_job, render
+from tests.infra.manifests import SEARCHES, SETTINGS, jobs, pods, ray_job, services
 from tests.pipeline.commands import ROOT
 
 TEXT = DOCKERFILE.read_text()
@@ -53,17 +55,48 @@ def test_a_careless_image_is_refused(old, new, problem):
     assert any(problem in text for text in image_problems(TEXT.replace(old, new)))
 
 
-def test_both_targets_install_the_lock_and_nothing_else():
+def test_both_targets_install_the_lock_by_its_hashes_and_nothing_else():
     stages = read_stages(TEXT)
-    for target in ("cpu", "cuda"):
-        installs = [
-            command
+    installs = {
+        target: [
+            words
             for command in commands(stages, copied_from(stages, target))
-            if "uv pip install" in command
+            for words in command.split(" && ")
+            if words.strip().startswith("uv pip install")
         ]
-        assert len(installs) == 2
-        assert re.search(r"-r requirements(-cpu)?\.txt$", installs[0])
-        assert installs[1] == "uv pip install --no-deps -e ."
+        for target in ("cpu", "cuda")
+    }
+    project = "uv pip install --no-deps -e ."
+    assert installs["cuda"] == ["uv pip install --require-hashes -r requirements.txt", project]
+    assert installs["cpu"] == [
+        "uv pip install --require-hashes --no-deps -r requirements-cpu.txt",
+        # PyTorch's index has other files than the lock knows.
+        "uv pip install --torch-backend cpu --no-deps -r requirements-torch.txt",
+        project,
+    ]
+
+
+def test_the_cpu_image_has_the_locks_versions_but_for_cuda(tmp_path):
+    """Its awk lines, on the lock as it is."""
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    (command,) = [c for c in commands(read_stages(TEXT), "build-cpu") if c.startswith("awk")]
+    lines = " && ".join(part for part in command.split(" && ") if part.strip().startswith("awk"))
+    _run(["bash", "-ce", lines], tmp_path, dict(os.environ))
+    pin = re.compile(r"^([a-z][^=]*)==", re.MULTILINE)
+    names = {file.name: set(pin.findall(file.read_text())) for file in tmp_path.iterdir()}
+    cpu, torch = names["requirements-cpu.txt"], names["requirements-torch.txt"]
+    assert torch == {"torch", "torchvision"}
+    left = names["requirements.txt"] - cpu - torch
+    assert left and all(re.match(r"nvidia-|cuda-|triton$", name) for name in left)
+    text = (tmp_path / "requirements-cpu.txt").read_text()
+    assert text.count("==") <= text.count("--hash=")
+
+
+def test_the_commit_is_in_the_image_and_in_mlflow(monkeypatch):
+    assert "ADU_COMMIT=${COMMIT}" in TEXT
+    assert "LABEL org.opencontainers.image.revision=${COMMIT}" in TEXT
+    monkeypatch.setenv("ADU_COMMIT", "0f" * 20)
+    assert code_version()["mlflow.source.git.commit"] == "0f" * 20
 
 
 def test_the_build_sees_what_it_copies_and_no_more():
@@ -83,7 +116,8 @@ def test_the_build_sees_what_it_copies_and_no_more():
 
 def test_its_user_is_that_of_the_manifests():
     (user,) = re.findall(r"^USER (\d+):(\d+)$", TEXT, re.MULTILINE)
-    objects = render(*OVERLAYS, *SERVICES)
+    searches = {name: render_search(SETTINGS, name) for name in SEARCHES}
+    objects = [*services(), *jobs(), *(o for found in searches.values() for o in found)]
     ours = [
         pod
         for pod in pods(objects)
@@ -93,8 +127,8 @@ def test_its_user_is_that_of_the_manifests():
     for pod in ours:
         context = pod.spec["securityContext"]
         assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user
-    for overlay in OVERLAYS:
-        spec = ray_job(render(overlay))["rayClusterSpec"]
+    for found in searches.values():
+        spec = ray_job(found)["rayClusterSpec"]
         assert f"ray[default,tune,train]=={spec['rayVersion'][:4]}" in _project()
 
 
@@ -115,7 +149,7 @@ def scratch(tmp_path):
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-@pytest.mark.slow_install
+@pytest.mark.faults
 def test_its_install_steps_make_an_environment_that_runs_the_command(scratch):
     stages = read_stages(TEXT)
     app, venv = scratch / "app", scratch / "venv"

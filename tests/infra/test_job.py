@@ -1,9 +1,9 @@
 """The main job on a running cluster with token authentication.
 
 As a person submits it, with a working directory; and as a RayJob's submitter does: the entrypoint
-of the rendered manifest, behind `ray job submit --` in bash, where the operator puts it,
-so that its variables are filled in. The cluster has the shape that the overlay asks for: a head
-without CPUs and two workers; token, probes and working directory are those of the manifest.
+of the search `smoke`, behind `ray job submit --` in bash, where the operator puts it, so that its
+variable is filled in, with its space where the ConfigMap is mounted. The cluster has the shape that
+it asks for: a head without CPUs and two workers; token, probes and working directory are its own.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ import pytest
 import yaml
 
 from adu import storage
-from tests.infra.manifests import ray_job, render
+from infra.cluster.rendering import TRACKING_URI, render_search
+from tests.infra.manifests import SETTINGS, ray_job
 from tests.pipeline.commands import ROOT
 from tests.ray_cluster import RAY, RayCluster, ray_cluster
 from tests.tiny import tiny_backbone, tiny_manifest
 
-OVERLAY = "kuberay/overlays/cpu-smoke"
+# Two jobs and a cluster: more than a minute.
+pytestmark = pytest.mark.faults
+
+SPACE = "/etc/adu-search/space.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -36,34 +40,31 @@ def cluster(tmp_path_factory, s3_environment) -> Iterator[RayCluster]:
 
 @pytest.fixture
 def job():
-    return ray_job(render(OVERLAY))
+    return ray_job(render_search(SETTINGS, "smoke"))
 
 
-def submitter_environment(job, cluster, **values) -> dict[str, str]:
-    """The variables that the manifest gives the submitter, with other values."""
-    (container,) = job["submitterPodTemplate"]["spec"]["containers"]
-    (settings,) = [
-        o["data"]
-        for o in render(OVERLAY)
-        for source in container["envFrom"]
-        if (o["kind"], o["metadata"]["name"]) == ("ConfigMap", source["configMapRef"]["name"])
-    ]
-    given = {*settings, *(variable["name"] for variable in container["env"])}
-    assert values.keys() <= given, "only what the manifest sets"
-    return {**cluster.environment, **settings, **values}
+@pytest.fixture
+def space(tmp_path):
+    (settings, *_) = render_search(SETTINGS, "smoke")
+    file = tmp_path / "space.yaml"
+    file.write_text(settings["data"]["space.yaml"])
+    return str(file)
 
 
-def test_the_entrypoint_runs_and_resumes_as_it_stands(job, cluster, s3, tmp_path):
-    environment = submitter_environment(
-        job,
-        cluster,
-        RESULTS=f"{s3}/results",
-        RUN_NAME="adu-smoke",
-        MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db",
-    )
+def test_the_entrypoint_runs_and_resumes_as_it_stands(job, space, cluster, s3, tmp_path):
+    environment = {**cluster.environment, "RUN_NAME": "smoke"}
+    entrypoint = job["entrypoint"]
+    # Other places than a pod's: the mounted file, the bucket, and a server that is not there.
+    for theirs, ours in (
+        (SPACE, space),
+        (SETTINGS.storage.bucket, s3),
+        (TRACKING_URI, f"sqlite:///{tmp_path}/mlflow.db"),
+    ):
+        assert theirs in entrypoint
+        entrypoint = entrypoint.replace(theirs, ours)
 
     def submit() -> str:
-        command = f"ray job submit --address {cluster.address} -- {job['entrypoint'].strip()} ;"
+        command = f"ray job submit --address {cluster.address} -- {entrypoint} ;"
         done = subprocess.run(
             ["bash", "-ce", command],
             cwd=tmp_path,
@@ -78,7 +79,7 @@ def test_the_entrypoint_runs_and_resumes_as_it_stands(job, cluster, s3, tmp_path
 
     log = submit()
     assert "starting 2 executors" in log
-    summary = json.loads(storage.read_bytes(f"{s3}/results/adu-smoke/summary.json"))
+    summary = json.loads(storage.read_bytes(f"{s3}/results/smoke/summary.json"))
     (study,) = summary["studies"]
     assert (study["complete"], study["n_trials"]) == (True, 2)
     # A retry, on a cluster that knows nothing: all is in the bucket, and nothing is run again.
@@ -125,7 +126,6 @@ def submit(cluster: RayCluster, *arguments: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.faults
 def test_a_search_as_a_job(cluster, tmp_path):
     values = {
         "name": "tiny",

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from infra.stack.postgres import find_program, major_version
 from tests.infra.debian import need_postgres
 from tests.infra.stacks import port_flags, run, stack_folder
 
@@ -39,7 +40,9 @@ def test_a_port_in_use_is_named(folder):
 def test_a_server_that_does_not_start_takes_the_others_down(folder):
     need_postgres()
     (folder / "postgres").mkdir()
-    (folder / "postgres" / "PG_VERSION").write_text("of another world\n")
+    version = major_version(find_program("postgres"))
+    # A cluster that has lost all but its name.
+    (folder / "postgres" / "PG_VERSION").write_text(f"{version}\n")
     done = run("up", folder, *port_flags())
     assert done.returncode == 1
     log = folder / "logs" / "postgres.log"
@@ -49,3 +52,16 @@ def test_a_server_that_does_not_start_takes_the_others_down(folder):
     assert "s3: starting" in done.stdout
     assert not (folder / "state.json").exists()
     assert run("status", folder).returncode == 1
+
+
+def test_data_of_another_postgresql_are_left_alone_and_the_way_out_is_told(folder):
+    need_postgres()
+    (folder / "postgres").mkdir()
+    (folder / "postgres" / "PG_VERSION").write_text("9\n")
+    done = run("up", folder, *port_flags())
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{folder}/postgres is of PostgreSQL 9, here is" in done.stderr
+    assert "install postgresql-9 beside it" in done.stderr
+    assert (folder / "postgres" / "PG_VERSION").read_text() == "9\n"
+    assert not (folder / "state.json").exists()
+    assert run("down", folder).returncode == 0

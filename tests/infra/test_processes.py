@@ -8,6 +8,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from infra.stack import processes
 from tests.infra.stacks import is_gone
@@ -69,3 +72,15 @@ def test_another_process_with_the_same_id_is_left_alone():
             assert other.poll() is None
         finally:
             other.kill()
+
+
+def test_what_cannot_be_killed_is_named_in_the_end(monkeypatch):
+    """A process that waits for a disk that is gone takes no signal."""
+    monkeypatch.setattr(processes, "KILL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(processes, "_signal", lambda *_: None)
+    process = processes.start(["sleep", "600"], os.environ, Path(os.devnull))
+    try:
+        with pytest.raises(processes.StopError, match=f"processes {process.pid} cannot be killed"):
+            processes.stop([(process, signal.SIGTERM)], 0.1)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)

@@ -6,12 +6,14 @@ import stat
 import zipfile
 from pathlib import Path
 
+import pytest
 from ray._private.runtime_env.packaging import create_package
 
 from infra.stack.lifecycle import create_folder
 from infra.stack.secret_files import NAMES, Secrets, shell_script
 from infra.stack.settings import Settings
 from tests.infra.stacks import environment
+from tests.small_disk import small_disk
 
 
 def test_secrets_are_made_once_and_private(tmp_path):
@@ -51,3 +53,13 @@ def test_a_job_does_not_take_the_stack_with_its_working_directory(tmp_path):
     create_package(str(project), package, include_gitignore=True, excludes=[])
     with zipfile.ZipFile(package) as archive:
         assert [name for name in archive.namelist() if not name.endswith("/")] == ["code.py"]
+
+
+def test_a_disk_that_fills_up_leaves_no_empty_password(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        secrets = Secrets(disk.folder / "secrets")
+        secrets.folder.mkdir()
+        disk.fill()
+        with pytest.raises(OSError, match="No space left"):
+            secrets.write("ray-token", "x" * 8192)
+        assert not secrets.path("ray-token").exists()

@@ -295,6 +295,28 @@ def test_users_may_do_what_they_need_and_no_more(search, stack, monkeypatch):
         Tracker.check(shell["MLFLOW_TRACKING_URI"])
 
 
+def test_the_account_of_the_searches_is_made_as_on_kubernetes(stack):
+    """The script that runs in MLflow's pod: twice, since a walk-through is walked again."""
+    shell = environment(stack)
+    script = ROOT / "infra" / "cluster" / "scripts" / "mlflow_account.py"
+    values = {
+        "URL": shell["MLFLOW_TRACKING_URI"],
+        "MLFLOW_AUTH_ADMIN_PASSWORD": secrets_of(stack).read("mlflow-admin"),
+        "ADU_SEARCH_USERNAME": "other",
+        "ADU_SEARCH_PASSWORD": planted("mlflow-search"),
+    }
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-"],
+            stdin=script.open(),
+            env={**os.environ, **values},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, "MLflow knows user other\n"), done.stderr
+
+
 def test_no_secret_is_anywhere_but_in_its_file(search, stack, tmp_path):
     values = [planted(name) for name in NAMES]
     found = holding(search.encode(), values, "the job's log")

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from adu.demo import WEIGHTS_DIR
 from adu.demo.quality import zero_shot_accuracy
 from adu.demo.render import DOMAINS
-from adu.models.openclip import CONFIG_FILE, WEIGHTS_FILE
+from adu.models.sources import CONFIG_FILE, WEIGHTS_FILE
 
 
 def test_the_weights_are_small_safetensors():

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -10,15 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from adu import storage
 from adu.errors import UserError
-from adu.models.openclip import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    find_source,
-    find_weights,
-    image_side,
-    load_clip,
-    save_folder,
-)
+from adu.models.folder import save_folder
+from adu.models.openclip import image_side, load_clip
+from adu.models.sources import CONFIG_FILE, WEIGHTS_FILE, find_source, find_weights
 from tests.tiny import CLASSES, MODEL, tiny_backbone
 
 
@@ -313,3 +308,43 @@ def test_what_is_no_model_is_told_with_what_is_one(tmp_path):
     with pytest.raises(UserError, match="ViT-B-16:nothing': no such weights .a file, a URL, or"):
         find_source("ViT-B-16:nothing")
     assert find_source("demo").folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> str:
+    """A repository of the hub as it lies in the hub's cache once it was fetched."""
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    tiny_backbone(snapshot, seed=6)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return str(snapshot)
+
+
+def test_a_repository_of_the_hub_is_loaded_as_open_clip_loads_it(hub, tmp_path):
+    configured(preprocess_cfg={"mean": 0.5, "resize_mode": "squash"})(Path(hub))
+    name = "hf-hub:someone/tiny"
+    loaded = load_clip(name, tmp_path)
+    clip, _, _ = open_clip.create_model_and_transforms(name)
+    known = clip.state_dict()
+    assert all(torch.equal(loaded.clip.state_dict()[key], known[key]) for key in known)
+    assert (loaded.transform.mean, loaded.transform.resize_mode) == ((0.5,) * 3, "squash")
+    assert image_side(name) == 32
+    (tmp_path / "saved").mkdir()
+    save_folder(name, tmp_path / "saved")
+    assert load_clip(str(tmp_path / "saved"), tmp_path).fingerprint == loaded.fingerprint
+
+
+def test_a_repository_that_cannot_be_had_or_is_another_model_is_one_line(hub, tmp_path):
+    with pytest.raises(UserError, match="backbone 'hf-hub:someone/other': .*cannot be had: "):
+        load_clip("hf-hub:someone/other", tmp_path)
+    configured(model_cfg=MODEL | {"text_cfg": MODEL["text_cfg"] | {"context_length": 20}})(
+        Path(hub)
+    )
+    with pytest.raises(UserError, match="positional_embedding is 16 x .*, the architecture's 20"):
+        load_clip("hf-hub:someone/tiny", tmp_path)
+    (Path(hub) / WEIGHTS_FILE).unlink()
+    with pytest.raises(UserError, match="backbone 'hf-hub:someone/tiny': cannot be fetched: "):
+        load_clip("hf-hub:someone/tiny", tmp_path)

@@ -12,8 +12,8 @@ from adu.methods.adu import Adu, AduConfig
 from adu.methods.base import Task
 from adu.methods.baseline import BaselineConfig
 from adu.models.backbone import Backbone
-from adu.models.openclip import open_tower, promptable_architectures
 from adu.models.prompted import prompted_features
+from adu.models.towers import open_tower, promptable_architectures
 
 OWN = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
 # timm's smallest of each kind; nothing is downloaded.

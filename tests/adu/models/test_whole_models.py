@@ -26,17 +26,11 @@ from adu.evaluation.evaluate import evaluate_test
 from adu.methods import Task, build_method
 from adu.methods.clipfit import ClipFitConfig
 from adu.methods.zero_shot import ZeroShotConfig
-from adu.models import openclip
+from adu.models import sources
 from adu.models.backbone import BackboneConfig
-from adu.models.openclip import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    forward_flops,
-    image_side,
-    load_backbone,
-    needs_transformers,
-    save_folder,
-)
+from adu.models.folder import save_folder
+from adu.models.openclip import forward_flops, image_side, load_backbone
+from adu.models.sources import CONFIG_FILE, WEIGHTS_FILE, needs_transformers
 from adu.models.text import TextContext
 from adu.training.checkpoint import checkpoint_bytes, load_checkpoint
 from adu.training.config import RunConfig
@@ -326,7 +320,7 @@ def test_a_tower_of_another_size_than_the_folder_says_is_one_line(siglip, tmp_pa
 
 @pytest.fixture
 def without_transformers(monkeypatch):
-    monkeypatch.setattr(openclip, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
 
 
 def test_without_transformers_it_is_one_line(siglip, without_transformers):

@@ -9,6 +9,7 @@ from adu.data.decoded import eval_batch
 from adu.errors import UserError
 from adu.methods import build_method
 from adu.serving.classifier import Classifier
+from adu.serving.model import UnlearnedModel
 from adu.training.checkpoint import checkpoint_bytes
 from adu.training.config import RunConfig
 from tests.tiny import tiny_backbone, tiny_context
@@ -56,7 +57,7 @@ def test_it_sees_what_evaluation_sees_to_the_bit(context, model, checkpoint, mon
     everything = range(len(context.test))
     images_BCHW = eval_batch(context.test, everything, context.backbone.transform)
     classifier = Classifier(checkpoint)
-    given = watched(monkeypatch, type(model))
+    given = watched(monkeypatch, UnlearnedModel)
     scores = classifier.scores(data)
     assert torch.equal(torch.cat(given), images_BCHW)
     with torch.no_grad():

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adu.data.listing import plain_name
 from adu.errors import UserError
 from pipeline.ingestion.layouts import (
     Found,
     assign_splits,
     common_classes,
     imagenet_class_names,
-    plain_name,
 )
 from pipeline.ingestion.layouts import find_images as list_images
 

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from adu import storage
 from adu.methods import build_method
-from adu.models.openclip import WEIGHTS_FILE
+from adu.models.sources import WEIGHTS_FILE
 from adu.serving.classifier import Classifier
 from adu.training.checkpoint import checkpoint_bytes
 from adu.training.config import RunConfig

@@ -1,0 +1,1 @@
+"""Kubernetes: renders every manifest from infra/settings.yaml, and says what a cluster lacks."""
