@@ -15,8 +15,8 @@ from adu.training.config import TrainConfig
 from pipeline.executors.resources import ResourcesConfig
 from pipeline.names import parse_forget_name
 from pipeline.studies.budget import BudgetConfig
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.space import SpaceConfig
-from pipeline.studies.study import StudyConfig
 
 DEMO = "demo"
 

@@ -20,9 +20,10 @@ from ray.tune.schedulers import (
 from adu.errors import UserError
 from pipeline.executors.run import TRIAL, Event, Run
 from pipeline.executors.session import epoch_report
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.imported import imported
 from pipeline.studies.queue import RunQueue
-from pipeline.studies.study import DEFAULTS, Study, StudyConfig
+from pipeline.studies.study import DEFAULTS, Study
 
 METRIC = "merit"
 

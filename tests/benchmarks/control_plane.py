@@ -41,12 +41,13 @@ from pipeline.executors.run import Run
 from pipeline.executors.worker import WorkerSetup
 from pipeline.results.progress import Progress, console_on, quiet_ray
 from pipeline.results.time_left import StudyWork
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.queue import RunListener, RunQueue
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.rules import Rules, make_rule
 from pipeline.studies.space import Parameter
 from pipeline.studies.storage import open_storage
-from pipeline.studies.study import Study, StudyConfig, StudySpec
+from pipeline.studies.study import Study, StudySpec
 from pipeline.studies.tuner import run_queue
 from pipeline.tracking.recorder import Background, TrackedStudy, TrackedTrials
 from pipeline.tracking.tracker import Tracker

@@ -41,11 +41,12 @@ from pipeline.executors.run import Run
 from pipeline.executors.session import SESSION
 from pipeline.executors.worker import WorkerSetup
 from pipeline.results.progress import quiet_ray
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.queue import RunListener, RunQueue
 from pipeline.studies.rules import Rules, make_rule
 from pipeline.studies.space import Parameter
 from pipeline.studies.storage import open_storage
-from pipeline.studies.study import Study, StudyConfig, StudySpec
+from pipeline.studies.study import Study, StudySpec
 from pipeline.studies.tuner import run_queue
 
 DOMAIN = "sketch"

@@ -9,9 +9,9 @@ import pytest
 from adu.training.trainer import EpochReport
 from pipeline.executors.run import AGAIN, TRIAL, Run
 from pipeline.results.time_left import StudyWork, TimeLeft
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.rules import likely_epochs
-from pipeline.studies.study import StudyConfig
 from tests.pipeline import records
 
 EPOCHS = 6

@@ -8,12 +8,13 @@ import pytest
 from optuna.trial import TrialState
 
 from adu.errors import UserError
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.goal import FRONT, Goal, parse_objective
 from pipeline.studies.race import Race
 from pipeline.studies.reference import Reference
 from pipeline.studies.rules import Rules, make_rule
 from pipeline.studies.selection import best_trial
-from pipeline.studies.study import Study, StudyConfig
+from pipeline.studies.study import Study
 from tests.pipeline.records import scores
 from tests.pipeline.studies.made_up import Queue, make_spec, over, result, stored
 

@@ -7,8 +7,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from adu.errors import UserError
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.rules import Rules, deciding_epochs, make_rule
-from pipeline.studies.study import Study, StudyConfig
+from pipeline.studies.study import Study
 from tests.pipeline.studies.made_up import EPOCHS, Queue, make_spec, result
 
 
