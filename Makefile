@@ -29,8 +29,8 @@ test-faults: $(VENV)/.dev  ## kill searches, nodes, heads and stores, spoil data
 bench-search: $(VENV)/.dev  ## trials a minute, against Ray's documented pattern and no Ray
 	$(BIN)/python -m tests.benchmarks.search_speed $(ARGS)
 
-bench-sampler: $(VENV)/.dev  ## best validation H against trials, for TPE, GP and random
-	$(BIN)/python -m tests.benchmarks.sampler_quality $(ARGS)
+bench-sampler: $(VENV)/.dev  ## regret against epochs of samplers, races and transfer, on a recorded table
+	$(BIN)/python -m tests.benchmarks.replay $(ARGS)
 
 bench-scale: $(VENV)/.dev  ## what 1,000 trials of no work cost the driver, on 32 executors
 	$(BIN)/python -m tests.benchmarks.control_plane $(ARGS)

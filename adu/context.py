@@ -102,6 +102,14 @@ class Context:
         return self._hold_views(manifest, split.val_rows)
 
     @cached_property
+    def quick_val(self) -> list[int]:
+        """Numbers of the validation images for a quick look: always the same ones."""
+        most = self.config.data.quick_val_shots
+        place_N = self._few_shot[1].val_places
+        is_quick_N = np.ones(len(place_N), bool) if most is None else place_N < most
+        return np.flatnonzero(is_quick_N).tolist()
+
+    @cached_property
     def test(self) -> ImageSet | None:
         """The test split as evaluation sees it, read now; None if it is too large to be kept."""
         rows, data = self.manifest.test_rows(), self.config.data

@@ -74,10 +74,12 @@ def tiny_manifest(folder: Path, per_cell: int = 8) -> Path:
     return manifest
 
 
-def tiny_context(folder: Path, shots: int = 2, val_shots: int = 1) -> Context:
+def tiny_context(folder: Path, shots: int = 2, val_shots: int | str = 1, **data: object) -> Context:
     """Loads a whole context from fresh tiny files, on the CPU."""
     config = ContextConfig(
         backbone=BackboneConfig(name=str(tiny_backbone(folder / "model"))),
-        data=DataConfig(manifest=str(tiny_manifest(folder)), shots=shots, val_shots=val_shots),
+        data=DataConfig(
+            manifest=str(tiny_manifest(folder)), shots=shots, val_shots=val_shots, **data
+        ),
     )
     return load_context(config, torch.device("cpu"))

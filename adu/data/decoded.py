@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adu.config import StrictModel
-from adu.data.manifest import Manifest
+from adu.data.manifest import MOST_VAL_IMAGES, Manifest
 from adu.data.pixels import Pixels, pixels_in_memory
 from adu.data.preprocess import ImageTransform, normalised, view
 from adu.data.resample import resize_batch
@@ -42,7 +42,17 @@ class DataConfig(StrictModel):
         (), description="where the images may lie beside the manifest's own places: URI prefixes"
     )
     shots: int = Field(8, ge=1, description="training images of each domain and class")
-    val_shots: int = Field(4, ge=1, description="validation images of each domain and class")
+    val_shots: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        "all",
+        description="validation images of each domain and class; all: what the training side has "
+        f"beyond the shots, at most {MOST_VAL_IMAGES} in all",
+    )
+    quick_val_shots: int | None = Field(
+        4,
+        ge=1,
+        description="of these, so many are looked at after an epoch on which no decision hangs; "
+        "unset: all of them",
+    )
     split_seed: int = Field(0, ge=0, description="which few-shot split is drawn")
     read_threads: int = Field(16, ge=1, description="images fetched at a time")
     reduce_large: bool = Field(

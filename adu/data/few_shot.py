@@ -21,10 +21,17 @@ SPARE_ROWS = 2**17
 
 @dataclass(frozen=True)
 class FewShotSplit:
-    """Row numbers of the training and validation images; no row is in both."""
+    """Row numbers of the training and validation images; no row is in both.
+
+    Attributes:
+        train_rows: Of the training images.
+        val_rows: Of the validation images.
+        val_places: The place of each validation image among those of its domain and class, from 0.
+    """
 
     train_rows: np.ndarray
     val_rows: np.ndarray
+    val_places: np.ndarray
 
 
 class SmallestOfCells:
@@ -58,12 +65,12 @@ class SmallestOfCells:
         place_N = self._sort_out()
         train_N = place_N < shots
         val_N = (place_N >= shots) & (place_N < shots + val_shots)
-        return FewShotSplit(self._rows_N[train_N], self._rows_N[val_N])
+        return FewShotSplit(self._rows_N[train_N], self._rows_N[val_N], place_N[val_N] - shots)
 
     def _sort_out(self) -> np.ndarray:
         """Drops all but the smallest; gives the places of the others in their cells."""
         order = smallest_first(self._cells_N, self._hashes_N4)
-        place_N = np.arange(len(order)) - _starts(self._cells_N[order])
+        place_N = places_in_cells(self._cells_N[order])
         order, place_N = order[place_N < self._n_kept], place_N[place_N < self._n_kept]
         self._rows_N, self._cells_N = self._rows_N[order], self._cells_N[order]
         self._hashes_N4 = self._hashes_N4[order]
@@ -88,8 +95,8 @@ def smallest_first(cells_N: np.ndarray, hashes_N4: np.ndarray) -> np.ndarray:
     return order
 
 
-def _starts(cells_N: np.ndarray) -> np.ndarray:
-    """For each of some ordered rows, the place where its cell starts."""
+def places_in_cells(cells_N: np.ndarray) -> np.ndarray:
+    """For each of some rows, which lie cell by cell, its place in its cell, from 0."""
     changes = np.flatnonzero(np.diff(cells_N, prepend=-1))
     lengths = np.diff([*changes, len(cells_N)])
-    return np.repeat(changes, lengths)
+    return np.arange(len(cells_N)) - np.repeat(changes, lengths)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,10 @@ SCHEMA_VERSION = 2
 VERSION_1_FILES = ("manifest.parquet",)
 SPLITS = ("train", "test")
 CELL_COLUMNS = ("domain", "class", "split")
+
+# Of one look at all that is beyond the shots: the standard error of an accuracy over so many is
+# about half a point.
+MOST_VAL_IMAGES = 8192
 
 Cell = tuple[str, str]  # (domain, class)
 
@@ -115,7 +119,9 @@ class Manifest:
         names = ((d, c) for d in self.domains for c in self.classes)
         return dict(zip(names, counts, strict=True))
 
-    def few_shot_split(self, shots: int, val_shots: int, seed: int) -> FewShotSplit:
+    def few_shot_split(
+        self, shots: int, val_shots: int | Literal["all"], seed: int
+    ) -> FewShotSplit:
         """Draws training and validation images from the training side.
 
         Of each domain and class, the images with the smallest hashes of (seed, image id) are
@@ -123,23 +129,26 @@ class Manifest:
 
         Args:
             shots: Training images of each domain and class.
-            val_shots: Validation images of each domain and class.
+            val_shots: Validation images of each domain and class; or all that there are beside the
+                training images, at most an equal share of `MOST_VAL_IMAGES` of each.
             seed: Which of the possible splits.
 
         Raises:
             UserError: Naming a domain and class that has too few.
         """
+        n_cells = len(self.domains) * len(self.classes)
+        most = max(1, MOST_VAL_IMAGES // n_cells) if val_shots == "all" else val_shots
         self.check_enough(shots, val_shots)
         # Cells in the order of their names, as before numbers came in.
         by_name = self._name_order()
         rank = np.empty(len(by_name), np.int64)
         rank[by_name] = np.arange(len(by_name))
-        smallest = SmallestOfCells(len(by_name), shots + val_shots)
+        smallest = SmallestOfCells(len(by_name), shots + most)
         for rows, splits, cells, table in self._blocks(["image_id"]):
             train = np.flatnonzero(splits == SPLITS.index("train"))
             ids = table["image_id"].take(row_indices(train)).to_pylist()
             smallest.add(rows[train], rank[cells[train]], hashes_of(ids, seed))
-        return smallest.split(shots, val_shots)
+        return smallest.split(shots, most)
 
     def test_rows(self) -> np.ndarray:
         """Row numbers of the test split."""
@@ -176,16 +185,17 @@ class Manifest:
         self._check_known(column, found, lambda row: table.slice(row, 1))
         return found.tolist()
 
-    def check_enough(self, shots: int, val_shots: int) -> None:
-        """Checks that every domain and class has enough training images.
+    def check_enough(self, shots: int, val_shots: int | Literal["all"]) -> None:
+        """Checks that every domain and class has enough training images; see `few_shot_split`.
 
         Raises:
             UserError: Naming a domain and class that has too few.
         """
+        least = 1 if val_shots == "all" else val_shots
         short = [
             (n, f"{domain}/{class_}")
             for (domain, class_), n in self.cell_counts("train").items()
-            if n < shots + val_shots
+            if n < shots + least
         ]
         if not short:
             return
@@ -193,7 +203,7 @@ class Manifest:
         more = f", and {len(short) - 1} more too" if len(short) > 1 else ""
         raise UserError(
             f"manifest {self.url}: {cell} has {n} training images, fewer than "
-            f"{shots} shots + {val_shots} validation shots{more}"
+            f"{shots} shots + {least} validation shots{more}"
         )
 
     @cached_property

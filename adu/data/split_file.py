@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from adu import storage
 from adu.data.decoded import DataConfig
-from adu.data.few_shot import FewShotSplit
+from adu.data.few_shot import FewShotSplit, places_in_cells
 from adu.data.manifest import Manifest
 from adu.data.rows import SCHEMA, RowTable
 from adu.errors import UserError
@@ -70,7 +70,11 @@ def read_split(manifest: Manifest, config: DataConfig, url: str) -> tuple[Manife
             f"few-shot split {url}: is not that of manifest {manifest.url} with context.data as it "
             "is now"
         )
-    split = FewShotSplit(np.arange(n_train), np.arange(n_train, rows.n_rows))
+    val_rows = np.arange(n_train, rows.n_rows)
+    table = rows.take(["class", "domain"], val_rows)
+    names = [json.dumps(pair) for pair in zip(*(c.to_pylist() for c in table.columns), strict=True)]
+    val_places = places_in_cells(np.unique(names, return_inverse=True)[1])
+    split = FewShotSplit(np.arange(n_train), val_rows, val_places)
     return replace(manifest, rows=rows, is_part=False), split
 
 

@@ -49,21 +49,34 @@ class TestResult:
 
 
 def evaluate_images(
-    model: nn.Module, context: Context, images: ImageSet, forget: Sequence[str]
+    model: nn.Module,
+    context: Context,
+    images: ImageSet,
+    forget: Sequence[str],
+    which: Sequence[int] | None = None,
 ) -> Scores:
-    """Scores a model on decoded images, shared out over the workers."""
-    counts_2CD = count_images(model, context, images)
+    """Scores a model on decoded images, shared out over the workers; see `count_images`."""
+    counts_2CD = count_images(model, context, images, which)
     return scores_of(counts_2CD, forget, context.classes, context.domains)
 
 
-def count_images(model: nn.Module, context: Context, images: ImageSet) -> np.ndarray:
+def count_images(
+    model: nn.Module, context: Context, images: ImageSet, which: Sequence[int] | None = None
+) -> np.ndarray:
     """Counts what a model classifies rightly, shared out over the workers.
+
+    Args:
+        model: The model.
+        context: Model and data that it belongs to.
+        images: The images.
+        which: Numbers of those to look at; None: all.
 
     Returns:
         counts_2CD: rightly classified images, and all images, of each class in each domain.
     """
     rank, world_size = rank_and_world_size()
-    own = range(len(images))[rank_slice(len(images), rank, world_size)]
+    seen = range(len(images)) if which is None else which
+    own = seen[rank_slice(len(seen), rank, world_size)]
     counts_2CD = _no_counts(context)
     for start in range(0, len(own), EVAL_BATCH_SIZE):
         rows = list(own[start : start + EVAL_BATCH_SIZE])

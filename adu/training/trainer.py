@@ -7,7 +7,7 @@ epoch, T loss terms.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -78,15 +78,25 @@ class Trainer:
     Under torch.distributed every worker makes the same calls; the result does not depend on
     their number. A run that was stopped after an epoch goes on exactly from its `state`.
 
+    Args:
+        run: What to train, and how.
+        context: The model and the data.
+        deciding: Epochs, from 1, after which something is decided by the validation scores: after
+            them and the last one all validation images are looked at, after others those of
+            ``data.quick_val_shots``. None: all of them after every epoch.
+
     Example:
         >>> run = RunConfig(forget=("sketch",), train=TrainConfig(epochs=2))
         >>> [report.epoch for report in Trainer(run, context).epochs()]
         [1, 2]
     """
 
-    def __init__(self, run: RunConfig, context: Context) -> None:
+    def __init__(
+        self, run: RunConfig, context: Context, deciding: Collection[int] | None = None
+    ) -> None:
         self.run = run
         self.context = context
+        self._deciding = deciding
         # The weights of a run depend on its seed alone, not on what the process did before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.train.seed)
@@ -119,6 +129,11 @@ class Trainer:
         """
         while self._optimizer is not None and self._epochs_done < self.run.train.epochs:
             yield self._run_epoch(self._epochs_done)
+
+    def validate(self, quick: bool = False) -> Scores:
+        """Scores the model as it is on the validation images, or a fixed part of them."""
+        context, which = self.context, self.context.quick_val if quick else None
+        return evaluate_images(self.model, context, context.val, self.run.forget, which)
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on after the last epoch."""
@@ -157,7 +172,7 @@ class Trainer:
         losses = _mean_losses(steps, epoch)
         train_s = time.perf_counter() - start_s
         self._average.exchange()
-        val = evaluate_images(self.model, self.context, self.context.val, self.run.forget)
+        val = self.validate(quick=not self._decides(epoch + 1))
         val_s = time.perf_counter() - start_s - train_s
         self._epochs_done = epoch + 1
         if self._epochs_done < self.run.train.epochs:
@@ -173,6 +188,10 @@ class Trainer:
             n_images / train_s,
             wait_s,
         )
+
+    def _decides(self, epoch: int) -> bool:
+        is_last = epoch == self.run.train.epochs
+        return self._deciding is None or is_last or epoch in self._deciding
 
     def _steps(self, epoch: int) -> tuple[int, list[dict[str, Tensor]], float]:
         """Runs an epoch's steps.

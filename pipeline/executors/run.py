@@ -15,6 +15,9 @@ TRIAL = "trial"
 # A trial's configuration with another seed.
 AGAIN = "again"
 
+# The untouched model on the validation images.
+REFERENCE = "reference"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -30,6 +33,7 @@ class Run:
         tested: Whether it is evaluated on the test split at its end, and leaves an outcome.
         number: A trial's number in Optuna.
         params: What was searched, by option path.
+        deciding: Epochs after which something is decided by its validation scores, beside the last.
     """
 
     study: str
@@ -41,6 +45,7 @@ class Run:
     tested: bool = False
     number: int = -1
     params: Mapping[str, Any] = field(default_factory=dict)
+    deciding: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:

@@ -20,7 +20,7 @@ from adu.training.checkpoint import checkpoint_bytes
 from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport, Trainer
 from pipeline.executors.outcome_file import TestOutcome, outcome_bytes
-from pipeline.executors.run import Run
+from pipeline.executors.run import REFERENCE, Run
 from pipeline.executors.worker import WorkerSetup
 
 SESSION = "pipeline.executors.session:open_session"
@@ -68,7 +68,7 @@ class AduSession:
         if run.context != self._config:
             self.close()
             self._open(run.context)
-        return AduTraining(RunConfig.model_validate(run.config), self.context, state)
+        return AduTraining(run, self.context, state)
 
     def _open(self, config: Mapping[str, Any]) -> None:
         self._config = config
@@ -81,16 +81,23 @@ class AduSession:
 class AduTraining:
     """One run of the trainer."""
 
-    def __init__(self, run: RunConfig, context: Context, state: bytes | None) -> None:
+    def __init__(self, run: Run, context: Context, state: bytes | None) -> None:
         self._began_s = time.time()
-        self._run = run
+        self._run = RunConfig.model_validate(run.config)
+        self._stage = run.stage
         self._context = context
-        self._trainer = Trainer(run, context)
+        self._trainer = Trainer(self._run, context, run.deciding)
         if state is not None:
             self._trainer.load_state(torch.load(io.BytesIO(state), weights_only=True))
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """Trains the epochs that are left; see `epoch_report` for the way back."""
+        """Trains the epochs that are left; see `epoch_report` for the way back.
+
+        The reference, which has nothing to train, is scored as it is.
+        """
+        if self._stage == REFERENCE:
+            val = self._trainer.validate()
+            yield asdict(EpochReport(1, 1, 0.0, {}, val, 0.0, time.time() - self._began_s, 0.0))
         for report in self._trainer.epochs():
             yield asdict(report)
 

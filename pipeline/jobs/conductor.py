@@ -32,15 +32,18 @@ from pipeline.results.handout import FIGURES, IMAGES, SearchLog, figures_csv, im
 from pipeline.results.output import Output
 from pipeline.results.progress import Progress
 from pipeline.results.summary import SearchRecord, Timing, render_summary, write_summary
+from pipeline.results.time_left import StudyWork
+from pipeline.studies.budget import JobBudget
 from pipeline.studies.chosen import write_chosen
 from pipeline.studies.listener import RunListener
-from pipeline.studies.race import Race
+from pipeline.studies.race import Race, n_again
 from pipeline.studies.records import (
     StudyRecord,
     TrialRecord,
     read_study_record,
 )
-from pipeline.studies.rules import make_rule
+from pipeline.studies.reference import Reference
+from pipeline.studies.rules import likely_epochs, make_rule
 from pipeline.studies.selection import best_trial
 from pipeline.studies.source import FixedRuns
 from pipeline.studies.storage import open_storage
@@ -150,8 +153,12 @@ class Conductor(RunListener):
             for trial in record.trials:
                 self._progress.run_restored(forget_name(forget), trial, {})
             self._progress.study_state(forget_name(forget), "done")
+        gpus = job.resources.workers_per_trial * job.resources.gpus_per_worker
+        budget = JobBudget(config.budget, gpus, len(self._plan.forget_sets))
         for forget in todo:
-            self._add_study(job, forget, stored)
+            self._open_study(job, forget, stored)
+            budget.add(self._studies[forget])
+        self._begin(job)
         tell_by(self._waiting)
         with self._progress, self._metrics:
             n = job.n_executors
@@ -174,15 +181,21 @@ class Conductor(RunListener):
         self._timing.trial_overhead_median_s = median(later_s) if later_s else None
         self._write_summary()
 
-    def _add_study(self, job: Job, forget: Forget, stored: BaseStorage) -> None:
+    def _open_study(self, job: Job, forget: Forget, stored: BaseStorage) -> None:
         spec = self._plan.study(forget, self._output, stored, self._siblings)
         study = self._studies[forget] = Study(spec, lambda study: self._trials_ended(forget, study))
-        rule = make_rule(spec.config, spec.base.train.epochs)
-        job.rules.add(study.name, rule, study.curves())
-        job.queue.add_study(study)
+        job.rules.add(study, make_rule(spec.config, spec.base.train.epochs))
         for record in study.records:
             for listener in (self._progress, self._metrics):
                 listener.run_restored(study.name, record, {})
+
+    def _begin(self, job: Job) -> None:
+        """Queues the studies, those that need zero-shot once it is known."""
+        for study in self._studies.values():
+            if study.goal.lacks_zero_shot:
+                job.queue.add_fixed(Reference(study, lambda it: job.queue.add_study(it.study)))
+            else:
+                job.queue.add_study(study)
 
     def _waiting(self, line: str) -> None:
         """Something outside cannot be reached."""
@@ -212,8 +225,9 @@ class Conductor(RunListener):
             return
         self._progress.study_state(study.name, "final runs")
         seeds = self._plan.config.final.seeds
-        space = self._plan.space(forget)
-        configs = final_configs(self._plan.base(forget), space, record.best.params, seeds)
+        base, space = self._plan.base(forget), self._plan.space(forget)
+        paper = self._plan.paper(forget)
+        configs = final_configs(base, space, record.best.params, seeds, paper)
         folder = self._output.finals(study.name)
         chosen = self._output.study_pictures(study.name)
         patiently(chosen, lambda: write_chosen(chosen, configs, study.spec.context))
@@ -278,8 +292,9 @@ class Conductor(RunListener):
         self._records[forget] = self._record_of(forget, study)
 
     def _record_of(self, forget: Forget, study: Study) -> StudyRecord:
-        best = best_trial(study.records, study.spec.config.min_mem)
-        return StudyRecord(forget, study.records, best, {}, False, study.ended_by)
+        best = best_trial(study.records, study.goal)
+        ended_by = study.ended_by
+        return StudyRecord(forget, study.records, best, {}, False, ended_by, goal=study.goal)
 
     # MLflow.
 
@@ -310,16 +325,18 @@ class Conductor(RunListener):
 
     def _view(self, n_executors: int) -> Progress:
         synthetic = f" ({SYNTHETIC_NOTE})" if self._plan.manifest.synthetic else ""
-        # Three configurations are trained for each seed; zero-shot is not.
-        n_finals = 3 * len(self._plan.config.final.seeds)
-        race = self._plan.config.search.race
+        search, epochs = self._plan.config.search, self._plan.config.train.epochs
+        further = self._plan.n_finals + n_again(search.race)
+        budget = JobBudget(self._plan.config.budget, 0, len(self._plan.forget_sets))
+        work = StudyWork(
+            budget.share(search.trials), epochs, likely_epochs(search, epochs), further
+        )
         return Progress(
             self._console,
             f"search {self._plan.name}{synthetic}",
             [forget_name(forget) for forget in self._plan.forget_sets],
-            self._plan.config.search.trials,
+            work,
             n_executors,
-            n_finals + (race * (race + 1) // 2 - 1),
             self._started_at,
         )
 

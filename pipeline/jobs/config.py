@@ -14,8 +14,9 @@ from adu.methods.adu import AduConfig
 from adu.training.config import TrainConfig
 from pipeline.executors.resources import ResourcesConfig
 from pipeline.names import parse_forget_name
+from pipeline.studies.budget import BudgetConfig
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.space import SpaceConfig
-from pipeline.studies.study import StudyConfig
 from pipeline.tracking.server import TrackingConfig
 
 DEMO = "demo"
@@ -80,6 +81,7 @@ class SearchConfig(StrictModel):
         "(domain+domain)",
     )
     search: StudyConfig = StudyConfig()
+    budget: BudgetConfig = BudgetConfig()
     final: FinalConfig = FinalConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -16,6 +17,8 @@ from adu.context import stored_bytes, view_bytes
 from pipeline.executors.resources import count_executors
 from pipeline.jobs.plan import Plan
 from pipeline.names import forget_name
+from pipeline.studies.race import n_again
+from pipeline.studies.rules import deciding_epochs
 from pipeline.studies.space import Space
 
 # A training step costs the forward pass and a backward pass without weight gradients; measured,
@@ -53,7 +56,8 @@ def _studies(plan: Plan) -> Table:
     table = Table(title=f"{len(plan.forget_sets)} studies", title_justify="left")
     for name in ("forget", "retain", "trials", "epochs", "final runs"):
         table.add_column(name, justify="right" if name in ("trials", "epochs") else "left")
-    finals = f"3 x {len(plan.config.final.seeds)} seeds, zero-shot"
+    n_seeds = len(plan.config.final.seeds)
+    finals = f"{plan.n_finals // n_seeds} x {n_seeds} seeds, zero-shot"
     for forget in plan.forget_sets:
         retain = ", ".join(d for d in plan.manifest.domains if d not in forget)
         row = (forget_name(forget), retain, str(search.trials), str(epochs), finals)
@@ -95,6 +99,13 @@ def _budgets(plan: Plan) -> str:
         budgets.append(f"validation H {100 * search.target_h:g} %")
     if search.patience is not None:
         budgets.append(f"{search.patience} trials without a better one")
+    whole = plan.config.budget
+    if whole.trials is not None:
+        budgets.append(f"{whole.trials} trials of all studies")
+    if whole.wall_time_s is not None:
+        budgets.append(f"{whole.wall_time_s:g} s of the search")
+    if whole.gpu_hours is not None:
+        budgets.append(f"{whole.gpu_hours:g} GPU-hours of all trials")
     names = {"asha": "ASHA", "median": "the median rule", "none": "nothing"}
     stopping = names.get(search.scheduler, search.scheduler)
     again = f"; its best {search.race} are run again" if search.race > 1 else ""
@@ -120,7 +131,8 @@ def _sizing(plan: Plan) -> list[str]:
             "time       is not known: it runs on another machine or a GPU (measure a training step "
             "there with 'make bench-train' and give --images-per-s)",
         ]
-    trial_s = trial_forwards(plan) / forwards_per_s / config.resources.workers_per_trial
+    deciding = deciding_epochs(config.search, config.train.epochs)
+    trial_s = trial_forwards(plan, deciding) / forwards_per_s / config.resources.workers_per_trial
     search_s = search_forwards(plan) / forwards_per_s / n_workers
     unit, n_units = ("GPU", n_gpus) if n_gpus else ("worker", n_workers)
     return [
@@ -132,20 +144,29 @@ def _sizing(plan: Plan) -> list[str]:
     ]
 
 
-def trial_forwards(plan: Plan) -> float:
-    """What a trial computes, as forward passes of one image."""
-    data = plan.config.context.data
-    cells = len(plan.manifest.classes) * len(plan.manifest.domains)
-    per_epoch = cells * (data.shots * STEP_OVER_FORWARD + data.val_shots)
-    return per_epoch * plan.config.train.epochs
+def trial_forwards(plan: Plan, deciding: Sequence[int]) -> float:
+    """What a run computes, as forward passes of one image.
+
+    Args:
+        plan: The search.
+        deciding: Epochs that all validation images are looked at after, beside the last one.
+    """
+    split, epochs = plan.few_shot_split(), plan.config.train.epochs
+    quick = plan.config.context.data.quick_val_shots
+    n_val = len(split.val_rows)
+    n_quick = n_val if quick is None else int((split.val_places < quick).sum())
+    n_full = len({*deciding, epochs})
+    steps = epochs * len(split.train_rows) * STEP_OVER_FORWARD
+    return steps + n_full * n_val + (epochs - n_full) * n_quick
 
 
 def search_forwards(plan: Plan) -> float:
     """The same for all trials and final runs of all studies, none of which is stopped early."""
-    search, n_finals = plan.config.search, 3 * len(plan.config.final.seeds)
-    n_again = search.race * (search.race + 1) // 2 - 1
-    forwards = trial_forwards(plan) * (search.trials + n_again + n_finals)
-    forwards += len(plan.manifest.test_rows()) * (n_finals + 1)
+    search = plan.config.search
+    deciding = deciding_epochs(search, plan.config.train.epochs)
+    forwards = trial_forwards(plan, deciding) * search.trials
+    forwards += trial_forwards(plan, ()) * (n_again(search.race) + plan.n_finals)
+    forwards += len(plan.manifest.test_rows()) * (plan.n_finals + 1)
     return forwards * len(plan.forget_sets)
 
 
@@ -153,8 +174,7 @@ def few_shot_bytes(plan: Plan) -> int:
     """Memory of the decoded training and validation images, of which a node has one copy."""
     from adu.models.openclip import image_side  # takes seconds, which no search waits for
 
-    data = plan.config.context.data
-    split = plan.manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
+    split = plan.few_shot_split()
     image_size = image_side(plan.config.context.backbone.name)
     train = stored_bytes(plan.manifest, split.train_rows, image_size)
     return train + view_bytes(len(split.val_rows), image_size)

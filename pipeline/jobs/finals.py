@@ -122,20 +122,27 @@ def fixed_run(
 
 
 def final_configs(
-    base: RunConfig, space: Space, best: Mapping[str, Any], seeds: Sequence[int]
+    base: RunConfig,
+    space: Space,
+    best: Mapping[str, Any],
+    seeds: Sequence[int],
+    paper: RunConfig | None = None,
 ) -> list[tuple[str, RunConfig]]:
     """The stages that a study is judged by and their configurations, the longest first.
 
     Args:
         base: The run's configuration apart from what is searched.
-        space: What was searched; its defaults are the paper's.
+        space: What was searched, with its defaults.
         best: The best trial's parameters.
         seeds: Every stage that trains is run once with each.
+        paper: The paper's own configuration, where the defaults are another recipe's.
     """
-    paper = configure(base, defaults(space))
-    stages = {"best": configure(base, best), "paper_defaults": paper, "baseline": _baseline(paper)}
+    first = configure(base, defaults(space))
+    stages = {"best": configure(base, best), "paper_defaults": first, "baseline": _baseline(first)}
+    if paper is not None:
+        stages["paper"] = paper
     seeded = [(stage, seeded_run(run, seed)) for stage, run in stages.items() for seed in seeds]
-    return [*seeded, (ZERO_SHOT, paper.model_copy(update={"method": ZeroShotConfig()}))]
+    return [*seeded, (ZERO_SHOT, first.model_copy(update={"method": ZeroShotConfig()}))]
 
 
 def seeded_run(run: RunConfig, seed: int) -> RunConfig:
@@ -188,9 +195,9 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
     )
 
 
-def _baseline(paper: RunConfig) -> RunConfig:
-    """The Baseline with the prompts that the paper's defaults have."""
+def _baseline(first: RunConfig) -> RunConfig:
+    """The Baseline with the prompts that the defaults have."""
     shared: dict[str, Any] = {}
-    if isinstance(paper.method, PromptConfig):
-        shared = {name: getattr(paper.method, name) for name in PromptConfig.model_fields}
-    return paper.model_copy(update={"method": BaselineConfig(**shared)})
+    if isinstance(first.method, PromptConfig):
+        shared = {name: getattr(first.method, name) for name in PromptConfig.model_fields}
+    return first.model_copy(update={"method": BaselineConfig(**shared)})

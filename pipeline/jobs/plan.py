@@ -16,18 +16,24 @@ from adu import storage
 from adu.context import ContextConfig
 from adu.data.decoded import DataConfig, select_images
 from adu.data.forget import check_forget_set
-from adu.data.manifest import Manifest, load_manifest
+from adu.data.manifest import FewShotSplit, Manifest, load_manifest
 from adu.data.reading import check_images
 from adu.data.split_file import write_split
 from adu.errors import UserError
+from adu.methods.adu import AduConfig
 from adu.training.config import RunConfig
 from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConfig
 from pipeline.names import forget_name, parse_forget_name
 from pipeline.results.output import STUDIES, Output, absolute_output, open_output, parent_of
+from pipeline.studies.goal import Goal
 from pipeline.studies.records import read_study_record
-from pipeline.studies.rules import make_rule
+from pipeline.studies.rules import deciding_epochs, make_rule
+from pipeline.studies.samplers import GRID, check_sampler
 from pipeline.studies.space import Space, check_space, configure, examples, grid
 from pipeline.studies.study import StudySpec
+
+# The recipe that is compared with, whatever a search starts from.
+PAPER = "paper"
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,17 @@ class Plan:
         """A study's run configuration apart from what is searched."""
         return RunConfig(forget=forget, method=self.config.method, train=self.config.train)
 
+    def paper(self, forget: tuple[str, ...]) -> RunConfig | None:
+        """The paper's own configuration, where the search starts from another recipe's."""
+        method, train = self.config.method, self.config.train
+        if not isinstance(method, AduConfig) or method.recipe in (None, PAPER):
+            return None
+        # As long and on the same batches as all others; the rest as in the paper.
+        shared = {name: getattr(train, name) for name in ("epochs", "batch_size", "crop_scale_min")}
+        return RunConfig.model_validate(
+            {"forget": forget, "method": {"name": "adu", "recipe": PAPER}, "train": shared}
+        )
+
     def space(self, forget: tuple[str, ...]) -> Space:
         """What is searched for a forget set: overrides of its domains, then its own, win."""
         space = dict(self.config.space)
@@ -109,12 +126,24 @@ class Plan:
             output.trials(name),
             first,
             output.commit,
+            deciding_epochs(config, self.config.train.epochs),
         )
 
     def stored_name(self, study: str, output: Output) -> str:
         """A study's name in Optuna's storage."""
         # Searches may share a database, but not a file in the output folder.
         return study if self.config.search.storage is None else f"{output.search_id}/{study}"
+
+    @property
+    def n_finals(self) -> int:
+        """Final runs of a study that train."""
+        stages = 3 + any(self.paper(forget) is not None for forget in self.forget_sets)
+        return stages * len(self.config.final.seeds)
+
+    def few_shot_split(self) -> FewShotSplit:
+        """The images that all runs learn from and are chosen on."""
+        data = self.config.context.data
+        return self.manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
 
     def probes(self) -> list[RunConfig]:
         """Runs at the ends of every range, to see whether the model takes them."""
@@ -128,15 +157,23 @@ class Plan:
         """What a study comes to its end by; a search may be resumed with more."""
         budgets = ("trials", "wall_time_s", "target_h", "patience", "race")
         values = self.config.search.model_dump(include=set(budgets))
-        return {**values, "seeds": list(self.config.final.seeds)}
+        values["seeds"] = list(self.config.final.seeds)
+        budget = self.config.budget.model_dump(exclude_none=True)
+        return {**values, "budget": budget} if budget else values
 
     def _identity(self) -> dict[str, Any]:
         """What makes trials comparable: all else may change between a start and a resumption."""
         kept = {"name", "method", "train", "space", "overrides"}
         values = self.config.model_dump(mode="json", by_alias=True, include=kept)
-        values["search"] = {"objective": self.config.search.objective}
-        how: dict[str, Any] = {"data": {"read_threads", "cache_gib", "disk_gib"}}
-        how["few_shot_file"] = True
+        search = self.config.search
+        values["search"] = {"objective": search.objective}
+        # Only where they are asked for: a search that was begun before there were such goes on.
+        limits = {"min_mem", "max_forget_accuracy"}
+        values["search"] |= search.model_dump(include=limits, exclude_none=True)
+        how: dict[str, Any] = {
+            "data": {"read_threads", "cache_gib", "disk_gib", "quick_val_shots"},
+            "few_shot_file": True,
+        }
         values["context"] = self.context.model_dump(mode="json", exclude=how)
         return {**values, "manifest_digest": self.manifest.digest}
 
@@ -169,8 +206,11 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[str], Manifest]) -> 
         output or storage.join(parent, f"{name}-{stamp}"),
     )
     make_rule(config.search, config.train.epochs)
+    n_objectives = Goal(config.search.objective).n_objectives
     for forget in plan.forget_sets:
-        check_space(plan.space(forget), plan.base(forget))
+        space, base = plan.space(forget), plan.base(forget)
+        check_space(space, base)
+        check_sampler(config.search.sampler, space, base, n_objectives)
         _check_grid(plan, forget)
     return plan
 
@@ -236,7 +276,7 @@ def _check_tracking(config: SearchConfig) -> None:
 
 def _check_grid(plan: Plan, forget: tuple[str, ...]) -> None:
     search = plan.config.search
-    if search.sampler != "grid":
+    if search.sampler != GRID:
         return
     n_points = sum(1 for _ in grid(plan.space(forget), plan.base(forget), search.grid_points))
     if n_points > search.trials:

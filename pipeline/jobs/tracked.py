@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pipeline.jobs.plan import Plan
 from pipeline.names import forget_name
 from pipeline.results.output import Output
+from pipeline.studies.goal import Goal
 from pipeline.tracking.facts import Facts, StudyFacts, facts_of
 from pipeline.tracking.wanted import short_name
 
@@ -41,7 +42,9 @@ def search_facts(plan: Plan, output: Output, tags: Mapping[str, str]) -> Facts:
         tags={"output": output.url, **budgets, **tags},
         params={name: str(value) for name, value in params.items()},
         studies=tuple(_study(plan, output, forget) for forget in plan.forget_sets),
-        min_mem=config.search.min_mem,
+        goal=Goal(
+            config.search.objective, config.search.min_mem, config.search.max_forget_accuracy
+        ),
         register_models=config.tracking.register_models,
         in_database=config.search.storage is not None,
     )

@@ -9,8 +9,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from pipeline.results.summary import judgement
-from pipeline.studies.records import METHOD_LABELS, STAGES, stage_label
+from pipeline.results.comparison import judgement
+from pipeline.studies.records import STAGES, run_label
 from pipeline.tracking.fixed import SeedRun
 
 SCORES = ("mem", "for", "h")
@@ -74,12 +74,11 @@ def stage_rows(finals: Sequence[SeedRun]) -> list[StageRow]:
         if not runs:
             continue
         outcomes = [run.outcome for run in runs if run.outcome is not None]
-        method = runs[0].config.method.name
         tests = [outcome.test.scores.as_dict() for outcome in outcomes]
         rows.append(
             StageRow(
                 stage,
-                stage_label(stage, METHOD_LABELS.get(method, method)),
+                run_label(stage, runs[0].config),
                 {name: figure([test[name] for test in tests]) for name in SCORES},
                 figure([outcome.domain_accuracy for outcome in outcomes]),
                 len(outcomes),

@@ -24,7 +24,13 @@ DPI = 110
 # Colours that stay apart for colour-blind eyes (Okabe and Ito), and a marker for each.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-STAGE_MARKERS = {"zero_shot": "P", "baseline": "s", "paper_defaults": "D", "best": "*"}
+STAGE_MARKERS = {
+    "zero_shot": "P",
+    "baseline": "s",
+    "paper_defaults": "D",
+    "best": "*",
+    "paper": "X",
+}
 
 
 def study_pictures(
@@ -143,7 +149,7 @@ def draw_history(axes: Axes, study: StudyRecord) -> None:
         best = np.maximum.accumulate([h for _, h in complete])
         numbers = [number for number, _ in complete]
         axes.step(numbers, best, where="post", color=COLOURS[1], label="best so far")
-    axes.set(xlabel="trial (0: the paper's defaults)", ylabel="validation H, %", ylim=(-3, 103))
+    axes.set(xlabel="trial (0: the defaults)", ylabel="validation H, %", ylim=(-3, 103))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Optimisation history", fontsize=11)
     axes.legend(fontsize=7, loc="lower right")

@@ -10,11 +10,10 @@ import os
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
 from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
@@ -24,7 +23,8 @@ from rich.text import Text
 
 from adu.training.trainer import EpochReport
 from pipeline.command import LastingStream
-from pipeline.executors.run import TRIAL, Run
+from pipeline.executors.run import REFERENCE, TRIAL, Run
+from pipeline.results.time_left import StudyWork, TimeLeft
 from pipeline.studies.listener import RunListener
 from pipeline.studies.records import TrialRecord
 
@@ -32,8 +32,6 @@ StudyState = Literal["waiting", "searching", "racing", "final runs", "done", "fa
 
 REFRESH_HZ = 4
 
-# From which the time that is left is estimated.
-LAST_TRIALS = 200
 PLAIN_WIDTH = 100
 # Of the live view beside a line a study: title, head, what is hidden, a message, the cursor's.
 OTHER_LINES = 5
@@ -62,9 +60,8 @@ class Progress(RunListener):
         console: Where to show it.
         title: First line.
         studies: Names of the studies in their order.
-        trials: Trials of each study.
+        work: What each study has to do.
         concurrency: Trials that run at once.
-        n_finals: Final runs of each study that take a trial's time.
         started_at: `time.monotonic` of the search's start.
     """
 
@@ -73,23 +70,18 @@ class Progress(RunListener):
         console: Console,
         title: str,
         studies: Sequence[str],
-        trials: int,
+        work: StudyWork,
         concurrency: int,
-        n_finals: int,
         started_at: float,
     ) -> None:
         self._console = console
         self._title = title
-        self._concurrency = concurrency
-        self._n_finals = n_finals
+        self._time_left = TimeLeft(studies, work, concurrency)
         self._started_at = started_at
         self._message = ""
         # What does not hold a search up, such as a server that is behind; empty if all is well.
         self.note: Callable[[], str] = str
-        self._studies = {name: _StudyView(trials) for name in studies}
-        self._durations_s: dict[bool, deque[float]] = {
-            tested: deque(maxlen=LAST_TRIALS) for tested in (False, True)
-        }
+        self._studies = {name: _StudyView(work.trials) for name in studies}
         self._lock = threading.RLock()
         self._live = Live(
             console=console,
@@ -125,65 +117,54 @@ class Progress(RunListener):
             view.state = state
             if view.started_at is None and state != "waiting":
                 view.started_at = time.monotonic()
+            if state in ("racing", "final runs"):
+                self._time_left.trials_over(study)
             if state in ("done", "failed"):
+                self._time_left.study_over(study)
                 view.ended_at = time.monotonic()
                 view.running.clear()
         self._line(f"forget {study}: {state}")
 
     def run_restored(self, study: str, record: TrialRecord, scores: Mapping[int, Any]) -> None:
         """Counts a trial that an earlier start of the search has finished."""
+        self._time_left.trial_known(study, record)
         self._count(study, record)
 
     def run_started(self, run: Run) -> None:
         """A run has an executor."""
         if run.stage == TRIAL:
             self.study_state(run.study, "searching")
-        self._studies[run.study].running[run.name] = (0, run.epochs)
+        with self._lock:
+            self._time_left.run_started(run)
+            self._studies[run.study].running[run.name] = (0, run.epochs)
 
     def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
         """A run has finished an epoch."""
         with self._lock:
             self._message = ""
+            self._time_left.run_epoch(run, report, is_news)
             self._studies[run.study].running[run.name] = (report.epoch, report.epochs)
 
     def run_suspended(self, run: Run) -> None:
         """A run waits for another executor, or for the search to be resumed."""
         with self._lock:
+            self._time_left.run_suspended(run)
             self._studies[run.study].running.pop(run.name, None)
 
     def run_ended(self, run: Run, record: TrialRecord) -> None:
         """A run is over."""
+        with self._lock:
+            self._time_left.run_ended(run, record)
         self.run_suspended(run)
         with self._lock:
-            self._durations_s[run.tested].append(record.wall_s)
+            if run.stage == REFERENCE:
+                return
             if run.stage != TRIAL:
                 self._studies[run.study].finals += 1
                 return
         self._count(run.study, record)
         h = f"validation H {100 * record.val.h:.1f} %" if record.val else record.error or ""
         self._line(f"forget {run.study}: trial {record.number} {record.state}, {h}{self._left()}")
-
-    def seconds_left(self) -> float | None:
-        """An estimate from the runs so far; None before the first has ended."""
-        with self._lock:
-            if not any(self._durations_s.values()):
-                return None
-            # Until the first has ended, a final run is taken for a trial that was not stopped.
-            trial_s, final_s = (self._mean_s(tested) for tested in (False, True))
-            left_s = 0.0
-            for view in self._studies.values():
-                if view.state not in ("done", "failed"):
-                    left_s += trial_s * max(view.trials_total - view.n_ended, 0)
-                    left_s += final_s * max(self._n_finals - view.finals, 0)
-                    left_s -= sum(
-                        (trial_s if name.isdigit() else final_s) * epoch / epochs
-                        for name, (epoch, epochs) in view.running.items()
-                    )
-            return max(left_s, 0.0) / max(self._concurrency, 1)
-
-    def _mean_s(self, tested: bool) -> float:
-        durations_s = self._durations_s[tested]
-        return mean(durations_s) if durations_s else max(self._durations_s[not tested])
 
     def _shown(self) -> list[str]:
         """The studies that there is room for, in their order."""
@@ -203,7 +184,8 @@ class Progress(RunListener):
                 view.best_h = max(view.best_h or 0.0, trial.val.h)
 
     def _left(self) -> str:
-        seconds = self.seconds_left()
+        with self._lock:
+            seconds = self._time_left.seconds()
         return "" if seconds is None else f", about {_duration(seconds)} left"
 
     def _line(self, text: str) -> None:

@@ -6,6 +6,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import mean, stdev
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -16,11 +17,28 @@ from adu import storage
 from adu.evaluation.metrics import Scores
 from pipeline.names import forget_name
 from pipeline.patience import patiently
-from pipeline.studies.records import STAGES, FinalRecord, StudyRecord
+from pipeline.results.comparison import (
+    KEPT_SHARE,
+    Difference,
+    difference,
+    lost,
+    noise,
+    outlook,
+    verdict,
+    within_noise,
+)
+from pipeline.studies.records import STAGES, FinalRecord, StudyRecord, TrialRecord
 from pipeline.studies.selection import pareto_front
 
 # Of the last lines, in columns.
 WIDTH = 96
+
+# Behind the Mem of a model that has lost too much of it.
+LOST = " !"
+LOST_NOTE = (
+    f"{LOST.strip()} LOST what it should keep: Mem is below search.min_mem, or where that is not "
+    f"set below {KEPT_SHARE} of zero-shot's."
+)
 
 
 @dataclass
@@ -86,46 +104,14 @@ def render_summary(record: SearchRecord, output: str, ui_command: str) -> Render
         _add_study(table, study)
     # Where nobody watches, paths stay whole and nothing else is folded later.
     said = [verdict(study) for study in record.studies if study.finals]
+    if any(lost(study, final) for study in record.studies for final in study.finals.values()):
+        said.insert(0, LOST_NOTE)
     lines = [textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in said]
     if record.interrupted:
         lines.append("Interrupted: the table holds what was finished.")
     lines.append(f"results   {output}")
     lines.append(f"browse    {ui_command}")
     return Group(table, Text("\n".join(lines), overflow="fold"))
-
-
-def verdict(study: StudyRecord) -> str:
-    """Whether the search beat the paper's defaults on test, in one sentence."""
-    name = forget_name(study.forget)
-    gains = paired_gains(study)
-    if not gains:
-        return f"{name}: no trial to compare with the defaults."
-    gain = sum(gains) / len(gains)
-    points = f"{gain:+.1f}"
-    if len(gains) > 1:
-        points += f" ± {_deviation(gains):.1f}"
-    points += f" points of H, {len(gains)} seed{'s' * (len(gains) > 1)}"
-    return f"{name}: the search {judgement(gains)} ({points})."
-
-
-def judgement(gains: Sequence[float]) -> str:
-    """Whether points of H, seed by seed, are better than the paper's defaults; in words."""
-    gain = sum(gains) / len(gains)
-    if gain <= 0:
-        return "did NOT beat the paper's defaults"
-    if len(gains) > 1 and gain < _deviation(gains):
-        return "beat the paper's defaults by less than seeds differ"
-    return "beat the paper's defaults"
-
-
-def paired_gains(study: StudyRecord) -> list[float]:
-    """Points of test H by which the search beat the paper's defaults, seed by seed."""
-    if "best" not in study.finals or "paper_defaults" not in study.finals:
-        return []
-    best, paper = study.finals["best"], study.finals["paper_defaults"]
-    paper_h = dict(zip(paper.seeds, (s.h for s in _runs(paper)), strict=True))
-    best_h = dict(zip(best.seeds, (s.h for s in _runs(best)), strict=True))
-    return [100 * (best_h[seed] - paper_h[seed]) for seed in best.seeds if seed in paper_h]
 
 
 def _add_study(table: Table, study: StudyRecord) -> None:
@@ -136,7 +122,8 @@ def _add_study(table: Table, study: StudyRecord) -> None:
     for stage in STAGES:
         if stage in study.finals:
             final = study.finals[stage]
-            table.add_row(name, final.label, *_cells(final))
+            mem, *others = _cells(final)
+            table.add_row(name, final.label, mem + LOST * lost(study, final), *others)
             name = ""
     table.add_section()
 
@@ -152,15 +139,9 @@ def _runs(final: FinalRecord) -> Sequence[Scores]:
 
 
 def _cell(values: Sequence[float]) -> str:
-    mean = sum(values) / len(values)
     if len(values) == 1:
-        return f"{100 * mean:.1f}"
-    return f"{100 * mean:.1f} ± {100 * _deviation(values):.1f}"
-
-
-def _deviation(values: Sequence[float]) -> float:
-    mean = sum(values) / len(values)
-    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+        return f"{100 * values[0]:.1f}"
+    return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"
 
 
 def _study_summary(study: StudyRecord) -> dict[str, Any]:
@@ -168,10 +149,7 @@ def _study_summary(study: StudyRecord) -> dict[str, Any]:
     if study.best is not None:
         final = study.finals.get("best")
         best = {
-            "trial": study.best.number,
-            "params": study.best.params,
-            "val": study.best.mean.as_dict() if study.best.mean else None,
-            "val_h_by_seed": [scores.h for scores in study.best.looks],
+            **_compared(study.best),
             **(_test_summary(final) if final else {"test": None}),
         }
     return {
@@ -183,7 +161,14 @@ def _study_summary(study: StudyRecord) -> dict[str, Any]:
         "selected_on": "val",
         "complete": study.complete,
         "best": best,
-        "gain_over_defaults": _gain_summary(study),
+        "gain_over_defaults": _gain_summary(difference(study, "paper_defaults")),
+        "gain_over_baseline": _gain_summary(difference(study, "baseline")),
+        "gain_over_paper": _gain_summary(difference(study, "paper")),
+        "noise_h_points": noise(study),
+        "within_noise": within_noise(study),
+        "outlook": outlook(study),
+        "lost": [stage for stage, final in study.finals.items() if lost(study, final)],
+        "compared": [_compared(trial) for trial in study.trials if trial.again],
         "pareto_front": [
             {"trial": trial.number, "val": trial.val.as_dict()}
             for trial in pareto_front(study.trials)
@@ -197,15 +182,21 @@ def _study_summary(study: StudyRecord) -> dict[str, Any]:
     }
 
 
-def _gain_summary(study: StudyRecord) -> dict[str, Any] | None:
-    """The paired difference of best and defaults on test, in points of H."""
-    gains = paired_gains(study)
-    if not gains:
+def _gain_summary(gain: Difference | None) -> dict[str, Any] | None:
+    """A paired difference on test, in points of H."""
+    if gain is None:
         return None
-    summary: dict[str, Any] = {"h_points": sum(gains) / len(gains), "by_seed": gains}
-    if len(gains) > 1:
-        summary["std"] = _deviation(gains)
-    return summary
+    return {"h_points": gain.mean, "by_seed": gain.by_seed, "interval_95": gain.interval}
+
+
+def _compared(trial: TrialRecord) -> dict[str, Any]:
+    """A configuration and its seeds."""
+    return {
+        "trial": trial.number,
+        "params": trial.params,
+        "val": trial.mean.as_dict() if trial.mean else None,
+        "val_h_by_seed": [scores.h for scores in trial.looks],
+    }
 
 
 def _test_summary(final: FinalRecord) -> dict[str, Any]:
@@ -219,7 +210,6 @@ def _test_summary(final: FinalRecord) -> dict[str, Any]:
         summary["errors"] = final.errors
     if final.test and len(runs) > 1:
         summary["test_std"] = {
-            key: _deviation([scores.as_dict()[key] for scores in runs])
-            for key in final.test.as_dict()
+            key: stdev([scores.as_dict()[key] for scores in runs]) for key in final.test.as_dict()
         }
     return summary

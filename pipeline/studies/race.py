@@ -17,7 +17,7 @@ from pipeline.studies.records import TrialRecord
 from pipeline.studies.selection import ranking
 from pipeline.studies.source import EpochsSeen
 from pipeline.studies.space import configure
-from pipeline.studies.study import Study
+from pipeline.studies.study import DEFAULTS, Study
 
 # Added to the trials' own seed: no final run has such a one.
 FIRST_SEED = 1000
@@ -26,12 +26,18 @@ FIRST_SEED = 1000
 NOTHING = Scores(0.0, 0.0, 0.0, {}, {})
 
 
+def n_again(race: int) -> int:
+    """How many runs a race among so many takes, if all of them take part."""
+    return race * (race + 1) // 2 - 1
+
+
 class Race:
     """A source of runs: successive rejects among the best configurations of a study.
 
     Of `search.race` configurations each is run with a further seed, the one with the worst mean is
     dropped, the others are run with another seed, and so on until two are left, whose means decide.
-    Only trials that were not stopped early take part.
+    Only trials that were not stopped early take part, the defaults always: what a search hands
+    out in their place has been compared with them on equal terms.
 
     Args:
         study: The study, whose trials have ended.
@@ -50,7 +56,7 @@ class Race:
         race = study.spec.config.race
         self._seed = study.spec.base.train.seed + FIRST_SEED
         # By their first look: who takes part was settled before anybody was run again.
-        self._left = self._ranked(complete, self._seed - 1)[:race] if race > 1 else []
+        self._left = self._seated(self._ranked(complete, self._seed - 1), race)
         self._waiting: deque[TrialRecord] = deque()
         self._begin_round()
 
@@ -96,6 +102,15 @@ class Race:
     def suspend(self) -> None:
         """Nothing to do: what has no scores is run again."""
 
+    @staticmethod
+    def _seated(ranked: list[TrialRecord], seats: int) -> list[TrialRecord]:
+        """The best ones, the last of whom makes room for the defaults if need be."""
+        if seats < 2:
+            return []
+        seated = ranked[:seats]
+        defaults = [record for record in ranked[seats:] if record.number == DEFAULTS]
+        return [*seated[: seats - len(defaults)], *defaults]
+
     def _ranked(self, records: list[TrialRecord], seed: int) -> list[TrialRecord]:
         """The best first, by what was known after a seed: also when a kill comes in between."""
         then = {
@@ -105,7 +120,7 @@ class Race:
             for record in records
         }
         by_number = {record.number: record for record in records}
-        ranked = ranking(list(then.values()), self._study.spec.config.min_mem)
+        ranked = ranking(list(then.values()), self._study.goal)
         return [by_number[record.number] for record in ranked]
 
     def _begin_round(self) -> None:

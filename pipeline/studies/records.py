@@ -11,13 +11,15 @@ from typing import Any, Literal
 from adu import storage
 from adu.evaluation.metrics import Scores
 from adu.training.config import RunConfig
+from pipeline.studies.goal import Goal
 
 # Stages of a study's final runs, in the order of the table, as a person reads them; a method is
 # put in.
 STAGES = {
     "zero_shot": "zero-shot",
     "baseline": "Baseline",
-    "paper_defaults": "{}, paper defaults",
+    "paper": "{}, the paper's",
+    "paper_defaults": "{}, {} defaults",
     "best": "{}, searched",
 }
 
@@ -33,9 +35,15 @@ METHOD_LABELS = {
 }
 
 
-def stage_label(stage: str, method: str = "ADU") -> str:
+def stage_label(stage: str, method: str = "ADU", recipe: str | None = None) -> str:
     """A stage as a person reads it; what is no stage of a study's stays as it is."""
-    return STAGES.get(stage, stage).format(method)
+    return STAGES.get(stage, stage).format(method, recipe or "paper")
+
+
+def run_label(stage: str, run: RunConfig) -> str:
+    """The stage of a final run as a person reads it."""
+    name, recipe = run.method.name, getattr(run.method, "recipe", None)
+    return stage_label(stage, METHOD_LABELS.get(name, name), recipe)
 
 
 @dataclass
@@ -108,8 +116,7 @@ class FinalRecord:
     @property
     def label(self) -> str:
         """The stage as a person reads it."""
-        name = METHOD_LABELS.get(self.run.method.name, self.run.method.name)
-        return stage_label(self.stage, name)
+        return run_label(self.stage, self.run)
 
 
 @dataclass
@@ -122,7 +129,9 @@ class StudyRecord:
         best: The chosen one, by validation images.
         finals: Final runs by stage.
         complete: Whether it has come to its end.
-        ended_by: The budget that was spent: ``trials``, ``wall time``, ``target H``, ``patience``.
+        goal: What was searched for.
+        ended_by: The budget that was spent: ``trials``, ``wall time``, ``target H``, ``patience``
+            or ``the search's budget``.
         asked: The budgets and seeds that it has come to its end with.
     """
 
@@ -133,6 +142,7 @@ class StudyRecord:
     complete: bool
     ended_by: str = "trials"
     asked: dict[str, Any] = field(default_factory=dict)
+    goal: Goal = Goal()
 
 
 def write_study_record(record: StudyRecord, file: str) -> None:
@@ -154,6 +164,7 @@ def read_study_record(file: str) -> StudyRecord:
         complete=values["complete"],
         ended_by=values["ended_by"],
         asked=values.get("asked", {}),
+        goal=Goal(**values.get("goal", {})),
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,10 +19,13 @@ from ray.tune.schedulers import (
 
 from adu.errors import UserError
 from pipeline.executors.run import TRIAL, Event, Run
+from pipeline.executors.session import epoch_report
+from pipeline.studies.config import StudyConfig
+from pipeline.studies.imported import imported
 from pipeline.studies.queue import RunQueue
-from pipeline.studies.study import StudyConfig
+from pipeline.studies.study import DEFAULTS, Study
 
-METRIC = "h"
+METRIC = "merit"
 
 RULES = {
     "asha": AsyncHyperBandScheduler,
@@ -74,6 +77,55 @@ def make_rule(config: StudyConfig, epochs: int) -> Any:
         ) from error
 
 
+def deciding_epochs(config: StudyConfig, epochs: int) -> tuple[int, ...]:
+    """The epochs after which a study's rule may stop a trial.
+
+    Args:
+        config: How a study searches.
+        epochs: Of a whole trial.
+    """
+    rule = make_rule(config, epochs)
+    if type(rule) is FIFOScheduler:
+        return ()
+    if not isinstance(rule, AsyncHyperBandScheduler):
+        return tuple(range(1, epochs + 1))
+    first, factor = _rungs(config)
+    rungs, rung = set(), first
+    while rung <= epochs:
+        # Looked at in the first epoch that is not before it.
+        rungs.add(math.ceil(rung))
+        rung *= factor
+    return tuple(sorted(rungs))
+
+
+def likely_epochs(config: StudyConfig, epochs: int) -> float:
+    """The epochs of a study's trials on average, if it does not matter which is better.
+
+    The k-th trial at a rung of ASHA's goes on if it is among the best 1/factor of k, the first ones
+    if they are the best so far. Of other rules it is not known.
+
+    Args:
+        config: How a study searches.
+        epochs: Of a whole trial.
+    """
+    if not isinstance(make_rule(config, epochs), AsyncHyperBandScheduler):
+        return float(epochs)
+    _, factor = _rungs(config)
+    n_left, before, total = config.trials, 0, 0
+    for rung in (*deciding_epochs(config, epochs), epochs):
+        total += n_left * (rung - before)
+        n_left = round(sum(max(1 / k, 1 / factor) for k in range(1, n_left + 1)))
+        before = rung
+    return total / config.trials
+
+
+def _rungs(config: StudyConfig) -> tuple[float, float]:
+    """ASHA's first rung, in epochs, and the factor between them."""
+    usual = {"grace_period": config.grace_epochs, "reduction_factor": config.reduction_factor}
+    options = {**usual, **config.scheduler_options}
+    return float(options["grace_period"]), float(options["reduction_factor"])
+
+
 class Rules(TrialScheduler):
     """Tune's scheduler: hands what happens to a trial to the rule of its study.
 
@@ -89,23 +141,17 @@ class Rules(TrialScheduler):
         self._queue = queue
         self._studies: dict[str, _Study] = {}
 
-    def add(self, study: str, rule: Any, curves: Sequence[Mapping[int, float]]) -> None:
-        """Sets a study's rule.
-
-        Args:
-            study: The study's name.
-            rule: Its rule.
-            curves: H after each epoch of every trial that has ended in an earlier session.
-        """
-        self._studies[study] = _Study(rule)
+    def add(self, study: Study, rule: Any) -> None:
+        """Sets a study's rule, and shows it the trials that have ended in an earlier session."""
+        self._studies[study.name] = _Study(rule, study)
         if isinstance(rule, HyperBandScheduler):
             # It compares those that run side by side.
             return
         nobody = _View(None, [])
-        for number, curve in enumerate(curves):
+        for number, curve in enumerate(study.curves()):
             earlier = _Known(f"earlier-{number}")
             rule.on_trial_add(nobody, earlier)
-            results = [{"epoch": epoch, METRIC: h} for epoch, h in sorted(curve.items())]
+            results = [{"epoch": epoch, METRIC: merit} for epoch, merit in sorted(curve.items())]
             for result in results:
                 if rule.on_trial_result(nobody, earlier, result) == STOP:
                     break
@@ -185,9 +231,10 @@ class _Known:
 class _Study:
     """A study's rule, and the trials that it knows."""
 
-    def __init__(self, rule: Any) -> None:
+    def __init__(self, rule: Any, study: Study) -> None:
         # A `TrialScheduler`, which is given `_Known` trials and a `_View` of Tune's controller.
         self.rule = rule
+        self._study = study
         self.known: dict[str, _Known] = {}
         self.paused: set[str] = set()
 
@@ -203,14 +250,20 @@ class _Study:
             self.rule.on_trial_add(self.view(controller), known)
 
     def result(self, controller: Any, trial: Trial, event: Event, result: Mapping[str, Any]) -> str:
-        known, decision = self.known[_run(trial).key], CONTINUE
+        run = _run(trial)
+        known, decision = self.known[run.key], CONTINUE
         assert event.epoch is not None
         for epoch in (*event.before, event.epoch):
             if epoch["epoch"] <= known.epoch:
                 continue
             known.epoch = epoch["epoch"]
-            told = {**result, "epoch": known.epoch, METRIC: epoch["val"]["h"]}
+            # Its goal may have been waiting for zero-shot when the rule was set.
+            merit = self._study.goal.merit(epoch_report(epoch).val)
+            told = {**result, "epoch": known.epoch, METRIC: merit}
             decision = self.rule.on_trial_result(self.view(controller), known, told)
+            if decision == STOP and run.number == DEFAULTS:
+                # What all others are compared with comes to its end.
+                decision = CONTINUE
             if decision != CONTINUE:
                 break
         if decision == PAUSE:
@@ -247,15 +300,11 @@ def _run(trial: Trial) -> Run:
 
 
 def _imported(name: str) -> Any:
-    module, _, attribute = name.replace(":", ".").rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        known = ", ".join(RULES)
-        raise UserError(
-            f"search.scheduler '{name}': unknown (known: {known}, or the import path of a "
-            "scheduler of Ray Tune's, such as ray.tune.schedulers.AsyncHyperBandScheduler)"
-        ) from error
+    known = (
+        f"known: {', '.join(RULES)}, or the import path of a scheduler of Ray Tune's, such as "
+        "ray.tune.schedulers.AsyncHyperBandScheduler"
+    )
+    found = imported(name, "search.scheduler", known)
     if not (inspect.isclass(found) and issubclass(found, TrialScheduler)):
         raise UserError(f"search.scheduler '{name}': is no subclass of Tune's TrialScheduler")
     if issubclass(found, PopulationBasedTraining):

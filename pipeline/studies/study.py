@@ -5,7 +5,7 @@ its first trials again whenever it is built, keeps no intermediate values where 
 objectives, and forgets what ran when its process dies. A `Study` does none of that:
 
 - A trial that is stopped early is PRUNED with all its intermediate values.
-- The paper's defaults, and what a study is warmed up with, are enqueued when it is created.
+- The defaults, and what a study is warmed up with, are enqueued when it is created.
 - Optuna's storage has the record of each finished trial and is enough to go on. Trials that ran
   when everything was killed are WAITING once more and go on under their old number.
 - A proposal depends on the seed, the study and what is known, not on earlier processes.
@@ -19,23 +19,23 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import Field
 
 from adu import storage
-from adu.config import StrictModel
 from adu.errors import UserError
 from adu.evaluation.metrics import Scores
 from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport
 from pipeline.executors.run import TRIAL, Run
+from pipeline.studies.config import StudyConfig
+from pipeline.studies.goal import Goal
 from pipeline.studies.records import TrialRecord
-from pipeline.studies.samplers import SamplerName, make_sampler
+from pipeline.studies.samplers import GRID, make_sampler
 from pipeline.studies.selection import best_trial
 from pipeline.studies.space import Space, Value, configure, defaults, fit, grid, searched, suggest
 
@@ -44,66 +44,25 @@ RECORD = "record"
 SCORES = "val, epoch "
 SEARCHED_S = "searched_s"
 AGAIN = "again, "
+ZERO_SHOT_MEM = "zero-shot mem"
 
-EndedBy = Literal["trials", "wall time", "target H", "patience"]
+# Optuna's number of the trial with the defaults, which is enqueued first.
+DEFAULTS = 0
+
+# Trials without a better one after which a study that may have more than its own is left alone.
+CONVERGED_TRIALS = 10
+
+EndedBy = Literal["trials", "wall time", "target H", "patience", "the search's budget"]
 
 
-class StudyConfig(StrictModel):
-    """How each study searches."""
+class Budget(Protocol):
+    """What a study may spend beside its own budgets; see `pipeline.studies.budget`."""
 
-    trials: int = Field(20, ge=1, description="trials of a study, the paper's defaults included")
-    wall_time_s: float | None = Field(
-        None, gt=0, description="seconds of a study after which no trial begins; unset: no limit"
-    )
-    target_h: float | None = Field(
-        None, gt=0, le=1, description="validation H at which a study ends; unset: none"
-    )
-    patience: int | None = Field(
-        None, ge=1, description="trials without a better one after which a study ends; unset: none"
-    )
-    at_once: int | None = Field(
-        None,
-        ge=1,
-        description="trials of a study at the same time; 1: what it proposes depends on nothing "
-        "else; unset: more than one where an executor would have nothing to do",
-    )
-    sampler: SamplerName = Field("tpe", description="how Optuna proposes")
-    objective: Literal["h", "mem_for"] = Field(
-        "h", description="what is searched for: H, or Mem and For with their Pareto front"
-    )
-    min_mem: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="choose the highest For with at least this Mem; unset: the highest H",
-    )
-    race: int = Field(
-        3,
-        ge=1,
-        description="so many of the best configurations are run again, with another seed in each "
-        "round, after which the worst is dropped; the mean decides; 1: one look does",
-    )
-    startup_trials: int = Field(5, ge=1, description="random trials before the sampler learns")
-    grid_points: int = Field(3, ge=2, description="values in each range, for the grid")
-    warm_start: tuple[str, ...] = Field(
-        (),
-        description="try the best of these first: output folders of earlier searches, or "
-        "'siblings', the studies of this one that have ended",
-    )
-    seed: int = Field(0, ge=0, description="of the sampler")
-    scheduler: str = Field(
-        "asha",
-        description="how trials are stopped early: asha, hyperband, median, none, or the import "
-        "path of a scheduler of Ray Tune's",
-    )
-    scheduler_options: dict[str, Any] = Field({}, description="more options of the scheduler")
-    grace_epochs: int = Field(5, ge=1, description="epochs before a trial may be stopped")
-    reduction_factor: float = Field(
-        3.0, gt=1, description="of the trials at a rung, the best 1/factor go on (ASHA)"
-    )
-    storage: str | None = Field(
-        None, description="database of Optuna's studies; unset: a file in the output folder"
-    )
+    def is_spent(self) -> bool:
+        """Whether no further trial may begin."""
+
+    def n_left(self, study: Study) -> int | None:
+        """Trials that the study may still begin; None if that is for itself to say."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +79,7 @@ class StudySpec:
         stored_name: The study's name there.
         place: Folder or URL of the last epochs of the trials at work.
         first: Gives parameters to try after the paper's defaults.
+        deciding: Epochs after which a trial may be stopped.
         commit: Returns once what Optuna's storage holds cannot be lost any more.
     """
 
@@ -133,6 +93,7 @@ class StudySpec:
     place: str
     first: Callable[[], Sequence[Mapping[str, Value]]] = tuple
     commit: Callable[[], None] = lambda: None
+    deciding: tuple[int, ...] = ()
 
 
 @dataclass
@@ -157,14 +118,18 @@ class Study:
         self.records: list[TrialRecord] = []
         self.ended_by: EndedBy = "trials"
         self._live: dict[int, _Live] = {}
-        n_objectives = 1 if spec.config.objective == "h" else 2
+        config = spec.config
+        self.goal = Goal(config.objective, config.min_mem, config.max_forget_accuracy)
         self._optuna = optuna.create_study(
             study_name=spec.stored_name,
             storage=spec.storage,
-            directions=["maximize"] * n_objectives,
+            directions=["maximize"] * self.goal.n_objectives,
             load_if_exists=True,
         )
-        self._began_at = time.monotonic() - self._optuna.user_attrs.get(SEARCHED_S, 0.0)
+        if (mem := self._optuna.user_attrs.get(ZERO_SHOT_MEM)) is not None:
+            self.goal = replace(self.goal, zero_shot_mem=mem)
+        self.budget: Budget | None = None
+        self.began_at = time.monotonic() - self._optuna.user_attrs.get(SEARCHED_S, 0.0)
         self._mend()
         self.restored = {
             trial.number: stored_scores(trial.user_attrs)
@@ -187,24 +152,57 @@ class Study:
         return len(self._live)
 
     @property
+    def n_begun(self) -> int:
+        """Trials that have begun, ended ones included."""
+        return len(self.records) + len(self._live)
+
+    @property
     def n_left(self) -> int:
         """Trials that have not begun."""
-        left = self.spec.config.trials - len(self.records) - len(self._live)
-        if self.spec.config.sampler == "grid" and self._trials():
+        left = self.budget.n_left(self) if self.budget else None
+        left = self.spec.config.trials - self.n_begun if left is None else left
+        if self.spec.config.sampler == GRID and self._trials():
             left = min(left, len(self._trials(TrialState.WAITING)))
         return max(left, 0)
 
     @property
     def wants(self) -> bool:
         """Whether it has another trial to propose."""
-        return self.n_left > 0 and not self._is_over()
+        return self.n_left > 0 and not self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a budget is spent; there is always one trial."""
+        config, records = self.spec.config, self.records
+        if not records or self.ended_by != "trials":
+            return self.ended_by != "trials"
+        patience = config.patience
+        if patience is None and self.budget and len(records) >= config.trials:
+            patience = CONVERGED_TRIALS
+        judged = config.target_h is not None or patience is not None
+        best = best_trial(records, self.goal) if judged else None
+        searched_s = time.monotonic() - self.began_at
+        if config.target_h is not None and best and best.val and best.val.h >= config.target_h:
+            self.ended_by = "target H"
+        elif patience is not None and self._trials_since_best() >= patience:
+            self.ended_by = "patience"
+        elif config.wall_time_s is not None and searched_s >= config.wall_time_s:
+            self.ended_by = "wall time"
+        elif self.budget is not None and self.budget.is_spent():
+            self.ended_by = "the search's budget"
+        return self.ended_by != "trials"
 
     def curves(self) -> list[dict[int, float]]:
-        """H after each epoch of every trial that an earlier session has finished."""
+        """Merit after each epoch of every trial that an earlier session has finished."""
         return [
-            {epoch: scores["h"] for epoch, scores in by_epoch.items()}
+            {epoch: self.goal.merit(_plain_scores(scores)) for epoch, scores in by_epoch.items()}
             for by_epoch in self.restored.values()
         ]
+
+    def set_zero_shot(self, mem: float) -> None:
+        """Keeps zero-shot's Mem on the validation images, of which `min_mem` may be a share."""
+        self._optuna.set_user_attr(ZERO_SHOT_MEM, mem)
+        self.goal = replace(self.goal, zero_shot_mem=mem)
 
     def propose(self) -> Run:
         """The next trial, or one that is to go on."""
@@ -226,6 +224,7 @@ class Study:
             storage.join(spec.place, str(trial.number)),
             number=trial.number,
             params=params,
+            deciding=spec.deciding,
         )
 
     def keep(self, run: Run, report: EpochReport) -> bool:
@@ -234,8 +233,8 @@ class Study:
         if report.epoch in live.known:
             return False
         # Optuna takes intermediate values of one objective only.
-        if self.spec.config.objective == "h":
-            live.trial.report(report.val.h, report.epoch)
+        if self.goal.n_objectives == 1:
+            live.trial.report(self.goal.merit(report.val), report.epoch)
         live.trial.set_user_attr(f"{SCORES}{report.epoch}", epoch_figures(report))
         live.known.add(report.epoch)
         return True
@@ -244,7 +243,7 @@ class Study:
         """Tells Optuna of a trial's end."""
         live = self._live.pop(run.number)
         live.trial.set_user_attr(RECORD, json.dumps(asdict(record)))
-        self._optuna.set_user_attr(SEARCHED_S, time.monotonic() - self._began_at)
+        self._optuna.set_user_attr(SEARCHED_S, time.monotonic() - self.began_at)
         self._tell(record)
         self.spec.commit()
         # Until here it could have gone on from there. One that is left is never read.
@@ -283,21 +282,10 @@ class Study:
         conditional = any(parameter.when for parameter in self.spec.space.values())
         return make_sampler(config.sampler, seed % 2**32, config.startup_trials, conditional)
 
-    def _is_over(self) -> bool:
-        """Whether a budget is spent; there is always one trial."""
-        config, records = self.spec.config, self.records
-        if not records or self.ended_by != "trials":
-            return self.ended_by != "trials"
-        judged = config.target_h is not None or config.patience is not None
-        best = best_trial(records) if judged else None
-        searched_s = time.monotonic() - self._began_at
-        if config.target_h is not None and best and best.val and best.val.h >= config.target_h:
-            self.ended_by = "target H"
-        elif config.patience is not None and _trials_since_best(records) >= config.patience:
-            self.ended_by = "patience"
-        elif config.wall_time_s is not None and searched_s >= config.wall_time_s:
-            self.ended_by = "wall time"
-        return self.ended_by != "trials"
+    def _trials_since_best(self) -> int:
+        best = best_trial(self.records, self.goal)
+        ended = [record for record in self.records if record.state != "failed"]
+        return len(ended) - 1 - ended.index(best) if best in ended else 0
 
     def _mend(self) -> None:
         """Brings trials that nobody runs any more into a state to go on from."""
@@ -315,7 +303,7 @@ class Study:
         """Enqueues what is tried before the sampler is asked."""
         spec = self.spec
         first = [defaults(spec.space), *(fit(spec.space, params) for params in spec.first())]
-        if spec.config.sampler == "grid":
+        if spec.config.sampler == GRID:
             first += grid(spec.space, spec.base, spec.config.grid_points)
         # A range's value is the same as a whole number and with a decimal point.
         distinct = {tuple(sorted(values.items())): values for values in first}
@@ -325,9 +313,7 @@ class Study:
     def _tell(self, record: TrialRecord) -> None:
         if record.state == "complete":
             assert record.val is not None
-            val = record.val
-            values = [val.h] if self.spec.config.objective == "h" else [val.mem, val.for_]
-            self._optuna.tell(record.number, values)
+            self._optuna.tell(record.number, self.goal.values(record.val))
         elif record.state == "stopped":
             # Optuna takes the last of the intermediate values.
             self._optuna.tell(record.number, state=TrialState.PRUNED)
@@ -368,15 +354,12 @@ def stored_again(attributes: Mapping[str, Any]) -> dict[int, dict[int, Scores]]:
     for name, scores in attributes.items():
         if name.startswith(AGAIN):
             number, seed = map(int, name.removeprefix(AGAIN).split(", "))
-            looked = Scores(scores["mem"], scores["for"], scores["h"], {}, {})
-            found.setdefault(number, {})[seed] = looked
+            found.setdefault(number, {})[seed] = _plain_scores(scores)
     return found
 
 
-def _trials_since_best(records: Sequence[TrialRecord]) -> int:
-    best = best_trial(records)
-    ended = [record for record in records if record.state != "failed"]
-    return len(ended) - 1 - ended.index(best) if best in ended else 0
+def _plain_scores(scores: Mapping[str, float]) -> Scores:
+    return Scores(scores["mem"], scores["for"], scores["h"], {}, {})
 
 
 def stored_record(trial: FrozenTrial) -> TrialRecord:

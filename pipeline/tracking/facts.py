@@ -22,7 +22,8 @@ from adu.data.manifest import Manifest
 from adu.errors import UserError
 from adu.training.config import RunConfig
 from pipeline.names import forget_name
-from pipeline.studies.records import METHOD_LABELS, stage_label
+from pipeline.studies.goal import Goal
+from pipeline.studies.records import METHOD_LABELS, run_label
 from pipeline.tracking.server import without_secrets
 
 FILE = "tracking.json"
@@ -67,10 +68,7 @@ class FixedFacts(StrictModel):
     @property
     def label(self) -> str:
         """The stage as a person reads it."""
-        method = self.config.method.name
-        return METHOD_LABELS.get(
-            self.stage, stage_label(self.stage, METHOD_LABELS.get(method, method))
-        )
+        return METHOD_LABELS.get(self.stage, run_label(self.stage, self.config))
 
 
 class Facts(StrictModel):
@@ -93,7 +91,7 @@ class Facts(StrictModel):
         origin: Who ran which code: put on runs when they are created.
         studies: Of a search.
         fixed: Of a table or ``train.py``.
-        min_mem: The least Mem that a model must have to be a study's best.
+        goal: What the studies of a search are after.
         register_models: Whether the best model of each study is registered.
         in_database: Whether Optuna's studies are in a database and not in the output.
     """
@@ -114,7 +112,7 @@ class Facts(StrictModel):
     origin: dict[str, str] = {}
     studies: tuple[StudyFacts, ...] = ()
     fixed: tuple[FixedFacts, ...] = ()
-    min_mem: float | None = None
+    goal: Goal = Goal()
     register_models: bool = False
     in_database: bool = False
 

@@ -13,7 +13,7 @@ from adu.training.trainer import EpochReport
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.executors.session import epoch_report
 from pipeline.names import forget_name, mlflow_name
-from pipeline.studies.records import METHOD_LABELS, stage_label
+from pipeline.studies.records import METHOD_LABELS, run_label
 from pipeline.studies.study import epoch_figures
 from pipeline.tracking.facts import Facts
 from pipeline.tracking.wanted import (
@@ -71,8 +71,7 @@ def configuration_runs(
         if not below:
             continue
         key, config = run_key(parent, stage, forget), group[0].config
-        method = METHOD_LABELS.get(config.method.name, config.method.name)
-        name = f"{forget}: {METHOD_LABELS.get(stage, stage_label(stage, method))}"
+        name = f"{forget}: {METHOD_LABELS.get(stage, run_label(stage, config))}"
         tags = {
             **common_tags(facts, config.forget),
             "stage": text_of(stage),

@@ -10,10 +10,10 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
@@ -212,16 +212,26 @@ def _point(client: MlflowClient, name: str, number: str, facts: Facts, model: Wa
         best = None
     if best is not None and str(best.version) == number:
         return ""
-    reason = _why_not(best, facts, model.scores)
+    reason = _why_not(best, facts, model)
     if not reason:
         client.set_registered_model_alias(name, ALIAS, number)
     return reason
 
 
-def _why_not(best: ModelVersion | None, facts: Facts, scores: Mapping[str, Any]) -> str:
+def _why_not(best: ModelVersion | None, facts: Facts, model: WantedModel) -> str:
     """Why a model is not the one to take: the rules that `ALIAS` moves by."""
-    if facts.min_mem is not None and scores["mem"] < facts.min_mem:
-        return f"its Mem on test images, {_percent(scores['mem'])}, is below {facts.min_mem:.0%}"
+    scores, goal = model.scores, replace(facts.goal, zero_shot_mem=model.zero_shot_mem)
+    if goal.lacks_zero_shot:
+        return "the untouched model, of whose Mem it must have a share, was not tested"
+    least = goal.least_mem
+    if least is not None and scores["mem"] < least:
+        return f"its Mem on test images, {_percent(scores['mem'])}, is below {_percent(least)}"
+    most = goal.max_forget_accuracy
+    if most is not None and 1 - scores["for"] > most:
+        return (
+            f"its accuracy on what is forgotten, {_percent(1 - scores['for'])}, is above "
+            f"{_percent(most)}"
+        )
     if best is None:
         return ""
     if best.tags.get("manifest_digest") != facts.digest:

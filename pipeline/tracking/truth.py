@@ -21,7 +21,7 @@ from pipeline.studies.chosen import read_chosen
 from pipeline.studies.listener import RunListener
 from pipeline.studies.records import read_study_record
 from pipeline.studies.selection import best_trial
-from pipeline.studies.study import RECORD, stored_again, stored_record
+from pipeline.studies.study import RECORD, ZERO_SHOT_MEM, stored_again, stored_record
 from pipeline.tracking.facts import Facts, StudyFacts
 from pipeline.tracking.fixed import SeedRun, configuration_runs, metrics_of_test
 from pipeline.tracking.server import NOTE_TAG
@@ -48,6 +48,7 @@ class WantedModel:
         checkpoint: Gives what was trained.
         version: Differs where the checkpoint does.
         scores: Test Mem, For and H, means over the seeds.
+        zero_shot_mem: Test Mem of the untouched model, where it was tested.
     """
 
     study: str
@@ -56,6 +57,7 @@ class WantedModel:
     checkpoint: Callable[[], bytes]
     version: str
     scores: Mapping[str, float]
+    zero_shot_mem: float | None = None
 
 
 class AtWork(RunListener):
@@ -134,7 +136,7 @@ class Truth:
         status = self.status(study, trials)
         unfinished = "FAILED" if status == "FINISHED" else status
         below += configuration_runs(self.facts, run_key(study.name), seeds, unfinished)
-        return [self._parent(study, trials, again, seeds, status, below), *below]
+        return [self._parent(study, trials, attributes, seeds, status, below), *below]
 
     def stored(self, study: StudyFacts) -> tuple[list[FrozenTrial], dict[str, Any]]:
         """A study's trials in Optuna's storage, and its attributes there."""
@@ -207,7 +209,7 @@ class Truth:
         self,
         study: StudyFacts,
         trials: Sequence[FrozenTrial],
-        again: Mapping[int, Mapping[int, Any]],
+        attributes: Mapping[str, Any],
         seeds: Sequence[SeedRun],
         status: str,
         below: Sequence[WantedRun],
@@ -222,7 +224,7 @@ class Truth:
             status,
             self._parent_tags(study.forget, "study"),
             self.facts.params,
-            self._closing(trials, again, seeds, ended_ms or 0) if is_over else (),
+            self._closing(trials, attributes, seeds, ended_ms or 0) if is_over else (),
             began_ms,
             ended_ms if is_over else None,
             "train",
@@ -245,16 +247,18 @@ class Truth:
     def _closing(
         self,
         trials: Sequence[FrozenTrial],
-        again: Mapping[int, Mapping[int, Any]],
+        attributes: Mapping[str, Any],
         seeds: Sequence[SeedRun],
         at_ms: int,
     ) -> tuple[Metric, ...]:
+        again = stored_again(attributes)
         records = [stored_record(trial) for trial in trials if RECORD in trial.user_attrs]
         for record in records:
             record.again.update(again.get(record.number, {}))
         n = len(records)
         values: dict[str, float] = {"n_trials": float(n)}
-        best = best_trial(records, self.facts.min_mem)
+        goal = replace(self.facts.goal, zero_shot_mem=attributes.get(ZERO_SHOT_MEM))
+        best = None if goal.lacks_zero_shot else best_trial(records, goal)
         if best is not None and best.mean is not None:
             values |= {f"best/val_{k}": v for k, v in best.mean.as_dict().items()}
         for stage, scores in _test_means(seeds).items():
@@ -275,16 +279,19 @@ class Truth:
     def _model(self, study: StudyFacts) -> WantedModel | None:
         if not self._is_finished(study):
             return None
-        best = [s for s in self.finals(study) if s.stage == "best" and s.outcome is not None]
+        finals = self.finals(study)
+        best = [s for s in finals if s.stage == "best" and s.outcome is not None]
         if not best or best[0].checkpoint is None:
             return None
+        means = _test_means(finals)
         return WantedModel(
             study.folder,
             study.forget,
             run_key(study.name),
             best[0].checkpoint,
             storage.join(self.facts.id, *best[0].file.rsplit("/", 1)[1:]),
-            _test_means(best)["best"],
+            means["best"],
+            means.get("zero_shot", {}).get("mem"),
         )
 
     # A table, or what `train.py` has trained.

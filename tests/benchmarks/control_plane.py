@@ -40,12 +40,14 @@ from pipeline.executors.resources import ResourcesConfig
 from pipeline.executors.run import Run
 from pipeline.executors.worker import WorkerSetup
 from pipeline.results.progress import Progress, console_on, quiet_ray
+from pipeline.results.time_left import StudyWork
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.queue import RunListener, RunQueue
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.rules import Rules, make_rule
 from pipeline.studies.space import Parameter
 from pipeline.studies.storage import open_storage
-from pipeline.studies.study import Study, StudyConfig, StudySpec
+from pipeline.studies.study import Study, StudySpec
 from pipeline.studies.tuner import run_queue
 from pipeline.tracking.projection import project
 from pipeline.tracking.server import TrackingConfig, server_of
@@ -160,13 +162,14 @@ def search(n_executors: int, trials: int, sampler: str, folder: Path) -> dict[st
     meter = Meter(study)
     with (folder / "progress.log").open("w") as sink:
         started_at = time.monotonic()
-        progress = Progress(console_on(sink), "bench", [STUDY], trials, n_executors, 0, started_at)
+        work = StudyWork(trials, EPOCHS, EPOCHS, 0)
+        progress = Progress(console_on(sink), "bench", [STUDY], work, n_executors, started_at)
         listeners = [progress, meter]
         nodes = [node["Resources"] for node in ray.nodes()]
         queue = RunQueue(Capacity(resources, nodes), listeners, threading.Event())
         rules = Rules(queue)
         queue.add_study(study)
-        rules.add(STUDY, make_rule(config, EPOCHS), study.curves())
+        rules.add(study, make_rule(config, EPOCHS))
         session = {"folder": str(folder / "executors"), "executors": n_executors}
         worker = WorkerSetup("tests.benchmarks.free_session:open_session", session)
         run_queue(queue, rules, ExecutorSetup(worker, resources))

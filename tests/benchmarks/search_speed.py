@@ -41,11 +41,12 @@ from pipeline.executors.run import Run
 from pipeline.executors.session import SESSION
 from pipeline.executors.worker import WorkerSetup
 from pipeline.results.progress import quiet_ray
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.queue import RunListener, RunQueue
 from pipeline.studies.rules import Rules, make_rule
 from pipeline.studies.space import Parameter
 from pipeline.studies.storage import open_storage
-from pipeline.studies.study import Study, StudyConfig, StudySpec
+from pipeline.studies.study import Study, StudySpec
 from pipeline.studies.tuner import run_queue
 
 DOMAIN = "sketch"
@@ -220,7 +221,7 @@ def warm(
     name, base, place = f"bench-{n_workers}", base_run(epochs), str(folder / "unfinished")
     study = Study(StudySpec(name, base, SPACE, config, context, storage, name, place))
     queue.add_study(study)
-    rules.add(name, make_rule(config, epochs), study.curves())
+    rules.add(study, make_rule(config, epochs))
     started_at = time.monotonic()
     run_queue(queue, rules, ExecutorSetup(WorkerSetup(SESSION, context), resources))
     wall_s = time.monotonic() - seen.first_at

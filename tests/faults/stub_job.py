@@ -15,12 +15,13 @@ from pipeline.executors.capacity import Capacity
 from pipeline.executors.executor import ExecutorSetup
 from pipeline.executors.resources import ResourcesConfig
 from pipeline.executors.worker import WorkerSetup
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.listener import RunListener
 from pipeline.studies.queue import RunQueue
 from pipeline.studies.rules import Rules, make_rule
 from pipeline.studies.space import Parameter
 from pipeline.studies.storage import open_storage
-from pipeline.studies.study import Study, StudyConfig, StudySpec
+from pipeline.studies.study import Study, StudySpec
 from pipeline.studies.tuner import run_queue
 from tests.faults.stubs import SESSION
 
@@ -119,7 +120,7 @@ class StubJob:
         for name, n_trials in trials.items():
             study = self._study(name, n_trials)
             queue.add_study(study)
-            rules.add(name, make_rule(study.spec.config, EPOCHS), study.curves())
+            rules.add(study, make_rule(study.spec.config, EPOCHS))
         config = {"seconds": EPOCH_S, "log": str(self._log), **(session or {})}
         setup = ExecutorSetup(WorkerSetup(SESSION, config), asked)
 

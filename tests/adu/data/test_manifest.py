@@ -387,3 +387,17 @@ def test_a_path_below_the_home_folder_is_read(tmp_path, monkeypatch, whole_file_
     monkeypatch.setattr(manifest_rows, "WHOLE_FILE_BYTES", whole_file_bytes)
     written = write(tmp_path / "pets", rows())
     assert load_manifest("~/pets").table.equals(written.table)
+
+
+def test_all_that_is_beyond_the_shots_is_for_validation_up_to_a_limit(split_in_files, monkeypatch):
+    whole = split_in_files.few_shot_split(2, "all", 0)
+    trained = split_in_files.few_shot_split(2, 1, 0).train_rows
+    assert whole.train_rows.tolist() == trained.tolist()
+    n_train = sum(split_in_files.cell_counts("train").values())
+    assert len(whole.train_rows) + len(whole.val_rows) == n_train
+    # The first ones are those that fewer validation shots would be.
+    first = whole.val_rows[whole.val_places < 1]
+    assert first.tolist() == split_in_files.few_shot_split(2, 1, 0).val_rows.tolist()
+    n_cells = len(split_in_files.cell_counts("train"))
+    monkeypatch.setattr("adu.data.manifest.MOST_VAL_IMAGES", 2 * n_cells)
+    assert len(split_in_files.few_shot_split(1, "all", 0).val_rows) <= 2 * n_cells

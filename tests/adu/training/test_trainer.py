@@ -22,7 +22,7 @@ from adu.training.checkpoint import checkpoint_bytes, load_checkpoint
 from adu.training.config import RunConfig, TrainConfig
 from adu.training.optimizer import learning_rate
 from adu.training.trainer import Trainer, TrainingDivergedError
-from tests.tiny import tiny_context
+from tests.tiny import CLASSES, DOMAINS, tiny_context
 
 
 @pytest.fixture(scope="module")
@@ -318,3 +318,19 @@ def test_many_workers_train_as_one_on_the_same_global_batch(context, folder, fre
             torch.testing.assert_close(
                 torch.from_numpy(weight), alone_weights[name], atol=1e-5, rtol=0, msg=name
             )
+
+
+def test_all_validation_images_are_looked_at_where_a_decision_hangs_on_it(tmp_path):
+    context = tiny_context(tmp_path, shots=2, val_shots="all", quick_val_shots=1)
+    run = RunConfig(forget=("sketch",), train=TrainConfig(epochs=4, batch_size=6))
+    n_cells = len(DOMAINS) * len(CLASSES)
+
+    def looked_at(deciding):
+        reports = Trainer(run, context, deciding).epochs()
+        return [sum(report.val.n_by_domain.values()) // n_cells for report in reports]
+
+    n_all = len(context.val) // n_cells
+    assert n_all > 1
+    assert looked_at((2,)) == [1, n_all, 1, n_all]
+    # A library's user decides after every epoch.
+    assert looked_at(None) == [n_all] * 4

@@ -192,7 +192,7 @@ def test_flags_reach_the_fields_they_are_short_for():
         ({"sapce": {}}, "unknown field 'sapce'"),
         ({"space": {}}, "space"),
         ({"search": {"trials": 0}}, "search.trials = 0"),
-        ({"search": {"sampler": "magic"}}, "search.sampler = 'magic'"),
+        ({"search": {"objective": "accuracy"}}, "search.objective = 'accuracy'"),
         ({"train": {"epochs": "many"}}, "train.epochs = 'many'"),
         ({"method": {"name": "adu", "gama": 1}}, "unknown field 'method.gama'"),
         ({"final": {"seeds": []}}, "final.seeds"),

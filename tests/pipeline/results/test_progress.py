@@ -14,12 +14,15 @@ from rich.console import Console
 from adu.training.trainer import EpochReport
 from pipeline.executors.run import TRIAL, Run
 from pipeline.results.progress import Progress, console_on
+from pipeline.results.time_left import StudyWork
 from tests.pipeline import records
+
+WORK = StudyWork(trials=8, epochs=9, likely_epochs=9, further_runs=3)
 
 
 def progress(console: Console, n_studies: int = 2) -> Progress:
     names = ["photo", "sketch", "art_painting+clipart"][:n_studies]
-    return Progress(console, "search demo (synthetic)", names, 8, 2, 3, time.monotonic())
+    return Progress(console, "search demo (synthetic)", names, WORK, 2, time.monotonic())
 
 
 def report(epoch: int) -> EpochReport:
@@ -65,7 +68,7 @@ def test_where_not_all_studies_have_room_those_at_work_are_shown():
         file=io.StringIO(), width=80, height=10, force_terminal=True, color_system=None
     )
     names = [f"study-{number}" for number in range(62)]
-    view = Progress(console, "search", names, 8, 2, 3, time.monotonic())
+    view = Progress(console, "search", names, WORK, 2, time.monotonic())
     for name in names[:20]:
         view.study_state(name, "done")
     view.study_state("study-40", "searching")
@@ -77,26 +80,6 @@ def test_where_not_all_studies_have_room_those_at_work_are_shown():
     assert shown == ["study-0", "study-1", "study-2", "study-40", "study-50"]
     assert "final runs, 1 done" in lines[-2]
     assert lines[-1].split() == ["and", "17", "done,", "40", "waiting"]
-
-
-def test_time_left_counts_trials_and_final_runs_each_with_its_own_time():
-    view = progress(Console(file=io.StringIO()), 1)
-    assert view.seconds_left() is None
-    view.run_started(run(0))
-    view.run_ended(run(0), records.trial(0, 0.9, 0.5))
-    # Seven trials and three final runs of two seconds, two at a time.
-    assert view.seconds_left() == 10.0
-    view.run_started(run(1))
-    view.run_epoch(run(1), report(3), True)
-    # A third of it is done.
-    assert view.seconds_left() == pytest.approx(10 - 2 / 3 / 2)
-    view.run_suspended(run(1))
-    long = records.trial(0, 0.9, 0.5)
-    long.wall_s = 6.0
-    view.run_ended(run(0, tested=True), long)
-    assert view.seconds_left() == (7 * 2 + 2 * 6) / 2
-    view.study_state("photo", "done")
-    assert view.seconds_left() == 0
 
 
 def test_a_terminal_that_is_gone_or_full_ends_nothing(tmp_path):

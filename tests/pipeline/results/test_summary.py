@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from statistics import stdev
 
 import pytest
 from rich.console import Console
 
-from pipeline.results.summary import SearchRecord, Timing, render_summary, verdict, write_summary
+from pipeline.results.summary import SearchRecord, Timing, render_summary, write_summary
 from pipeline.studies.records import StudyRecord, read_study_record, write_study_record
 from tests.pipeline import records
 
@@ -70,32 +71,31 @@ def test_the_table_fits_the_terminal(width):
     assert "results   results/run" in text and "browse    make ui" in text
 
 
-def test_a_search_that_gained_nothing_says_so():
-    def told(*best):
-        study = records.study()
-        study.finals["best"] = records.final("best", *best)
-        return verdict(study)
-
-    # The defaults have H 78.75 and 74.67, seed by seed.
-    assert told((0.95, 0.9), (0.9, 0.9)).startswith(
-        "sketch: the search beat the paper's defaults ("
-    )
-    assert "+14.5 ± 1.2 points of H, 2 seeds" in told((0.95, 0.9), (0.9, 0.9))
-    assert "did NOT beat the paper's defaults (-2" in told((0.5, 0.5), (0.5, 0.5))
-    assert "by less than seeds differ" in told((0.95, 0.95), (0.7, 0.65))
-    same = records.study()
-    same.finals["best"] = same.finals["paper_defaults"]
-    assert "did NOT beat the paper's defaults (+0.0 ± 0.0" in verdict(same)
-
-
-def test_only_seeds_that_both_have_are_compared():
-    # One seed of the best against two of the defaults.
-    assert "1 seed)" in verdict(records.study())
-
-
 def test_an_interrupted_search_shows_what_is_finished():
     trials = [records.trial(0, 0.9, 0.5)]
     unfinished = StudyRecord(("photo",), trials, trials[0], {}, complete=False)
     text = printed(search(records.study(), unfinished, interrupted=True))
     assert "not finished: 1 trial" in text
     assert "Interrupted: the table holds what was finished." in text
+
+
+def test_a_model_that_has_lost_what_it_should_keep_is_flagged(tmp_path):
+    study = records.study(best=(0.5, 0.9))
+    text = printed(search(study))
+    assert re.search(r"ADU, searched +│ +50.0 ! │", text), text
+    assert "! LOST what it should keep: Mem is below search.min_mem, or where" in text
+    assert "It LOST what it should keep." in " ".join(text.split())
+    write_summary(search(study), str(tmp_path / "summary.json"))
+    (told,) = json.loads((tmp_path / "summary.json").read_text())["studies"]
+    assert told["lost"] == ["best"]
+    assert "LOST" not in printed(search(records.study()))
+
+
+def test_a_configuration_and_its_seeds_are_one_row(tmp_path):
+    study = records.study()
+    study.trials[2].again[1000] = records.scores(0.8, 0.6)
+    write_summary(search(study), str(tmp_path / "summary.json"))
+    (told,) = json.loads((tmp_path / "summary.json").read_text())["studies"]
+    (row,) = told["compared"]
+    assert (row["trial"], row["val"]["mem"]) == (2, pytest.approx(0.85))
+    assert len(row["val_h_by_seed"]) == 2

@@ -13,11 +13,12 @@ from adu.evaluation.metrics import Scores
 from adu.training.config import RunConfig, TrainConfig
 from adu.training.trainer import EpochReport
 from pipeline.executors.run import Event
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.listener import RunListener
 from pipeline.studies.queue import RunQueue
 from pipeline.studies.space import Parameter
 from pipeline.studies.storage import open_storage
-from pipeline.studies.study import Study, StudyConfig, StudySpec
+from pipeline.studies.study import Study, StudySpec
 
 EPOCHS = 4
 SPACE = {

@@ -10,7 +10,8 @@ from pipeline.studies.selection import best_trial
 from pipeline.studies.study import Study
 from tests.pipeline.studies.made_up import EPOCHS, Queue, make_spec, over, result
 
-FIRST_LOOKS = [0.5, 0.9, 0.8, 0.7, 0.1]
+# The defaults are the third best.
+FIRST_LOOKS = [0.7, 0.9, 0.8, 0.5, 0.1]
 
 
 def searched(folder, **config):
@@ -40,8 +41,8 @@ def race(study, queue, h_by_trial):
 def test_the_worst_is_dropped_after_each_round_and_the_mean_decides(tmp_path):
     study, queue = searched(tmp_path)
     # The first look's winner had luck.
-    assert race(study, queue, {1: 0.2, 2: 0.8, 3: 0.6}) == [(1, 0), (2, 0), (3, 0), (2, 1), (3, 1)]
-    best = best_trial(study.records)
+    assert race(study, queue, {1: 0.2, 2: 0.8, 0: 0.6}) == [(1, 0), (2, 0), (0, 0), (2, 1), (0, 1)]
+    best = best_trial(study.records, study.goal)
     assert (best.number, len(best.looks)) == (2, 3)
     assert best.mean.h == pytest.approx(0.8)
     # What was dropped, or was seen once, is not chosen, however lucky it was.
@@ -51,7 +52,7 @@ def test_the_worst_is_dropped_after_each_round_and_the_mean_decides(tmp_path):
 
 def test_a_race_that_was_killed_goes_on_where_it_was(tmp_path):
     study, queue = searched(tmp_path)
-    whole = race(study, queue, {1: 0.2, 2: 0.8, 3: 0.6})
+    whole = race(study, queue, {1: 0.2, 2: 0.8, 0: 0.6})
     again = Study(study.spec)
     assert again.records == study.records
     assert race(again, Queue(again), {}) == []
@@ -64,7 +65,7 @@ def test_a_race_that_was_killed_goes_on_where_it_was(tmp_path):
         assert queue.propose(str(number)) == f"sketch/{number} again, seed {FIRST_SEED}"
         queue.on_trial_complete(str(number), result(EPOCHS, h))
     resumed = Study(study.spec)
-    assert race(resumed, Queue(resumed), {3: 0.6, 2: 0.8}) == whole[2:]
+    assert race(resumed, Queue(resumed), {0: 0.6, 2: 0.8}) == whole[2:]
 
 
 def test_who_takes_part_and_who_is_dropped_does_not_depend_on_a_kill(tmp_path):
@@ -77,23 +78,23 @@ def test_who_takes_part_and_who_is_dropped_does_not_depend_on_a_kill(tmp_path):
         queue.on_trial_complete(str(number), result(EPOCHS, h))
     left = sorted(each.number for each in contest._left)
     again = Study(study.spec)
-    assert race(again, Queue(again), {2: 0.1, 3: 0.5}) in ([(2, 1)], [(3, 1)])
-    assert sorted(each.number for each in Race(again, lambda _: None)._left) == [1, 2, 3]
-    assert left == [2, 3]
-    assert not any(again.records[number].again for number in (0, 4))
+    assert race(again, Queue(again), {2: 0.1, 0: 0.5}) in ([(2, 1)], [(0, 1)])
+    assert sorted(each.number for each in Race(again, lambda _: None)._left) == [0, 1, 2]
+    assert left == [0, 2]
+    assert not any(again.records[number].again for number in (3, 4))
 
 
 def test_a_configuration_that_fails_with_another_seed_is_worth_nothing_there(tmp_path):
     study, queue = searched(tmp_path, race=2)
-    assert race(study, queue, {1: None, 2: 0.4}) == [(1, 0), (2, 0)]
-    best = best_trial(study.records)
-    assert (best.number, study.records[1].mean.h) == (2, 0.45)
+    assert race(study, queue, {1: None, 0: 0.4}) == [(1, 0), (0, 0)]
+    best = best_trial(study.records, study.goal)
+    assert (best.number, study.records[1].mean.h) == (0, 0.45)
 
 
 def test_without_a_race_one_look_decides(tmp_path):
     study, queue = searched(tmp_path, race=1)
     assert race(study, queue, {}) == []
-    assert best_trial(study.records).number == 1
+    assert best_trial(study.records, study.goal).number == 1
 
 
 def test_a_trial_that_was_stopped_early_takes_no_part(tmp_path):
@@ -102,4 +103,12 @@ def test_a_trial_that_was_stopped_early_takes_no_part(tmp_path):
     queue.run("a", [0.9])
     queue.run("b", [0.1] * EPOCHS)
     assert race(study, queue, {1: 0.2}) == [(1, 0)]
-    assert best_trial(study.records).number == 1
+    assert best_trial(study.records, study.goal).number == 1
+
+
+def test_the_defaults_have_a_seat_whatever_their_first_look(tmp_path):
+    # The second best makes room for them.
+    study, queue = searched(tmp_path, race=2)
+    assert race(study, queue, {1: 0.2, 0: 0.8}) == [(1, 0), (0, 0)]
+    best = best_trial(study.records, study.goal)
+    assert (best.number, best.mean.h) == (0, pytest.approx(0.75))

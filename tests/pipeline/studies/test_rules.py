@@ -7,8 +7,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from adu.errors import UserError
-from pipeline.studies.rules import Rules, make_rule
-from pipeline.studies.study import Study, StudyConfig
+from pipeline.studies.config import StudyConfig
+from pipeline.studies.rules import Rules, deciding_epochs, make_rule
+from pipeline.studies.study import Study
 from tests.pipeline.studies.made_up import EPOCHS, Queue, make_spec, result
 
 
@@ -33,11 +34,11 @@ def job(tmp_path):
     """A queue over two studies, and the rules that it has."""
 
     def make(size=8, **config):
-        specs = [make_spec(tmp_path, name=name, **config) for name in ("a", "b")]
-        queue = Queue(*(Study(spec) for spec in specs), size=size)
+        studies = [Study(make_spec(tmp_path, name=name, **config)) for name in ("a", "b")]
+        queue = Queue(*studies, size=size)
         rules = Rules(queue)
-        for spec in specs:
-            rules.add(spec.name, make_rule(spec.config, EPOCHS), [])
+        for study in studies:
+            rules.add(study, make_rule(study.spec.config, EPOCHS))
         return queue, rules
 
     return make
@@ -69,12 +70,22 @@ def test_trials_before_a_resumption_are_compared_with_those_after_it(
     tmp_path, controller, scheduler
 ):
     spec = make_spec(tmp_path, scheduler=scheduler, grace_epochs=1, reduction_factor=2)
-    for curves, decision in (([], "CONTINUE"), ([{1: 0.5, 2: 0.6, 3: 0.7, 4: 0.8}] * 4, "STOP")):
-        queue = Queue(Study(spec))
-        rules = Rules(queue)
-        rules.add("sketch", make_rule(spec.config, EPOCHS), curves)
-        trial = begin(queue, rules, controller, "trial")
-        assert tell(queue, rules, controller, trial, 2, 0.1) == decision
+    earlier = Queue(Study(spec))
+    for number in range(4):
+        earlier.run(str(number), [0.5, 0.6, 0.7, 0.8])
+    study = Study(spec)
+    queue = Queue(study)
+    rules = Rules(queue)
+    rules.add(study, make_rule(spec.config, EPOCHS))
+    trial = begin(queue, rules, controller, "trial")
+    assert tell(queue, rules, controller, trial, 2, 0.1) == "STOP"
+
+
+def test_the_defaults_come_to_their_end_whatever_the_others_do(job, controller):
+    queue, rules = job(scheduler="asha", grace_epochs=1, reduction_factor=2, at_once=2)
+    defaults, _, other, _ = (begin(queue, rules, controller, str(n)) for n in range(4))
+    assert tell(queue, rules, controller, other, 1, 0.9) == "CONTINUE"
+    assert tell(queue, rules, controller, defaults, 1, 0.1) == "CONTINUE"
 
 
 def test_studies_are_not_compared_with_each_other(job, controller):
@@ -145,4 +156,18 @@ def test_any_rule_of_tunes_by_its_import_path_with_its_options():
     path = "ray.tune.schedulers.MedianStoppingRule"
     rule = make_rule(StudyConfig(scheduler=path, scheduler_options={"hard_stop": False}), EPOCHS)
     assert type(rule).__name__ == "MedianStoppingRule"
-    assert rule.metric == "h"
+    assert rule.metric == "merit"
+
+
+@pytest.mark.parametrize(
+    ("config", "epochs"),
+    [
+        ({"scheduler": "asha", "grace_epochs": 2, "reduction_factor": 4}, (2, 8)),
+        ({"scheduler": "asha", "grace_epochs": 1, "reduction_factor": 1.5}, (1, 2, 3, 4, 6, 8)),
+        ({"scheduler": "asha", "scheduler_options": {"grace_period": 4}}, (4,)),
+        ({"scheduler": "median"}, (1, 2, 3, 4, 5, 6, 7, 8, 9)),
+        ({"scheduler": "none"}, ()),
+    ],
+)
+def test_where_a_rule_decides_is_known_beforehand(config, epochs):
+    assert deciding_epochs(StudyConfig(**config), 9) == epochs

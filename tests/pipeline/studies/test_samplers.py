@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import optuna
 import pytest
 
+from adu.errors import UserError
 from adu.training.config import RunConfig
-from pipeline.studies.samplers import SamplerName, make_sampler
+from pipeline.studies.samplers import SAMPLERS, SamplerConfig, check_sampler, make_sampler
 from pipeline.studies.space import Parameter, suggest
 
 BASE = RunConfig(forget=("sketch",))
@@ -19,8 +18,10 @@ SPACE = {
 }
 
 
-@pytest.mark.parametrize("objectives", [1, 2])
-@pytest.mark.parametrize("name", get_args(SamplerName))
+@pytest.mark.parametrize(
+    ("name", "objectives"),
+    [(name, n) for name in SAMPLERS for n in (1, 2) if (name, n) != ("cmaes", 2)],
+)
 def test_every_sampler_proposes_in_a_conditional_space(name, objectives):
     study = optuna.create_study(directions=["maximize"] * objectives)
     for number in range(6):
@@ -31,7 +32,7 @@ def test_every_sampler_proposes_in_a_conditional_space(name, objectives):
     assert len({trial.params["train.lr"] for trial in study.trials}) > 2
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp", "nsga2", "random"])
+@pytest.mark.parametrize("name", ["tpe", "gp", "cmaes", "nsga2", "random"])
 def test_a_sampler_that_is_made_anew_proposes_the_same(name):
     def proposals():
         study = optuna.create_study(direction="maximize")
@@ -41,3 +42,24 @@ def test_a_sampler_that_is_made_anew_proposes_the_same(name):
         return [trial.params for trial in study.trials]
 
     assert proposals() == proposals()
+
+
+def test_any_sampler_of_optunas_is_made_with_its_options():
+    made = make_sampler(SamplerConfig(name="cmaes", options={"lr_adapt": True}), 0, 5, False)
+    assert type(made).__name__ == "CmaEsSampler"
+    assert type(make_sampler("optuna.samplers.QMCSampler", 0, 5, False)).__name__ == "QMCSampler"
+
+
+@pytest.mark.parametrize(
+    ("choice", "objectives", "says"),
+    [
+        ("best", 1, "search.sampler 'best': unknown (known: tpe, gp, cmaes, "),
+        ("optuna.trial.Trial", 1, "is no subclass of Optuna's BaseSampler"),
+        (SamplerConfig(name="tpe", options={"gama": 1}), 1, "tpe with options {'gama': 1}: cannot"),
+        ("cmaes", 2, "search.sampler cmaes: cannot be used: "),
+    ],
+)
+def test_a_sampler_that_cannot_be_used_is_refused(choice, objectives, says):
+    with pytest.raises(UserError) as error:
+        check_sampler(choice, SPACE, BASE, objectives)
+    assert says in str(error.value)

@@ -21,6 +21,7 @@ from adu.models.sources import WEIGHTS_FILE
 from adu.serving.classifier import Classifier
 from adu.training.checkpoint import checkpoint_bytes
 from adu.training.config import RunConfig
+from pipeline.studies.goal import Goal
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.registry import model_name, register
 from pipeline.tracking.server import sqlite_file
@@ -105,9 +106,9 @@ def test_the_alias_moves_to_a_better_model_alone(server, tmp_path):
         told = registered(server, tmp_path / place, name="rules", **changes)
         return told["version"], told["is_best"], told["reason"]
 
-    assert move("low mem", min_mem=0.95) == (
+    assert move("low mem", goal=Goal(min_mem=0.95)) == (
         *("1", False),
-        "its Mem on test images, 90.0 %, is below 95%",
+        "its Mem on test images, 90.0 %, is below 95.0 %",
     )
     assert move("first", best_h=0.7) == ("2", True, "")
     version, is_best, reason = move("worse", best_h=0.6)
