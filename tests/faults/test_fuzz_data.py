@@ -147,9 +147,9 @@ def test_class_names(tmp_path):
         names.write_bytes(spoilt(b"n01440764 tench, a fish\nn03126707\tcrane\n", rng))
 
         def found():
-            return found_in(str(tmp_path / "in"), "imagenet_sketch", class_names=str(names)).images[
-                0
-            ]
+            source = str(tmp_path / "in")
+            images, _ = found_in(source, "imagenet_sketch", class_names=str(names))
+            return images[0]
 
         image = outcome(number, found)
         assert image is None or image.class_
