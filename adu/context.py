@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from adu.config import StrictModel
 from adu.data.cache import ImageCache
-from adu.data.decoded import DataConfig, ImageSet, eval_batch, select_images
+from adu.data.decoded import DataConfig, ImageSet, eval_batch, name_images, select_images
+from adu.data.few_shot import FewShotSplit
 from adu.data.forget import check_forget_set
-from adu.data.manifest import FewShotSplit, Manifest, load_manifest
+from adu.data.manifest import Manifest, described_manifest, load_manifest
 from adu.data.pixels import Pixels, pixels_in_memory, write_pixels
 from adu.data.reading import (
     STORED_SIZE_FACTOR,
@@ -34,6 +36,7 @@ from adu.data.reading import (
     stream_views,
     viewed,
 )
+from adu.data.split_file import read_split
 from adu.demo.manifest import demo_manifest
 from adu.methods import Task
 from adu.models.backbone import Backbone, BackboneConfig
@@ -42,6 +45,7 @@ from adu.models.backbone import Backbone, BackboneConfig
 STREAM_BLOCK = 512
 
 FEATURE_BATCH_SIZE = 64
+GIB = 2**30
 
 DEMO = "demo"
 
@@ -51,6 +55,9 @@ class ContextConfig(StrictModel):
 
     backbone: BackboneConfig = BackboneConfig()
     data: DataConfig = DataConfig()
+    few_shot_file: str | None = Field(
+        None, description="the few-shot split, drawn before; a job writes its own; unset: drawn"
+    )
 
 
 @dataclass
@@ -59,7 +66,8 @@ class Context:
 
     Images of the few-shot split are read and decoded at first use and stay: in memory, or with an
     image cache once for all processes of a job on a machine. So do those of the test split, when
-    somebody evaluates on it for the first time, unless they need more than ``data.cache_gib``.
+    somebody evaluates on it for the first time: in memory up to ``data.cache_gib``, on the disk
+    of the machine up to ``data.disk_gib``; a larger one is streamed.
 
     Attributes:
         config: What was asked for.
@@ -82,23 +90,29 @@ class Context:
     @cached_property
     def train(self) -> ImageSet:
         """The few-shot training images, large ones reduced unless ``data.reduce_large`` is off."""
-        rows, most = self._split.train_rows, self._stored_size
-        return self._hold(f"stored {most}", rows, stored(most), self._stored_bytes(rows))
+        manifest, split = self._few_shot
+        rows, most = split.train_rows, self._stored_size
+        n_bytes = self._stored_bytes(manifest, rows)
+        return self._hold(manifest, f"stored {most}", rows, stored(most), n_bytes)
 
     @cached_property
     def val(self) -> ImageSet:
         """The few-shot validation images, as evaluation sees them."""
-        return self._hold_views(self._split.val_rows)
+        manifest, split = self._few_shot
+        return self._hold_views(manifest, split.val_rows)
 
     @cached_property
     def test(self) -> ImageSet | None:
         """The test split as evaluation sees it, read now; None if it is too large to be kept."""
-        rows = self.manifest.test_rows()
-        if self._view_bytes(rows) > self.config.data.cache_gib * 2**30:
-            return None
+        rows, data = self.manifest.test_rows(), self.config.data
+        n_bytes = self._view_bytes(rows)
+        in_memory = n_bytes <= data.cache_gib * GIB
         if self.cache is None:
-            return self._hold_views(rows)
-        pixels = self._share("views", rows, viewed(self.backbone.transform), self._view_bytes(rows))
+            return self._hold_views(self.manifest, rows) if in_memory else None
+        if not in_memory and n_bytes > data.disk_gib * GIB:
+            return None
+        finish = viewed(self.backbone.transform)
+        pixels = self._share(self.manifest, "views", rows, finish, n_bytes, on_disk=not in_memory)
         # Without room for one copy there is none for a copy in every process either.
         return None if pixels is None else image_set(self.manifest, rows, pixels)
 
@@ -152,9 +166,13 @@ class Context:
         return Task(self.classes, self.domains, forget, self.text_CE, template)
 
     @cached_property
-    def _split(self) -> FewShotSplit:
-        data = self.config.data
-        return self.manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
+    def _few_shot(self) -> tuple[Manifest, FewShotSplit]:
+        """The few-shot split, and the manifest that its rows are of."""
+        data, file = self.config.data, self.config.few_shot_file
+        if file is not None:
+            return read_split(self.manifest, data, file)
+        split = self.manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
+        return self.manifest, split
 
     def read(self, rows: np.ndarray) -> ImageSet:
         """Reads images of the manifest, as evaluation sees them, into memory."""
@@ -168,38 +186,50 @@ class Context:
             return None
         return STORED_SIZE_FACTOR * self.backbone.transform.image_size
 
-    def _hold_views(self, rows: np.ndarray) -> ImageSet:
-        return self._hold("views", rows, viewed(self.backbone.transform), self._view_bytes(rows))
+    def _hold_views(self, manifest: Manifest, rows: np.ndarray) -> ImageSet:
+        finish = viewed(self.backbone.transform)
+        return self._hold(manifest, "views", rows, finish, self._view_bytes(rows))
 
-    def _hold(self, kind: str, rows: np.ndarray, finish: Finish, n_bytes: int) -> ImageSet:
+    def _hold(
+        self, manifest: Manifest, kind: str, rows: np.ndarray, finish: Finish, n_bytes: int
+    ) -> ImageSet:
         """Reads images into memory, or maps what a process of the job has read."""
-        pixels = self._share(kind, rows, finish, n_bytes)
+        pixels = self._share(manifest, kind, rows, finish, n_bytes)
         if pixels is None:
-            images = decoded(self.manifest, rows, self.config.data.read_threads, finish)
+            images = decoded(manifest, rows, self.config.data.read_threads, finish)
             pixels = pixels_in_memory(images, len(rows))
-        return image_set(self.manifest, rows, pixels)
+        return image_set(manifest, rows, pixels)
 
-    def _share(self, kind: str, rows: np.ndarray, finish: Finish, n_bytes: int) -> Pixels | None:
+    def _share(
+        self,
+        manifest: Manifest,
+        kind: str,
+        rows: np.ndarray,
+        finish: Finish,
+        n_bytes: int,
+        on_disk: bool = False,
+    ) -> Pixels | None:
         """Maps images out of the cache; None if there is none, or no room in it."""
         if self.cache is None:
             return None
 
         def write(file: Path) -> None:
-            images = decoded(self.manifest, rows, self.config.data.read_threads, finish)
+            images = decoded(manifest, rows, self.config.data.read_threads, finish)
             write_pixels(file, images, len(rows))
 
-        which = hashlib.sha256(np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest()
-        selected = ",".join((*self.classes, *self.domains))
+        # By name: a few-shot split in a file counts its rows from 0.
+        ids = "\n".join(manifest.columns(["image_id"], rows)["image_id"].to_pylist())
+        which = hashlib.sha256(ids.encode()).hexdigest()
         how = f"{kind} {self.backbone.transform}"
-        key = "|".join((self.manifest.url, self.manifest.digest, selected, how, which))
-        return self.cache.get(key, n_bytes, write)
+        key = "|".join((manifest.url, manifest.digest, how, which))
+        return self.cache.get(key, n_bytes, write, on_disk)
 
     def _view_bytes(self, rows: np.ndarray) -> int:
         return view_bytes(len(rows), self.backbone.transform.image_size)
 
-    def _stored_bytes(self, rows: np.ndarray) -> int:
+    def _stored_bytes(self, manifest: Manifest, rows: np.ndarray) -> int:
         size, reduce = self.backbone.transform.image_size, self.config.data.reduce_large
-        return stored_bytes(self.manifest, rows, size, reduce)
+        return stored_bytes(manifest, rows, size, reduce)
 
 
 def view_bytes(n_images: int, image_size: int) -> int:
@@ -240,9 +270,21 @@ def load_context(
     Raises:
         UserError: If the model or the manifest cannot be used.
     """
-    is_demo = config.data.manifest == DEMO
-    manifest = demo_manifest() if is_demo else load_manifest(config.data.manifest)
-    return open_context(config, select_images(manifest, config.data), device, cache)
+    return open_context(config, _selected(config), device, cache)
+
+
+def _selected(config: ContextConfig) -> Manifest:
+    """The part of the manifest that is asked for.
+
+    Where the few-shot split is known, whoever drew it has looked at the rows.
+    """
+    url = config.data.manifest
+    known = config.few_shot_file is not None
+    if url == DEMO:
+        manifest = demo_manifest()
+    else:
+        manifest = described_manifest(url) if known else load_manifest(url)
+    return (name_images if known else select_images)(manifest, config.data)
 
 
 def open_context(

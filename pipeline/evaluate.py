@@ -16,14 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
-import torch
 from pydantic import BeforeValidator, Field
 from rich.console import Console
 from rich.table import Table
 
 from adu import storage
 from adu.config import StrictModel
-from adu.context import Context, ContextConfig, open_context
+from adu.context import Context
 from adu.data.decoded import DataConfig
 from adu.data.forget import forget_domains
 from adu.data.manifest import Manifest, load_manifest
@@ -34,11 +33,13 @@ from adu.methods import Method, build_method
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.checkpoint import load_checkpoint, read_card
 from adu.training.config import RunConfig
+from pipeline.checkpoints import check_same, context_of
 from pipeline.command import EXIT_OK, run_command
-from pipeline.jobs.config import RESULTS, TrackingConfig
-from pipeline.names import forget_name
+from pipeline.jobs.config import RESULTS
+from pipeline.names import forget_name, mlflow_name
 from pipeline.results.tables import mean_and_spread
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.evaluation import log_evaluation
+from pipeline.tracking.server import TrackingConfig, check, server_of
 
 SHORTCUTS = {
     "checkpoint": "checkpoint",
@@ -84,12 +85,15 @@ def evaluate(config: EvaluateConfig) -> int:
     for template in config.templates:
         if "{class}" not in template:
             raise UserError(f"templates '{template}': must contain {{class}}")
-    Tracker.check(config.tracking.uri)
     whole = replace(load_manifest(config.manifest), allow_uri=config.allow_uri)
-    context = _load(config, whole)
+    check(config.tracking, whole.name)
+    first = config.checkpoint[0]
+    card = read_card(storage.read_bytes(first), first)
+    data = DataConfig(manifest=config.manifest)
+    context = context_of(card, whole, data, config.backbone)
     trained = [load_checkpoint(url, context) for url in config.checkpoint]
     run = trained[0][1]
-    _check_same(config.checkpoint, [each for _, each in trained])
+    check_same(config.checkpoint, [each for _, each in trained])
     untouched_run = run.model_copy(update={"method": ZeroShotConfig()})
     untouched = build_method(untouched_run.method, context.backbone, context.task(run.forget))
 
@@ -102,47 +106,13 @@ def evaluate(config: EvaluateConfig) -> int:
     }
     for table in _tables(audits, context, run.forget):
         Console().print(table)
-    _log(config, whole, run.forget, audits)
     if config.output:
         figures = {label: [_figures(one) for one in each] for label, each in audits.items()}
         document = {"forget": run.forget, **figures}
         storage.write_bytes(config.output, json.dumps(document, indent=2).encode())
+    # Last: what it has cost is printed and written whatever becomes of the server.
+    _log(config, whole, run.forget, audits)
     return EXIT_OK
-
-
-def _load(config: EvaluateConfig, whole: Manifest) -> Context:
-    """Loads the model, and of the manifest the classes and domains that it was trained on."""
-    first = config.checkpoint[0]
-    card = read_card(storage.read_bytes(first), first)
-    name = config.backbone or card.backbone.name
-    context = ContextConfig(
-        backbone=card.backbone.model_copy(update={"name": name}),
-        data=DataConfig(manifest=config.manifest),
-    )
-    manifest = whole.select(card.classes, card.domains)
-    # Classes or domains that it lacks are told by the checkpoint, where nothing is left at once.
-    manifest = manifest if manifest.classes and manifest.domains else whole
-    manifest.check_test_images()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return open_context(context, manifest, device)
-
-
-def _check_same(checkpoints: Sequence[str], runs: Sequence[RunConfig]) -> None:
-    """Checks that several checkpoints differ in nothing but their seeds.
-
-    Raises:
-        UserError: Naming the first one that differs in something else, or not at all.
-    """
-    seeds = [run.train.seed for run in runs]
-    for i, (checkpoint, run) in enumerate(zip(checkpoints, runs, strict=True)):
-        train = run.train.model_copy(update={"seed": seeds[0]})
-        if run.model_copy(update={"train": train}) != runs[0]:
-            raise UserError(
-                f"checkpoint {checkpoint}: is of another run than {checkpoints[0]} "
-                "(allowed together: the same run with different seeds)"
-            )
-        if run.train.seed in seeds[:i]:
-            raise UserError(f"checkpoint {checkpoint}: seed {run.train.seed} is there already")
 
 
 def _tables(audits: Audits, context: Context, forget: Sequence[str]) -> list[Table]:
@@ -237,7 +207,7 @@ def _figures(result: Audit) -> dict[str, Any]:
 
 
 def _log(config: EvaluateConfig, whole: Manifest, forget: Sequence[str], audits: Audits) -> None:
-    tracker = Tracker(config.tracking.uri, RESULTS.absolute() / "evaluate", whole.name)
+    server = server_of(config.tracking, RESULTS.absolute() / "evaluate")
     for label, each in audits.items():
         for checkpoint, one in zip(config.checkpoint, each, strict=False):
             tags = {
@@ -248,14 +218,16 @@ def _log(config: EvaluateConfig, whole: Manifest, forget: Sequence[str], audits:
                 "synthetic": str(whole.synthetic).lower(),
             }
             name = f"{forget_name(forget)}: {label}, evaluated"
-            tracker.log_evaluation(name, tags, _metrics(one), _figures(one), whole)
+            log_evaluation(server, name, tags, _metrics(one), _figures(one), whole)
 
 
 def _metrics(result: Audit) -> dict[str, float]:
     """The figures under names that MLflow takes."""
     metrics = {f"test/{name}": value for name, value in result.scores.as_dict().items()}
     by_domain = {**result.scores.accuracy_by_domain, **result.unseen}
-    metrics |= {f"test/accuracy/{domain}": value for domain, value in by_domain.items()}
+    metrics |= {
+        f"test/accuracy/{mlflow_name(domain)}": value for domain, value in by_domain.items()
+    }
     for side in ("retain", "forget"):
         certainty = asdict(getattr(result, side))
         metrics |= {f"{side}/{name}": value for name, value in certainty.items()}

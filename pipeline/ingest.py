@@ -10,15 +10,15 @@ it, by the hash of the image's name.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import re
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Literal
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 from rich.console import Console
@@ -26,21 +26,18 @@ from rich.console import Console
 from adu import storage
 from adu.config import StrictModel
 from adu.data.images import cores
-from adu.data.manifest import CARD_FILE, SCHEMA, Manifest, write_manifest
+from adu.data.manifest import CARD_FILE, Manifest
 from adu.data.shards import SHARD_FOLDER
 from adu.data.uris import elsewhere
+from adu.data.writing import write_manifest
 from adu.errors import UserError
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_command
-from pipeline.ingestion.image_checks import FLAGS, CheckResult, check_results, same_images
-from pipeline.ingestion.image_reader import Journal, Packing, ReadSettings, read_all
-from pipeline.ingestion.layouts import (
-    Found,
-    Layout,
-    Listed,
-    assign_splits,
-    common_classes,
-    find_images,
-)
+from pipeline.ingestion.checked import CheckedRows
+from pipeline.ingestion.checks import CheckResult
+from pipeline.ingestion.image_reader import ReadSettings
+from pipeline.ingestion.layouts import Layout, find_images
+from pipeline.ingestion.listing import common_classes, of_classes, of_split
+from pipeline.ingestion.pieces import Journal, Piece, loose_pieces, packed_pieces, piece_images
 from pipeline.ingestion.report import (
     ReadProgress,
     decoders_apart,
@@ -49,6 +46,8 @@ from pipeline.ingestion.report import (
     show_entries,
 )
 from pipeline.ingestion.sources import LeftOut
+from pipeline.ingestion.splits import draw_limits, with_splits
+from pipeline.ingestion.spread import ReadPieces, read_all, read_here, read_on_cluster
 from pipeline.names import shown
 
 SHORTCUTS: dict[str, str] = {}
@@ -100,8 +99,10 @@ class IngestConfig(StrictModel):
         ge=1,
         description="images read at a time; unset: 2 a core from files here, 16 from a store",
     )
-    save_every_s: float = Field(
-        10, ge=0, description="seconds of reading that are lost at most if it is killed"
+    address: str | None = Field(
+        None,
+        description="HOST:PORT or auto of a Ray cluster whose nodes read; unset: RAY_ADDRESS, "
+        "else this process reads",
     )
     synthetic: bool = Field(False, description="mark the images as made up by a program")
 
@@ -129,8 +130,25 @@ class IngestConfig(StrictModel):
     def identity(self) -> dict[str, Any]:
         """What makes two ingests to one place the same, so that one may go on with the other."""
         no_part = {"classes", "name", "shots", "val_shots", "strict", "overwrite", "threads"}
-        no_part |= {"out", "save_every_s", "synthetic", "allow_uri"}
+        no_part |= {"out", "address", "synthetic", "allow_uri"}
         return self.model_dump(mode="json", exclude=no_part)
+
+    def read_pieces(self, journal: Journal) -> ReadPieces:
+        """Where the images are read: in this process, or on the nodes of a cluster."""
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        settings = ReadSettings(
+            self.out,
+            self.n_threads,
+            1 if address else cores(),
+            self.pack,
+            self.pack_short_side,
+        )
+        if not address:
+            return read_here(settings, journal)
+        from pipeline.executors.cluster import connect  # Ray takes seconds
+
+        connect(address)
+        return read_on_cluster(settings, journal, [self.source, self.out])
 
 
 def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
@@ -147,7 +165,7 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
     """
     if storage.exists(storage.join(config.out, CARD_FILE)) and not config.overwrite:
         raise UserError(f"manifest {config.out}: exists already (--overwrite replaces it)")
-    listed = find_images(
+    listing = find_images(
         config.source,
         config.layout,
         splits=config.splits,
@@ -155,139 +173,68 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
         class_names=config.class_names,
         allow_uri=config.allow_uri,
     )
-    listed = _without_output(listed, config)
-    images = assign_splits(
-        common_classes(listed.images, config.classes), config.test_fraction, config.seed
-    )
-    storage.check_reachable(config.out, write=True)
-    journal = Journal(config.out, config.identity)
-    packing = Packing(config.pack_short_side, config.shard_mib * MIB) if config.pack else None
-    settings = ReadSettings(
-        config.out, config.n_threads, packing, config.save_every_s, config.strict
-    )
-    with ReadProgress(console, len(images)) as progress:
-        read = read_all(images, settings, journal, progress.start, progress.advance)
-    table, unusable = _joined(images, read, config)
-    left_out = [*listed.left_out, *unusable, *_lacking(listed, table, unusable)]
-    table, results = _checked(table, left_out, config)
-    entries = _entries(listed, table, left_out)
-    reasons = sorted((each.name, each.reason) for each in left_out if each.reason)
+    with contextlib.closing(listing), CheckedRows(listing.n_images) as checked:
+        kept = common_classes(listing.plain_cells(), config.classes)
+        limits = draw_limits(of_classes(listing.rows(), kept), config.test_fraction, config.seed)
+        storage.check_reachable(config.out, write=True)
+        journal = Journal(config.out, config.identity)
+
+        def pieces() -> Iterator[Piece]:
+            rows = with_splits(of_classes(listing.rows(), kept), limits, config.seed)
+            if not config.pack:
+                return loose_pieces(rows, piece_images(listing.n_images))
+            # What is read together, a whole test split, lies together.
+            rest = with_splits(of_classes(listing.rows(), kept), limits, config.seed)
+            ordered = chain(of_split(rows, "test"), of_split(rest, "train"))
+            return packed_pieces(ordered, config.shard_mib * MIB)
+
+        # What is packed behind a broken image need not be packed anew, unless it may be mended.
+        known = journal.known(again=config.strict or not config.pack)
+        with ReadProgress(console, listing.n_images) as progress:
+            read = config.read_pieces(journal)
+            parts = read_all(pieces, known, read, progress.start, progress.advance)
+        for part in parts:
+            checked.add(journal.read(part))
+        checked.leave_out(_without_output(listing.left_out, config), listed=False)
+        checked.lack(of_classes(listing.rows(), kept, others=True))
+        return _written(config, checked, journal, console)
+
+
+def _written(
+    config: IngestConfig, checked: CheckedRows, journal: Journal, console: Console | None
+) -> Manifest:
+    """Shows what was found, and writes the manifest."""
+    if not checked.cells:
+        raise UserError(
+            f"source {config.source}: none of its {checked.n_unusable} images can be used "
+            f"({checked.reasons[0][1]})"
+        )
+    results = checked.check(config.classes, config.shots + config.val_shots)
     if console:
-        show_checks(console, results, [reason for _, reason in reasons])
-        show_entries(console, entries)
+        show_checks(console, results, [reason for _, reason in checked.reasons])
+        show_entries(console, checked.entries)
     if config.strict:
         _refuse(results)
     manifest = write_manifest(
         config.out,
-        table,
+        checked.rows(),
         name=config.name or _name_of(config.source),
         source=_absolute(config.source),
         synthetic=config.synthetic,
-        rejected=[{"image_id": name, "reason": reason} for name, reason in reasons],
+        rejected=[{"image_id": name, "reason": reason} for name, reason in checked.reasons],
         checks={result.name: result.card for result in results},
-        entries=entries,
+        entries=checked.entries,
     )
     journal.remove()
     _remove_stray_shards(config.out, manifest)
     return manifest
 
 
-def _without_output(listed: Listed, config: IngestConfig) -> Listed:
+def _without_output(left_out: Iterable[LeftOut], config: IngestConfig) -> list[LeftOut]:
     """Leaves out what an ingest has written itself, where its output lies in its source."""
     inside = _absolute(config.out).removeprefix(f"{_absolute(config.source).rstrip('/')}/")
-    others = [
-        each for each in listed.left_out if not f"{each.name}/".startswith(f"{inside.rstrip('/')}/")
-    ]
-    return Listed(listed.images, others)
-
-
-def _joined(
-    images: Sequence[Found], read: pa.Table, config: IngestConfig
-) -> tuple[pa.Table, list[LeftOut]]:
-    """What the layout and what the files say of each usable image, and the unusable ones."""
-    rejected = read.filter(pc.is_valid(read["problem"]))
-    unusable = [
-        LeftOut(row["problem"], row["image_id"], row["reason"])
-        for row in rejected.select(["problem", "image_id", "reason"]).to_pylist()
-    ]
-    names = {each.name for each in unusable}
-    usable = [image for image in images if image.image_id not in names]
-    if not usable:
-        raise UserError(
-            f"source {config.source}: none of its {len(images)} images can be used "
-            f"({unusable[0].reason})"
-        )
-    usable = common_classes(usable, config.classes)
-    ids = pa.array([image.image_id for image in usable], pa.string())
-    found = read.take(pc.index_in(ids, value_set=read["image_id"].combine_chunks()))
-    columns = {
-        "uri": [image.uri for image in usable],
-        "domain": [image.domain for image in usable],
-        "class": [image.class_ for image in usable],
-        "split": [image.split for image in usable],
-    }
-    for name, values in columns.items():
-        found = found.append_column(name, pa.array(values, pa.string()))
-    return found, unusable
-
-
-def _lacking(listed: Listed, table: pa.Table, unusable: Sequence[LeftOut]) -> list[LeftOut]:
-    """Images that are left out because a domain lacks their class, or lost it to broken images."""
-    told = {*table["image_id"].to_pylist(), *(each.name for each in unusable)}
-    ids = (image.image_id for image in listed.images)
-    return [LeftOut("class_lacking", image_id) for image_id in ids if image_id not in told]
-
-
-def _entries(listed: Listed, table: pa.Table, left_out: Sequence[LeftOut]) -> dict[str, int]:
-    """How many entries the source has, and what became of them."""
-    found = len(listed.images) + len(listed.left_out)
-    flags = table["flags"].to_pylist()
-    converted = sum(not set(FLAGS).isdisjoint(its or ()) for its in flags)
-    entries = {
-        "found": found,
-        "used": len(flags) - converted,
-        "converted": converted,
-        "left_out": len(left_out),
-    }
-    assert found == len(flags) + len(left_out), f"entries do not add up: {entries}"
-    return entries
-
-
-def _checked(
-    table: pa.Table, left_out: Sequence[LeftOut], config: IngestConfig
-) -> tuple[pa.Table, list[CheckResult]]:
-    """Runs the checks over all images; gives the rows with their flags, and what was found."""
-    found: dict[str, list[str]] = {}
-    for each in sorted(left_out, key=lambda each: each.name):
-        found.setdefault(each.check, []).append(each.name)
-    flags: list[list[str]] = [its or [] for its in table["flags"].to_pylist()]
-    ids = table["image_id"]
-    warnings = table["warnings"].to_pylist()
-    for row, its in enumerate(flags):
-        for flag in its:
-            found.setdefault(flag, []).append(ids[row].as_py())
-        if warnings[row]:
-            its.append("warned")
-            found.setdefault("warned", []).append(f"{ids[row].as_py()}: {warnings[row][0]}")
-    pairs, rows_of = same_images(table)
-    found |= pairs
-    for check, rows in rows_of.items():
-        for row in rows.tolist():
-            flags[row].append(check)
-    found["few_shots"] = _too_small_cells(table, config.shots + config.val_shots)
-    flagged = pa.array([its or None for its in flags], SCHEMA.field("flags").type)
-    table = table.set_column(table.schema.get_field_index("flags"), "flags", flagged)
-    return table.select(SCHEMA.names).cast(SCHEMA), check_results(found)
-
-
-def _too_small_cells(table: pa.Table, at_least: int) -> list[str]:
-    cells = Counter(
-        zip(table["domain"].to_pylist(), table["class"].to_pylist(), strict=True)
-    )  # every domain has every class: cells without training images are among these
-    training = table.filter(pc.equal(table["split"], "train"))
-    count = Counter(zip(training["domain"].to_pylist(), training["class"].to_pylist(), strict=True))
-    small = ((domain, class_, count[domain, class_]) for domain, class_ in sorted(cells))
-    return [f"{domain}/{class_} ({n})" for domain, class_, n in small if n < at_least]
+    own = f"{inside.rstrip('/')}/"
+    return [each for each in left_out if not f"{each.name}/".startswith(own)]
 
 
 def _refuse(results: Sequence[CheckResult]) -> None:

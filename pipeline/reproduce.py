@@ -42,14 +42,14 @@ from pipeline.command import (
     run_command,
 )
 from pipeline.demo_data import prepare_demo
-from pipeline.executors.outcome_file import TestOutcome
+from pipeline.executors.outcome_file import TestOutcome, outcome_bytes, without_images
 from pipeline.executors.resources import ResourcesConfig
 from pipeline.executors.run import Run
-from pipeline.jobs.config import RESULTS, ForgetSet, TrackingConfig
+from pipeline.jobs.config import RESULTS, ForgetSet
 from pipeline.jobs.finals import fixed_run
 from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED, Job
-from pipeline.jobs.plan import absolute_context, forget_sets, open_manifest
+from pipeline.jobs.plan import absolute_context, forget_sets, open_manifest, with_split
 from pipeline.names import file_name, forget_name
 from pipeline.results.output import Output, open_output
 from pipeline.results.progress import quiet_ray
@@ -64,7 +64,10 @@ from pipeline.results.tables import (
 from pipeline.studies.listener import RunListener
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.source import FixedRuns
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.facts import Facts, facts_of, fixed_facts, write_facts
+from pipeline.tracking.projection import project
+from pipeline.tracking.server import TrackingConfig, check, server_of
+from pipeline.tracking.truth import AtWork
 
 # Columns of a terminal that has room for the published figures beside the measured ones.
 WIDE = 100
@@ -175,13 +178,16 @@ class TablePlan:
         name = f"{file_name(forget_name(run.forget))}-seed-{run.train.seed}.json"
         return self.folder / "rows" / _slug(row) / name
 
+    def outcome_file(self, row: Row, run: RunConfig) -> Path:
+        """Where a run's outcome is kept: checkpoint and figures, for MLflow."""
+        return self.folder / "outcomes" / _slug(row) / f"{self.file(row, run).stem}.npz"
+
     def todo(self, row: Row) -> list[RunConfig]:
         """A row's configurations that have not been run."""
         return [config for config in self.configs(row) if not self.file(row, config).exists()]
 
-    def runs(self, row: Row) -> list[Run]:
-        """What is to be run for a row."""
-        context = self.context(row.shots).model_dump(mode="json")
+    def runs(self, row: Row, context: Mapping[str, Any]) -> list[Run]:
+        """What is to be run for a row, with its model and images."""
         folder = str(self.folder / "unfinished" / _slug(row))
         return [
             replace(
@@ -194,10 +200,10 @@ class TablePlan:
 
 def reproduce(config: ReproduceConfig) -> int:
     """Runs a table as far as it has not been run; returns the exit code."""
-    Tracker.check(config.tracking.uri)
     plan = _plan(config)
     for row in plan.rows:
         plan.configs(row)  # a wrong option is told before anything starts
+    check(config.tracking, plan.manifest.name)
     kept = {"table", "context", "method", "train", "blocks"}
     identity = config.model_dump(mode="json", by_alias=True, include=kept)
     identity["manifest_digest"] = plan.manifest.digest
@@ -230,22 +236,58 @@ def _run(plan: TablePlan, output: Output, interrupt: Interrupt, console: Console
     todo = sorted((row for row in plan.rows if plan.todo(row)), key=lambda row: row.shots or 0)
     if not todo:
         return EXIT_OK
-    log = _Log(plan, output, tell)
+    log = _Log(plan, tell)
     job = Job(plan.config.address, plan.config.resources, interrupt, [log])
     tell(f"starting {job.n_executors} executor{'s' * (job.n_executors != 1)}")
+    contexts = {
+        shots: with_split(plan.context(shots), plan.manifest, str(plan.folder)).model_dump(
+            mode="json"
+        )
+        for shots in dict.fromkeys(row.shots for row in todo)
+    }
     for row in todo:
+        runs = plan.runs(row, contexts[row.shots])
         keep = partial(log.outcome, row)
-        job.queue.add_fixed(FixedRuns(row.label, plan.runs(row), keep, partial(log.row, row)))
-    context = plan.context(todo[0].shots).model_dump(mode="json")
-    failure = job.run(context, [plan.configs(row)[0] for row in todo], str(plan.folder))
-    if failure is not None:
-        log.failures.append(failure)
+        job.queue.add_fixed(FixedRuns(row.label, runs, keep, partial(log.row, row)))
+    context = contexts[todo[0].shots]
+    facts = _facts(plan, output)
+    write_facts(facts, output.url)
+    server = server_of(plan.config.tracking, plan.folder)
+    projection = project(server, facts, output.url, None, AtWork(), tell)
+    try:
+        failure = job.run(context, [plan.configs(row)[0] for row in todo], str(plan.folder))
+        if failure is not None:
+            log.failures.append(failure)
+        if behind := projection.finish(plan.config.tracking.end_s):
+            log.failures.append(behind)
+    finally:
+        projection.abandon()
     for line in log.failures:
         tell(f"failed    {line}")
     code = EXIT_INTERRUPTED if interrupt.stop.is_set() else EXIT_OK
-    code = EXIT_FAILED if log.failures else code
-    log.end(code)
-    return code
+    return EXIT_FAILED if log.failures else code
+
+
+def _facts(plan: TablePlan, output: Output) -> Facts:
+    """What MLflow is told of a table beside the figures."""
+    config = plan.config
+    shared = {"epochs": config.train.epochs, "shots": config.context.data.shots}
+    runs = [
+        (row.label, run, str(plan.outcome_file(row, run)))
+        for row in plan.rows
+        for run in plan.configs(row)
+    ]
+    return facts_of(
+        plan.manifest,
+        output.search_id,
+        "table",
+        name=f"table {config.table}",
+        backbone=config.context.backbone.name,
+        method=config.method.name,
+        tags={"output": output.url, "table": config.table},
+        params={name: str(value) for name, value in shared.items()},
+        fixed=fixed_facts(runs, output.url),
+    )
 
 
 def _result(row: Row, config: RunConfig, outcome: TestOutcome) -> dict[str, Any]:
@@ -260,27 +302,12 @@ def _result(row: Row, config: RunConfig, outcome: TestOutcome) -> dict[str, Any]
 
 
 class _Log(RunListener):
-    """Keeps a table: a file a run, and in MLflow a run for the table and below it one for each."""
+    """Keeps a table: for each run its figures, and what came of it without its images."""
 
-    def __init__(self, plan: TablePlan, output: Output, tell: Callable[[str], None]) -> None:
-        config, manifest = plan.config, plan.manifest
+    def __init__(self, plan: TablePlan, tell: Callable[[str], None]) -> None:
         self._plan = plan
         self._tell = tell
         self._began_at = time.monotonic()
-        self._tracker = Tracker(config.tracking.uri, plan.folder, manifest.name)
-        self._tags = {
-            "table": config.table,
-            "backbone": config.context.backbone.name,
-            "manifest_digest": manifest.digest,
-            "synthetic": str(manifest.synthetic).lower(),
-        }
-        self._parent = self._tracker.start_study(
-            f"{output.search_id}/{config.table}",
-            f"table {config.table}",
-            self._tags,
-            {"epochs": config.train.epochs, "shots": config.context.data.shots},
-            manifest,
-        )
         self.failures: list[str] = []
 
     def run_ended(self, run: Run, record: TrialRecord) -> None:
@@ -291,10 +318,9 @@ class _Log(RunListener):
     def outcome(self, row: Row, run: Run, outcome: TestOutcome) -> None:
         """Keeps what came of a run."""
         config = RunConfig.model_validate(run.config)
-        tags = {**self._tags, "forget": forget_name(config.forget), "row": row.label}
-        # Logged before it counts as done: on resume its run is found again, and completed.
-        manifest = self._plan.manifest
-        self._tracker.log_final(self._parent, row.label, config, outcome, manifest, tags)
+        # Before it counts as done.
+        kept = outcome_bytes(config, without_images(outcome))
+        storage.write_bytes(str(self._plan.outcome_file(row, config)), kept)
         file = str(self._plan.file(row, config))
         storage.write_bytes(file, json.dumps(_result(row, config, outcome), indent=2).encode())
         storage.remove(run.outcome_file)
@@ -304,17 +330,6 @@ class _Log(RunListener):
         if by_seed := _by_seed(self._plan, row):
             h, took_s = mean(s["h"] for s in by_seed), time.monotonic() - self._began_at
             self._tell(f"{row.label}: H {100 * h:.1f}, after {took_s:.0f} s")
-
-    def end(self, code: int) -> None:
-        """Closes the table's run with the means of its finished rows."""
-        status = {EXIT_OK: "FINISHED", EXIT_INTERRUPTED: "KILLED"}.get(code, "FAILED")
-        metrics = {
-            f"{_slug(row)}/{name}": mean(scores[name] for scores in by_seed)
-            for row in self._plan.rows
-            if (by_seed := _by_seed(self._plan, row))
-            for name in self._plan.metrics
-        }
-        self._tracker.end_study(self._parent, status, metrics)
 
 
 def _table(plan: TablePlan, width: int) -> Table:
@@ -418,7 +433,7 @@ def _enough_images(
     for row in rows:
         try:
             if row.shots is not None:
-                manifest.few_shot_split(row.shots, data.val_shots, data.split_seed)
+                manifest.check_enough(row.shots, data.val_shots)
             kept.append(row)
         except UserError as error:
             left_out.append(f"{row.label}: {error}")

@@ -24,7 +24,7 @@ from pipeline.jobs.job import EXIT_FAILED
 from pipeline.jobs.plan import Plan, make_plan
 from pipeline.results.output import Output, OutputLostError, point_latest
 from pipeline.results.progress import quiet_ray
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.server import check
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "search_spaces" / "demo.yaml"
 
@@ -33,9 +33,9 @@ def search(config: SearchConfig) -> int:
     """Runs a search to its end, or as far as it is let; returns the exit code."""
     started_at = time.monotonic()
     _check_job_output(config)
-    Tracker.check(config.tracking.uri)
     plan = make_plan(config, prepare_demo)
     _check_model(plan)
+    check(config.tracking, plan.manifest.name)
     if config.dry_run:
         show_plan(plan, plain_console(sys.stdout))
         return EXIT_OK

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import ray
 from pydantic import Field
@@ -35,21 +36,24 @@ from pipeline.executors.cluster import Cluster
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.executors.resources import ResourcesConfig
 from pipeline.executors.run import Run
-from pipeline.jobs.config import RESULTS, ForgetSet, TrackingConfig
+from pipeline.jobs.config import RESULTS, ForgetSet
 from pipeline.jobs.finals import fixed_run, seeded_run
 from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED, Job
-from pipeline.jobs.plan import absolute_context, open_manifest
+from pipeline.jobs.plan import absolute_context, open_manifest, with_split
 from pipeline.names import forget_name
 from pipeline.results.progress import quiet_ray
 from pipeline.results.tables import mean_and_spread
 from pipeline.studies.listener import RunListener
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.source import FixedRuns
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.facts import Facts, facts_of, fixed_facts, write_facts
+from pipeline.tracking.projection import project
+from pipeline.tracking.server import TrackingConfig, check, server_of
+from pipeline.tracking.truth import AtWork
 
 # What all its runs belong to.
-TRAIN = "train"
+TRAIN: Literal["train"] = "train"
 
 SHORTCUTS = {
     "context.data.manifest": "manifest",
@@ -83,10 +87,10 @@ class TrainCommandConfig(StrictModel):
 
 def train(config: TrainCommandConfig) -> int:
     """Trains, tests, prints a table; returns the exit code."""
-    Tracker.check(config.tracking.uri)
     folder = _output_folder(config)
     manifest = open_manifest(config.context.data, folder.parent, prepare_demo)
     check_forget_set(config.forget, manifest.classes, manifest.domains)
+    check(config.tracking, manifest.name)
     storage.check_reachable(str(folder), write=True)
     folder.mkdir(parents=True, exist_ok=True)
     with Interrupt() as interrupt, quiet_ray(folder / "ray.log") as console:
@@ -110,66 +114,77 @@ def _run(
     console: Console,
 ) -> int:
     console.print(f"results in {folder}", highlight=False, soft_wrap=True)
-    log = _Log(config, manifest, folder, console)
-    job = Job(config.address, lambda cluster: _resources(config, cluster), interrupt, [log])
-    context = absolute_context(config.context, manifest).model_dump(mode="json")
+    log, at_work = _Log(folder, console), AtWork()
+    listeners = [at_work, log]
+    job = Job(config.address, lambda cluster: _resources(config, cluster), interrupt, listeners)
+    context = with_split(absolute_context(config.context, manifest), manifest, str(folder))
+    plain = context.model_dump(mode="json")
     runs = [
-        fixed_run(TRAIN, stage, run, context, str(folder / "runs")) for stage, run in _runs(config)
+        fixed_run(TRAIN, stage, run, plain, str(folder / "runs")) for stage, run in _runs(config)
     ]
     n = job.resources.workers_per_trial
     console.print(f"starting {n} worker{'s' * (n != 1)}", highlight=False)
     job.queue.add_fixed(FixedRuns(TRAIN, runs, log.outcome))
-    failure = job.run(context, [_runs(config)[0][1]], str(folder))
-    shutil.rmtree(folder / "runs", ignore_errors=True)
-    if failure is not None:
-        log.failures.append(failure)
+    facts = _facts(config, manifest, folder, runs)
+    write_facts(facts, str(folder))
+    server = server_of(config.tracking, folder)
+    projection = project(server, facts, str(folder), None, at_work, log.tell)
+    try:
+        failure = job.run(plain, [_runs(config)[0][1]], str(folder))
+        log.write_figures()
+        if failure is not None:
+            log.failures.append(failure)
+        if behind := projection.finish(config.tracking.end_s):
+            log.failures.append(behind)
+    finally:
+        projection.abandon()
     for line in log.failures:
         console.print(f"failed    {line}", markup=False, highlight=False, soft_wrap=True)
-    status = "FAILED" if log.failures else "KILLED" if interrupt.stop.is_set() else "FINISHED"
-    log.end(status)
     if log.outcomes:
         console.print(_table(config, manifest, log.outcomes))
-    return {"FAILED": EXIT_FAILED, "KILLED": EXIT_INTERRUPTED, "FINISHED": EXIT_OK}[status]
+    if interrupt.stop.is_set() and not log.failures:
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if log.failures else EXIT_OK
+
+
+def _facts(
+    config: TrainCommandConfig, manifest: Manifest, folder: Path, runs: Sequence[Run]
+) -> Facts:
+    """What MLflow is told of it beside the figures."""
+    shared = {"epochs": config.train.epochs, "shots": config.context.data.shots}
+    each = [(run.stage, RunConfig.model_validate(run.config), run.outcome_file) for run in runs]
+    return facts_of(
+        manifest,
+        str(uuid.uuid4()),
+        TRAIN,
+        name=f"forget {forget_name(config.forget)}",
+        backbone=config.context.backbone.name,
+        method=config.method.name,
+        tags={"output": str(folder)},
+        params={name: str(value) for name, value in shared.items()},
+        fixed=fixed_facts(each, str(folder)),
+    )
 
 
 class _Log(RunListener):
-    """Keeps what comes of the runs: in MLflow, in the output folder, on the console."""
+    """Keeps what comes of the runs: in the output folder, and on the console."""
 
-    def __init__(
-        self, config: TrainCommandConfig, manifest: Manifest, folder: Path, console: Console
-    ) -> None:
-        self._manifest = manifest
+    def __init__(self, folder: Path, console: Console) -> None:
         self._folder = folder
         self._console = console
-        self._tracker = Tracker(config.tracking.uri, folder, manifest.name)
-        self._id = f"{folder.name}-{uuid.uuid4().hex[:8]}"
-        self._tags = {
-            "forget": forget_name(config.forget),
-            "backbone": config.context.backbone.name,
-            "method": config.method.name,
-            "manifest_digest": manifest.digest,
-            "synthetic": str(manifest.synthetic).lower(),
-        }
-        shared = {"epochs": config.train.epochs, "shots": config.context.data.shots}
-        name = f"forget {forget_name(config.forget)}"
-        self._parent = self._tracker.start_study(self._id, name, self._tags, shared, manifest)
-        self._curves: dict[int, str] = {}
         self.outcomes: list[tuple[str, int, TestOutcome]] = []
         self.failures: list[str] = []
 
+    def tell(self, line: str) -> None:
+        """Says something."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
-        """Adds an epoch to its run's curves and tells it."""
-        seed: int = run.config["train"]["seed"]
-        if seed not in self._curves:
-            tags = {**self._tags, "trial_number": f"seed {seed}"}
-            name = f"{self._id}/seed-{seed}"
-            self._curves[seed] = self._tracker.log_trial(self._parent, name, {"seed": seed}, tags)
-        self._tracker.log_epoch(self._curves[seed], report)
+        """Tells an epoch."""
         scores = "  ".join(f"{k} {100 * v:.1f}" for k, v in report.val.as_dict().items())
-        self._console.print(
-            f"seed {seed}  epoch {report.epoch}/{report.epochs}  "
-            f"loss {report.losses['total']:.3f}  val {scores}  {report.images_per_s:.0f} images/s",
-            highlight=False,
+        self.tell(
+            f"seed {run.config['train']['seed']}  epoch {report.epoch}/{report.epochs}  "
+            f"loss {report.losses['total']:.3f}  val {scores}  {report.images_per_s:.0f} images/s"
         )
 
     def run_ended(self, run: Run, record: TrialRecord) -> None:
@@ -178,19 +193,15 @@ class _Log(RunListener):
             self.failures.append(f"{run.stage}, seed {run.config['train']['seed']}: {record.error}")
 
     def outcome(self, run: Run, outcome: TestOutcome) -> None:
-        """Writes a run's checkpoint and logs its figures."""
-        config = RunConfig.model_validate(run.config)
-        seed = config.train.seed
+        """Writes a run's checkpoint."""
+        seed: int = run.config["train"]["seed"]
         self.outcomes.append((run.stage, seed, outcome))
         if outcome.checkpoint is not None:
             file = self._folder / f"seed-{seed}.safetensors"
             storage.write_bytes(str(file), outcome.checkpoint)
-        self._tracker.log_final(
-            self._parent, run.stage, config, outcome, self._manifest, self._tags
-        )
 
-    def end(self, status: str) -> None:
-        """Writes the figures and closes all runs."""
+    def write_figures(self) -> None:
+        """Writes the figures of all runs."""
         figures = [
             {
                 "stage": stage,
@@ -202,9 +213,6 @@ class _Log(RunListener):
         ]
         file = self._folder / "metrics.json"
         storage.write_bytes(str(file), json.dumps(figures, indent=2).encode())
-        for run_id in self._curves.values():
-            self._tracker.end_trial(run_id, status, {})
-        self._tracker.end_study(self._parent, status, {})
 
 
 def _runs(config: TrainCommandConfig) -> list[tuple[str, RunConfig]]:

@@ -1,4 +1,4 @@
-"""A proxy on loopback in front of an S3 server: counts requests, and breaks some of them.
+"""A proxy on loopback in front of a server: counts requests, and breaks some of them.
 
 It hands on the Host header as it comes, which clients sign. Which requests break depends on the
 seed, the method, the object's key and how often it was asked for: not on the order of threads, nor
@@ -36,8 +36,10 @@ class FaultProxy(ThreadingHTTPServer):
     Attributes:
         rate: Share of requests that break.
         kinds: How they break, each as often as the others.
+        delay_s: How long every answer takes.
         served: Answers that were handed on whole, by method and path.
         broken: Requests that broke, by kind.
+        expired: Keys that have expired.
     """
 
     daemon_threads = True
@@ -49,8 +51,10 @@ class FaultProxy(ThreadingHTTPServer):
         self.rate = rate
         self.kinds: tuple[str, ...] = KINDS
         self.stall_s = stall_s
+        self.delay_s = 0.0
         self.served: Counter[tuple[str, str]] = Counter()
         self.broken: Counter[str] = Counter()
+        self.expired: set[str] = set()
         self._seed = seed
         self._asked: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
@@ -98,11 +102,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         path = urlparse(self.path).path
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        time.sleep(self.server.delay_s)
+        signed = self.headers.get("Authorization", "")
+        if any(f"Credential={key}/" in signed for key in self.server.expired):
+            self.server.broken["expired"] += 1
+            self._refuse(403, "ExpiredToken")
+            return
         kind = self.server.fault(self.command, path)
         if kind == "500":
             self._refuse(500, "InternalError")
         elif kind == "slow_down":
             self._refuse(503, "SlowDown")
+        elif kind == "too_many":
+            self._refuse(429, "TooManyRequests")
         elif kind == "reset":
             self._reset()
         elif kind == "stall":
@@ -111,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._hand_on(body, kind, path)
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_PATCH = _serve
 
     def _hand_on(self, body: bytes, kind: str | None, path: str) -> None:
         upstream = self.server.upstream

@@ -17,6 +17,9 @@ from infra.stack.ports import free_ports
 START_TIMEOUT_S = 60
 ACCESS_KEY, SECRET_KEY = "test-key", "test-secret"
 
+# The same user's next ones.
+RENEWED_KEY, RENEWED_SECRET = "renewed-key", "renewed-secret"
+
 # Somebody who may list a bucket and read a part of it.
 GUEST_KEY, GUEST_SECRET = "guest-key", "guest-secret"
 GUEST_BUCKET, GUEST_FOLDER = "guest-bucket", "open"
@@ -30,7 +33,10 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
         "identities": [
             {
                 "name": "tests",
-                "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+                "credentials": [
+                    {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY},
+                    {"accessKey": RENEWED_KEY, "secretKey": RENEWED_SECRET},
+                ],
                 "actions": ["Admin", "Read", "Write", "List", "Tagging"],
             },
             {

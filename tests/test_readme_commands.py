@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import evaluate, ingest, report, reproduce, search, train
+from pipeline import evaluate, ingest, prove, report, reproduce, search, track, train
 from pipeline.command import load_config
 from pipeline.jobs.config import SHORTCUTS, SearchConfig
 
@@ -16,9 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "evaluate": (evaluate.EvaluateConfig, evaluate.SHORTCUTS),
     "ingest": (ingest.IngestConfig, ingest.SHORTCUTS),
-    "report": (report.ReportConfig, report.SHORTCUTS),
+    "prove": (prove.ProveConfig, prove.SHORTCUTS),
+    "report": (report.ReportConfig, {}),
     "reproduce": (reproduce.ReproduceConfig, reproduce.SHORTCUTS),
     "search": (SearchConfig, SHORTCUTS),
+    "track": (track.TrackConfig, track.SHORTCUTS),
     "train": (train.TrainCommandConfig, train.SHORTCUTS),
 }
 CALL = re.compile(r"python pipeline/(\w+)\.py((?: [^`|#\n]*|\\\n)*)")

@@ -74,7 +74,7 @@ def test_packages_of_the_pipeline_import_those_below_them(package):
 @pytest.mark.parametrize("room", ROOMS)
 def test_rooms_of_adu_import_those_below_them(room):
     allowed = {f"adu.{name}" for name in (*ROOMS[ROOMS.index(room) :], *COMMON)}
-    files = sorted({*(ROOT / "adu").glob(f"{room}.py"), *(ROOT / "adu" / room).glob("*.py")})
+    files = sorted({*(ROOT / "adu").glob(f"{room}.py"), *(ROOT / "adu" / room).rglob("*.py")})
     assert files
     for file in files:
         modules = {m for m in imported_modules(file) if m.startswith("adu.")}

@@ -50,13 +50,16 @@ class ImageCache:
                 _remove_left_behind(root)
                 self._homes.append(_JobFolder(root, name))
 
-    def get(self, key: str, n_bytes: int, write: Callable[[Path], None]) -> Pixels | None:
+    def get(
+        self, key: str, n_bytes: int, write: Callable[[Path], None], on_disk: bool = False
+    ) -> Pixels | None:
         """Maps images, which are written first if no process has done so.
 
         Args:
             key: Tells them from all others.
             n_bytes: How large they are, about.
             write: Writes them to a file with `adu.data.pixels.write_pixels`.
+            on_disk: Whether they are too many for memory: only the last place is tried.
 
         Returns:
             The images; None if there is no room for them.
@@ -69,7 +72,7 @@ class ImageCache:
                 pixels = map_pixels(home.folder / name)
                 if pixels is not None:
                     return pixels
-            for home in self._homes:
+            for home in self._homes[-1:] if on_disk else self._homes:
                 if n_bytes <= FREE_SHARE * shutil.disk_usage(home.folder).free:
                     pixels = _written(home.folder / name, write)
                     if pixels is not None:

@@ -51,7 +51,10 @@ class DataConfig(StrictModel):
         "as they are, whatever stands here",
     )
     cache_gib: float = Field(
-        4, ge=0, description="GiB of a machine's memory for decoded test images; more are streamed"
+        4, ge=0, description="GiB of a machine's memory for decoded test images"
+    )
+    disk_gib: float = Field(
+        32, ge=0, description="GiB of its disk for them if they are more; still more are streamed"
     )
 
 
@@ -108,10 +111,21 @@ def batches_of(images: ImageSet, batch_size: int) -> Iterator[list[int]]:
 
 
 def select_images(manifest: Manifest, config: DataConfig) -> Manifest:
-    """The part of a manifest that a configuration asks for.
+    """The part of a manifest that a configuration asks for, in which every domain can be tested.
 
     Raises:
         UserError: If it leaves an unknown domain out, or no class, or a domain cannot be tested.
+    """
+    selected = name_images(manifest, config)
+    selected.check_test_images()
+    return selected
+
+
+def name_images(manifest: Manifest, config: DataConfig) -> Manifest:
+    """The part of a manifest that a configuration asks for, without a look at its rows.
+
+    Raises:
+        UserError: If it leaves an unknown domain out, or no class.
     """
     known = manifest.domains
     for domain in config.unseen_domains:
@@ -129,9 +143,7 @@ def select_images(manifest: Manifest, config: DataConfig) -> Manifest:
     if not classes:
         raise UserError(f"context.data.classes = '{config.classes}': leaves no class")
     seen = tuple(domain for domain in known if domain not in config.unseen_domains)
-    selected = manifest.select(classes, seen)
-    selected.check_test_images()
-    return replace(selected, allow_uri=config.allow_uri)
+    return replace(manifest.select(classes, seen), allow_uri=config.allow_uri)
 
 
 def train_batch(

@@ -8,20 +8,18 @@ replaces another leaves the old one's files alone until its own card is there.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from adu import storage
-from adu.data.rows import SCHEMA, RowTable, open_rows, write_rows
+from adu.data.few_shot import FewShotSplit, SmallestOfCells, hashes_of
+from adu.data.rows import SCHEMA, RowTable, row_indices
 from adu.errors import UserError
 
 CARD_FILE = "card.json"
@@ -29,19 +27,9 @@ SCHEMA_VERSION = 2
 # Version 1 has one file and does not name it.
 VERSION_1_FILES = ("manifest.parquet",)
 SPLITS = ("train", "test")
-
-# What the digest covers: what an image is and is used as, not where it lies.
-DIGEST_COLUMNS = ("image_id", "domain", "class", "split", "sha256")
+CELL_COLUMNS = ("domain", "class", "split")
 
 Cell = tuple[str, str]  # (domain, class)
-
-
-@dataclass(frozen=True)
-class FewShotSplit:
-    """Row numbers of the training and validation images; no row is in both."""
-
-    train_rows: np.ndarray
-    val_rows: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +45,7 @@ class Manifest:
         source: Where the images were found.
         synthetic: Whether they were made up by a program.
         rows: The rows, loaded by column.
-        selected: Which of the rows belong to it, in ascending order; None for all.
+        is_part: Whether rows of other classes and domains are left out of it.
         allow_uri: Where its images may lie beside its own places (`adu.data.uris`): URI prefixes.
     """
 
@@ -69,13 +57,23 @@ class Manifest:
     source: str
     synthetic: bool
     rows: RowTable
-    selected: np.ndarray | None = None
+    is_part: bool = False
     allow_uri: tuple[str, ...] = ()
 
     @property
     def n_images(self) -> int:
         """Number of images."""
         return self.rows.n_rows if self.selected is None else len(self.selected)
+
+    @cached_property
+    def selected(self) -> np.ndarray | None:
+        """Which of the rows belong to it, in ascending order; None for all."""
+        if not self.is_part:
+            return None
+        parts = [np.empty(0, np.int64)]
+        for first, columns, _ in self.rows.numbered_groups(self._cell_names()):
+            parts.append(first + np.flatnonzero(np.min(columns, axis=0) >= 0))
+        return np.concatenate(parts)
 
     @cached_property
     def table(self) -> pa.Table:
@@ -109,18 +107,11 @@ class Manifest:
         kept_domains = tuple(name for name in domains if name in self.domains)
         if (kept_classes, kept_domains) == (self.classes, self.domains):
             return self
-        in_classes = self.rows.numbers("class", kept_classes) >= 0
-        in_domains = self.rows.numbers("domain", kept_domains) >= 0
-        selected = np.flatnonzero(in_classes & in_domains)
-        if self.selected is not None:
-            selected = np.intersect1d(selected, self.selected, assume_unique=True)
-        return replace(self, classes=kept_classes, domains=kept_domains, selected=selected)
+        return replace(self, classes=kept_classes, domains=kept_domains, is_part=True)
 
     def cell_counts(self, split: str) -> dict[Cell, int]:
         """Number of images of each domain and class in a split, for all of them."""
-        in_split = self._numbers_of_all("split", SPLITS) == SPLITS.index(split)
-        cells = self._cells()[in_split]
-        counts = np.bincount(cells, minlength=len(self.domains) * len(self.classes)).tolist()
+        counts = self._counts[SPLITS.index(split)].tolist()
         names = ((d, c) for d in self.domains for c in self.classes)
         return dict(zip(names, counts, strict=True))
 
@@ -138,24 +129,22 @@ class Manifest:
         Raises:
             UserError: Naming a domain and class that has too few.
         """
-        self._check_enough(shots, val_shots)
-        rows = np.flatnonzero(self._numbers_of_all("split", SPLITS) == SPLITS.index("train"))
-        hashes = self._hashes(rows, seed)
+        self.check_enough(shots, val_shots)
         # Cells in the order of their names, as before numbers came in.
         by_name = self._name_order()
         rank = np.empty(len(by_name), np.int64)
         rank[by_name] = np.arange(len(by_name))
-        cells = rank[self._cells()[rows]]
-        order = _smallest_first(cells, hashes)
-        place = np.arange(len(order)) - _starts(cells[order])
-        drawn = rows[order]
-        return FewShotSplit(
-            drawn[place < shots], drawn[(place >= shots) & (place < shots + val_shots)]
-        )
+        smallest = SmallestOfCells(len(by_name), shots + val_shots)
+        for rows, splits, cells, table in self._blocks(["image_id"]):
+            train = np.flatnonzero(splits == SPLITS.index("train"))
+            ids = table["image_id"].take(row_indices(train)).to_pylist()
+            smallest.add(rows[train], rank[cells[train]], hashes_of(ids, seed))
+        return smallest.split(shots, val_shots)
 
     def test_rows(self) -> np.ndarray:
         """Row numbers of the test split."""
-        return np.flatnonzero(self._numbers_of_all("split", SPLITS) == SPLITS.index("test"))
+        test = SPLITS.index("test")
+        return np.concatenate([rows[splits == test] for rows, splits, _, _ in self._blocks()])
 
     def check_test_images(self) -> None:
         """Checks that every domain can be tested.
@@ -174,55 +163,25 @@ class Manifest:
                     "that no model could be tested on it"
                 )
 
-    def class_numbers(self, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """The numbers of the rows' classes."""
-        return self._numbers_of_all("class", self.classes)[np.asarray(rows, np.int64)].tolist()
+    def numbers(self, column: str, table: pa.Table) -> list[int]:
+        """The numbers of the classes or domains in rows of its table.
 
-    def domain_numbers(self, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """The numbers of the rows' domains."""
-        return self._numbers_of_all("domain", self.domains)[np.asarray(rows, np.int64)].tolist()
-
-    def _base_rows(self, rows: np.ndarray) -> np.ndarray:
-        """The same rows, counted among all rows of the files."""
-        return rows if self.selected is None else self.selected[rows]
-
-    def _numbers_of_all(self, column: str, names: tuple[str, ...]) -> np.ndarray:
-        numbers = self.rows.numbers(column, names)
-        numbers = numbers if self.selected is None else numbers[self.selected]
-        if len(numbers) and numbers.min() < 0:
-            row = self.columns(["image_id", column], [int(numbers.argmin())]).to_pylist()[0]
-            raise UserError(
-                f"manifest {self.url}: image {row['image_id']} has the {column} '{row[column]}' "
-                f"(known: {', '.join(names)})"
-            )
-        return numbers
-
-    def _cells(self) -> np.ndarray:
-        """For each row the number of its cell: domain by domain, class by class."""
-        domains = self._numbers_of_all("domain", self.domains).astype(np.int64)
-        return domains * len(self.classes) + self._numbers_of_all("class", self.classes)
-
-    def _name_order(self) -> np.ndarray:
-        """The numbers of all cells, ordered by the names of domain and class."""
-        names = [(d, c) for d in self.domains for c in self.classes]
-        return np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
-
-    def _hashes(self, rows: np.ndarray, seed: int) -> np.ndarray:
-        """SHA-256 of (seed, image id) of these ascending rows, as four big-endian numbers each.
-
-        The ids are read row group by row group, so that they are never all in memory.
+        Args:
+            column: ``class`` or ``domain``.
+            table: Rows with that column and ``image_id``.
         """
-        base = self._base_rows(rows)
-        parts = [np.empty((0, 4), np.uint64)]
-        for first, group in self.rows.groups(["image_id"]):
-            low, high = np.searchsorted(base, [first, first + group.num_rows])
-            ids = group["image_id"].to_pylist()
-            texts = (f"{seed}/{ids[row]}" for row in (base[low:high] - first).tolist())
-            hashed = b"".join([hashlib.sha256(text.encode()).digest() for text in texts])
-            parts.append(np.frombuffer(hashed, ">u8").astype(np.uint64).reshape(-1, 4))
-        return np.concatenate(parts)
+        names = self._cell_names()[column]
+        number = {name: i for i, name in enumerate(names)}
+        found = np.array([number.get(name, -1) for name in table[column].to_pylist()], np.int64)
+        self._check_known(column, found, lambda row: table.slice(row, 1))
+        return found.tolist()
 
-    def _check_enough(self, shots: int, val_shots: int) -> None:
+    def check_enough(self, shots: int, val_shots: int) -> None:
+        """Checks that every domain and class has enough training images.
+
+        Raises:
+            UserError: Naming a domain and class that has too few.
+        """
         short = [
             (n, f"{domain}/{class_}")
             for (domain, class_), n in self.cell_counts("train").items()
@@ -237,12 +196,82 @@ class Manifest:
             f"{shots} shots + {val_shots} validation shots{more}"
         )
 
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        """Number of images of each split and cell."""
+        n_cells = len(self.domains) * len(self.classes)
+        counts = np.zeros(len(SPLITS) * n_cells, np.int64)
+        for _, splits, cells, _ in self._blocks():
+            counts += np.bincount(splits * n_cells + cells, minlength=len(counts))
+        return counts.reshape(len(SPLITS), n_cells)
+
+    def _cell_names(self) -> dict[str, tuple[str, ...]]:
+        return {"domain": self.domains, "class": self.classes}
+
+    def _blocks(
+        self, also: Sequence[str] = ()
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, pa.Table]]:
+        """All images, row group by row group, so that never all are in memory.
+
+        Yields:
+            Row numbers, numbers of the splits and of the cells (domain by domain, class by class),
+            and the further columns that are asked for.
+        """
+        names = {**self._cell_names(), "split": SPLITS}
+        n_before = 0
+        for first, (domains, classes, splits), table in self.rows.numbered_groups(names, also):
+            own = np.arange(len(splits))
+            if self.is_part:
+                own = np.flatnonzero((domains >= 0) & (classes >= 0))
+                table = table.take(row_indices(own))
+            for name, numbers in zip(names, (domains, classes, splits), strict=True):
+                self._check_known(name, numbers[own], partial(self._row_at, first + own))
+            cells = domains[own].astype(np.int64) * len(self.classes) + classes[own]
+            yield n_before + np.arange(len(own)), splits[own], cells, table
+            n_before += len(own)
+
+    def _row_at(self, base_rows: np.ndarray, place: int) -> pa.Table:
+        return self.rows.take(["image_id", *CELL_COLUMNS], base_rows[[place]])
+
+    def _base_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The same rows, counted among all rows of the files."""
+        return rows if self.selected is None else self.selected[rows]
+
+    def _check_known(
+        self, column: str, numbers: np.ndarray, row_at: Callable[[int], pa.Table]
+    ) -> None:
+        if not len(numbers) or numbers.min() >= 0:
+            return
+        row = row_at(int(numbers.argmin())).select(["image_id", column]).to_pylist()[0]
+        known = {**self._cell_names(), "split": SPLITS}[column]
+        raise UserError(
+            f"manifest {self.url}: image {row['image_id']} has the {column} '{row[column]}' "
+            f"(known: {', '.join(known)})"
+        )
+
+    def _name_order(self) -> np.ndarray:
+        """The numbers of all cells, ordered by the names of domain and class."""
+        names = [(d, c) for d in self.domains for c in self.classes]
+        return np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+
 
 def load_manifest(url: str) -> Manifest:
     """Opens a manifest; columns are loaded when they are asked for.
 
     Raises:
         UserError: If there is none, or it is empty, broken or of a newer version.
+    """
+    manifest = described_manifest(url)
+    if manifest.rows.n_rows == 0:
+        raise UserError(f"manifest {url}: holds no images")
+    return manifest
+
+
+def described_manifest(url: str) -> Manifest:
+    """Reads the card alone; the files of rows are opened when something of them is asked for.
+
+    Raises:
+        UserError: If there is none, or it is broken or of a newer version.
     """
     card_url = storage.join(url, CARD_FILE)
     if not storage.exists(card_url):
@@ -267,79 +296,7 @@ def load_manifest(url: str) -> Manifest:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"manifest {url}: is not one ({reason})") from error
-    rows = open_rows(url, files)
-    if rows.n_rows == 0:
-        raise UserError(f"manifest {url}: holds no images")
-    return Manifest(url, *names, *described, rows)
-
-
-def write_manifest(
-    url: str,
-    rows: Sequence[Mapping[str, Any]] | pa.Table,
-    *,
-    name: str,
-    source: str,
-    synthetic: bool = False,
-    rejected: Sequence[Mapping[str, str]] = (),
-    checks: Mapping[str, Any] | None = None,
-    entries: Mapping[str, int] | None = None,
-) -> Manifest:
-    """Writes a manifest, or replaces the one that is there.
-
-    Args:
-        url: Folder to write to.
-        rows: The images, with the columns of `SCHEMA`, in any order.
-        name: Name of the data set.
-        source: Where the images were found.
-        synthetic: Whether they were made up by a program.
-        rejected: Images that were left out, with ``image_id`` and ``reason``.
-        checks: What was noticed about the images, for the card.
-        entries: How many entries the source has and what became of them, for the card.
-
-    Raises:
-        UserError: If the folder cannot be written, or there are no rows.
-    """
-    if not isinstance(rows, pa.Table):
-        rows = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
-    if rows.num_rows == 0:
-        raise UserError(f"manifest {url}: there are no images to write")
-    table = rows.select(SCHEMA.names).sort_by("image_id")
-    before = {storage.below(url, str(path)) for path in _files_of(url)}
-    files = write_rows(url, table)
-    shards = pc.unique(table["shard"]).drop_null().to_pylist()
-    cells = table.group_by(["domain", "split"]).aggregate([([], "count_all")]).to_pylist()
-    card = {
-        "schema_version": SCHEMA_VERSION,
-        "name": name,
-        "classes": sorted(pc.unique(table["class"]).to_pylist()),
-        "domains": sorted(pc.unique(table["domain"]).to_pylist()),
-        "digest": content_digest(table),
-        "source": source,
-        "synthetic": synthetic,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "counts": {f"{c['domain']}/{c['split']}": c["count_all"] for c in cells},
-        "checks": dict(checks or {}),
-        "entries": dict(entries or {}),
-        "rejected": [dict(image) for image in rejected],
-        "files": files,
-        "shards": sorted(shards),
-    }
-    storage.write_bytes(storage.join(url, CARD_FILE), json.dumps(card, indent=2).encode())
-    for old in sorted(before - {storage.join(url, path) for path in (*files, *shards)}):
-        storage.remove(old)
-    return load_manifest(url)
-
-
-def content_digest(rows: Sequence[Mapping[str, Any]] | pa.Table) -> str:
-    """SHA-256 over `DIGEST_COLUMNS` of the rows, whatever their order."""
-    if isinstance(rows, pa.Table):
-        columns = [rows[column].to_pylist() for column in DIGEST_COLUMNS]
-    else:
-        columns = [[row[column] for row in rows] for column in DIGEST_COLUMNS]
-    digest = hashlib.sha256()
-    for line in sorted(json.dumps(values) for values in zip(*columns, strict=True)):
-        digest.update(line.encode() + b"\n")
-    return digest.hexdigest()
+    return Manifest(url, *names, *described, RowTable(url, files))
 
 
 def _names(card: Mapping[str, Any], field: str) -> tuple[str, ...]:
@@ -354,32 +311,3 @@ def _names(card: Mapping[str, Any], field: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"{field} = {names!r}, allowed: each name once")
     return tuple(names)
-
-
-def _files_of(url: str) -> set[str]:
-    """Files of the manifest that is there now, none if there is none that can be read."""
-    card_url = storage.join(url, CARD_FILE)
-    if not storage.exists(card_url):
-        return set()
-    try:
-        card = json.loads(storage.read_bytes(card_url))
-        return {*card.get("files", VERSION_1_FILES), *card.get("shards", ())}
-    except (ValueError, TypeError, AttributeError):
-        return set()
-
-
-def _smallest_first(cells: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Orders rows by cell and, within a cell, by hash."""
-    order = np.lexsort((hashes[:, 0], cells))
-    first_words, its_cells = hashes[order, 0], cells[order]
-    tied = (first_words[1:] == first_words[:-1]) & (its_cells[1:] == its_cells[:-1])
-    if tied.any():  # once in millions of data sets: look at the whole hash
-        order = np.lexsort((*hashes.T[::-1], cells))
-    return order
-
-
-def _starts(cells: np.ndarray) -> np.ndarray:
-    """For each of some ordered rows, the place where its cell starts."""
-    changes = np.flatnonzero(np.diff(cells, prepend=-1))
-    lengths = np.diff([*changes, len(cells)])
-    return np.repeat(changes, lengths)

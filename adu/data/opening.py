@@ -21,15 +21,9 @@ from PIL import Image
 from adu import storage
 from adu.data.images import to_rgb
 from adu.data.listing import image_row, plain_name, set_aside
-from adu.data.manifest import (
-    CARD_FILE,
-    SPLITS,
-    Manifest,
-    content_digest,
-    load_manifest,
-    write_manifest,
-)
+from adu.data.manifest import CARD_FILE, SPLITS, Manifest, load_manifest
 from adu.data.shards import ShardBuilder, save_shard
+from adu.data.writing import content_digest, write_manifest
 from adu.errors import UserError
 
 THREADS = 16
@@ -177,7 +171,7 @@ def _folder_items(url: str) -> Iterator[Item]:
     if not storage.exists(url):
         raise UserError(f"images {url}: no such folder, nor a manifest")
     base = storage.local_path(url) if storage.is_local(url) else url.rstrip("/")
-    for path in sorted(storage.sizes_below(url)):
+    for path, _ in sorted(storage.files_below(url)):
         parts = path.split("/")
         if any(part.startswith(".") for part in parts):
             continue

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from adu import storage
@@ -50,6 +51,10 @@ AHEAD_BYTES = 64 * 2**20
 # Of a shard fetched at once.
 SHARD_PIECE_BYTES = 32 * 2**20
 
+# What is asked of a manifest to read its images, and for so many streamed blocks at once.
+COLUMNS = ("image_id", "class", "domain", "uri", "sha256", "bytes", "shard", "shard_row")
+BLOCKS_TOGETHER = 64
+
 Finish = Callable[[Image.Image], np.ndarray]
 
 
@@ -82,15 +87,13 @@ def read_images(
     Raises:
         UserError: Naming an image that cannot be read or is not the one that was ingested.
     """
-    pixels = pixels_in_memory(decoded(manifest, rows, threads, finish), len(rows))
-    return image_set(manifest, rows, pixels)
+    table = manifest.columns(COLUMNS, rows)
+    return _read_set(manifest, table, finish, threads)
 
 
 def image_set(manifest: Manifest, rows: Sequence[int] | np.ndarray, pixels: Pixels) -> ImageSet:
     """Decoded images with what the manifest says of them."""
-    image_ids = manifest.columns(["image_id"], rows)["image_id"].to_pylist()
-    classes, domains = manifest.class_numbers(list(rows)), manifest.domain_numbers(list(rows))
-    return ImageSet(pixels, image_ids, classes, domains)
+    return _set_of(manifest, manifest.columns(["image_id", "class", "domain"], rows), pixels)
 
 
 def stream_views(
@@ -111,13 +114,11 @@ def stream_views(
         block_size: Images in a block.
         threads: Images fetched at a time.
     """
-    blocks = [rows[start : start + block_size] for start in range(0, len(rows), block_size)]
-
-    def read(block: Sequence[int] | np.ndarray) -> ImageSet:
-        views = decoded(manifest, block, threads, viewed(transform))
-        return image_set(manifest, block, pixels_in_memory(views, len(block)))
-
-    yield from ahead(blocks, read)
+    finish = viewed(transform)
+    yield from ahead(
+        _blocks_of(manifest, rows, block_size),
+        lambda block: _read_set(manifest, block, finish, threads),
+    )
 
 
 def check_images(manifest: Manifest, n: int = N_CHECKED) -> None:
@@ -167,8 +168,37 @@ def decoded(
     Raises:
         UserError: Naming an image that cannot be read or is not the one that was ingested.
     """
-    columns = ["uri", "sha256", "bytes", "shard", "shard_row"]
-    table = manifest.columns(columns, rows).to_pydict()
+    yield from _decoded(manifest, manifest.columns(COLUMNS, rows), threads, finish)
+
+
+def _blocks_of(
+    manifest: Manifest, rows: Sequence[int] | np.ndarray, block_size: int
+) -> Iterator[pa.Table]:
+    """What the manifest says of images, a block at a time.
+
+    It is looked up for many blocks together: each time, whole row groups are read.
+    """
+    together = block_size * BLOCKS_TOGETHER
+    for start in range(0, len(rows), together):
+        table = manifest.columns(COLUMNS, rows[start : start + together])
+        for first in range(0, table.num_rows, block_size):
+            yield table.slice(first, block_size)
+
+
+def _read_set(manifest: Manifest, rows: pa.Table, finish: Finish, threads: int) -> ImageSet:
+    images = _decoded(manifest, rows, threads, finish)
+    return _set_of(manifest, rows, pixels_in_memory(images, rows.num_rows))
+
+
+def _set_of(manifest: Manifest, rows: pa.Table, pixels: Pixels) -> ImageSet:
+    classes, domains = (manifest.numbers(column, rows) for column in ("class", "domain"))
+    return ImageSet(pixels, rows["image_id"].to_pylist(), classes, domains)
+
+
+def _decoded(
+    manifest: Manifest, rows: pa.Table, threads: int, finish: Finish
+) -> Iterator[tuple[int, np.ndarray]]:
+    table = rows.to_pydict()
     table["uri"] = located(manifest, table["uri"], table["shard"])
 
     def fetch(job: _Job) -> list[bytes]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,12 +75,25 @@ class RowFile:
         )
 
 
-@dataclass(eq=False)
 class RowTable:
-    """All rows of a manifest, ordered by image id."""
+    """All rows of a manifest, ordered by image id.
 
-    files: tuple[RowFile, ...]
-    _numbers: dict[tuple[str, tuple[str, ...]], np.ndarray] = field(default_factory=dict)
+    Args:
+        url: The folder or URL in which its Parquet files lie.
+        paths: The files, relative to it. They are opened when something is asked for.
+    """
+
+    def __init__(self, url: str, paths: Sequence[str]) -> None:
+        self._url, self._paths = url, tuple(paths)
+
+    @cached_property
+    def files(self) -> tuple[RowFile, ...]:
+        """The opened files.
+
+        Raises:
+            UserError: If one cannot be read or is none.
+        """
+        return tuple(_open_file(storage.below(self._url, path)) for path in self._paths)
 
     @property
     def n_rows(self) -> int:
@@ -98,27 +112,42 @@ class RowTable:
         for first, n_rows, read in self._group_readers(names):
             low, high = np.searchsorted(ordered, [first, first + n_rows])
             if high > low:
-                parts.append(read().take(_indices(ordered[low:high] - first)))
+                parts.append(read().take(row_indices(ordered[low:high] - first)))
         places = np.empty(len(rows), np.int64)
         places[order] = np.arange(len(rows))
-        return _joined(parts, names).combine_chunks().take(_indices(places))
+        return _joined(parts, names).combine_chunks().take(row_indices(places))
 
     def groups(self, names: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
         """Some columns, row group by row group, each with the number of its first row."""
         for first, _, read in self._group_readers(names):
             yield first, read()
 
-    def numbers(self, column: str, names: tuple[str, ...]) -> np.ndarray:
-        """For each row the place of its value among ``names``, -1 where it is none of them."""
-        key = (column, names)
-        if key not in self._numbers:
-            parts = [np.empty(0, np.int32)]
-            for file in self.files:
-                table = _reading(file, lambda parquet: parquet.read(columns=[column]))
-                _check_no_nulls(file.url, table, 0)
-                parts += [_numbers_of(chunk, names) for chunk in table.column(0).chunks]
-            self._numbers[key] = np.concatenate(parts)
-        return self._numbers[key]
+    def numbered_groups(
+        self, values: Mapping[str, Sequence[str]], also: Sequence[str] = ()
+    ) -> Iterator[tuple[int, list[np.ndarray], pa.Table]]:
+        """Name columns as numbers, row group by row group.
+
+        Args:
+            values: The known names of each column, of `NAME_COLUMNS`.
+            also: Further columns.
+
+        Yields:
+            The number of the first row; for each column the places of the rows' names among the
+            known ones, -1 where it is none of them; a table of the further columns.
+        """
+        numbers = {name: {value: i for i, value in enumerate(values[name])} for name in values}
+        first = 0
+        for file in self.files:
+            with file.open() as parquet:
+                start = first
+                for group in range(file.metadata.num_row_groups):
+                    with _told_as_broken(file.url):
+                        table = parquet.read_row_group(group, columns=[*values, *also])
+                        table.validate(full=True)
+                    _check_no_nulls(file.url, table, first - start)
+                    columns = [_numbers_of(table[name], numbers[name]) for name in values]
+                    yield first, columns, table.select(list(also))
+                    first += table.num_rows
 
     def _group_readers(self, names: Sequence[str]) -> Iterator[tuple[int, int, Any]]:
         first = 0
@@ -132,41 +161,57 @@ class RowTable:
                     first += n_rows
 
 
-def open_rows(url: str, paths: Sequence[str]) -> RowTable:
-    """Opens a manifest's Parquet files; their columns are loaded when they are asked for.
-
-    Raises:
-        UserError: If one cannot be read or is none.
-    """
-    return RowTable(tuple(_open_file(storage.below(url, path)) for path in paths))
-
-
-def write_rows(url: str, table: pa.Table) -> list[str]:
-    """Writes rows in the order in which they stand.
+class RowFiles:
+    """Writes rows in the order in which they come, into files of `ROWS_OF_FILE` rows.
 
     Files are named after their content: those of a manifest that is replaced stay untouched.
 
-    Returns:
-        The files' paths relative to the manifest's folder.
-
-    Raises:
-        UserError: If the folder cannot be written.
+    Args:
+        url: The manifest's folder or URL.
     """
-    paths = []
-    for number, start in enumerate(range(0, max(table.num_rows, 1), ROWS_OF_FILE)):
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._paths: list[str] = []
+        self._pending: list[pa.Table] = []
+        self._n_pending = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Takes some rows with the columns of `SCHEMA`.
+
+        Raises:
+            UserError: If the folder cannot be written.
+        """
+        self._pending.append(table)
+        self._n_pending += table.num_rows
+        if self._n_pending < ROWS_OF_FILE:
+            return
+        whole = pa.concat_tables(self._pending)
+        n_full = whole.num_rows - whole.num_rows % ROWS_OF_FILE
+        for start in range(0, n_full, ROWS_OF_FILE):
+            self._write(whole.slice(start, ROWS_OF_FILE))
+        self._pending, self._n_pending = [whole.slice(n_full)], whole.num_rows - n_full
+
+    def finish(self) -> list[str]:
+        """Writes what is left; the files' paths relative to the manifest's folder."""
+        if self._n_pending:
+            self._write(pa.concat_tables(self._pending))
+        return self._paths
+
+    def _write(self, table: pa.Table) -> None:
         buffer = io.BytesIO()
         pq.write_table(
-            table.slice(start, ROWS_OF_FILE),
+            table,
             buffer,
             row_group_size=ROWS_OF_GROUP,
             compression="zstd",
             use_dictionary=list(NAME_COLUMNS),
         )
         data = buffer.getvalue()
-        name = f"{number:05}-{hashlib.sha256(data).hexdigest()[:12]}.parquet"
-        paths.append(f"{ROW_FOLDER}/{name}")
-        storage.write_bytes(storage.join(url, paths[-1]), data)
-    return paths
+        name = f"{len(self._paths):05}-{hashlib.sha256(data).hexdigest()[:12]}.parquet"
+        path = f"{ROW_FOLDER}/{name}"
+        storage.write_bytes(storage.join(self._url, path), data)
+        self._paths.append(path)
 
 
 def _open_file(url: str) -> RowFile:
@@ -240,26 +285,22 @@ def _read(
     return pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in names]))
 
 
-def _reading(file: RowFile, read: Any) -> pa.Table:
-    with _told_as_broken(file.url), file.open() as parquet:
-        table: pa.Table = read(parquet)
-        table.validate(full=True)
-        return table
-
-
 def _joined(tables: Sequence[pa.Table], names: Sequence[str]) -> pa.Table:
     if tables:
         return pa.concat_tables(tables)
     return pa.schema([SCHEMA.field(name) for name in names]).empty_table()
 
 
-def _numbers_of(chunk: pa.DictionaryArray, names: tuple[str, ...]) -> np.ndarray:
-    number = {name: i for i, name in enumerate(names)}
-    of_entry = np.array([number.get(entry, -1) for entry in chunk.dictionary.to_pylist()], np.int32)
-    return of_entry[np.from_dlpack(chunk.indices)] if len(of_entry) else np.empty(0, np.int32)
+def _numbers_of(column: pa.ChunkedArray, numbers: Mapping[str, int]) -> np.ndarray:
+    parts = [np.empty(0, np.int32)]
+    for chunk in column.chunks:
+        known = [numbers.get(entry, -1) for entry in chunk.dictionary.to_pylist()]
+        if known:
+            parts.append(np.array(known, np.int32)[np.from_dlpack(chunk.indices)])
+    return np.concatenate(parts)
 
 
-def _indices(rows: np.ndarray) -> pa.Array:
+def row_indices(rows: np.ndarray) -> pa.Array:
     """Row numbers for pyarrow. `pa.array` and ``to_numpy`` would import pandas, for a second."""
     values = np.ascontiguousarray(rows, np.int64)
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])

@@ -10,7 +10,8 @@ from typing import Any
 
 from adu import storage
 from adu.data.listing import image_row, set_aside
-from adu.data.manifest import CARD_FILE, Manifest, load_manifest, write_manifest
+from adu.data.manifest import CARD_FILE, Manifest, load_manifest
+from adu.data.writing import write_manifest
 from adu.demo.dataset import write_images
 
 IMAGES_PER_CELL = 40

@@ -7,6 +7,7 @@ N sample images, A width of a head.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ SAMPLES_PER_SIDE = 3
 
 @dataclass(frozen=True)
 class SampleAttention:
-    """Sample images of a kept and of a forgotten domain, and where the class token looks.
+    """Sample images of some domains, and where the class token looks.
 
     Attributes:
         images_NHWC: The images as the model sees them, in 0 to 255.
@@ -40,18 +41,28 @@ class SampleAttention:
     domain_N: tuple[str, ...]
     class_N: tuple[str, ...]
 
+    def only(self, domains: Sequence[str]) -> SampleAttention | None:
+        """The samples of these domains, in their order; None if there are none."""
+        rows = [row for domain in domains for row, its in enumerate(self.domain_N) if its == domain]
+        if not rows:
+            return None
+        return SampleAttention(
+            self.images_NHWC[rows],
+            self.attention_NHW[rows],
+            tuple(self.domain_N[row] for row in rows),
+            tuple(self.class_N[row] for row in rows),
+        )
+
 
 def sample_attention(
-    model: Method, context: Context, forget: tuple[str, ...]
+    model: Method, context: Context, domains: Sequence[str]
 ) -> SampleAttention | None:
-    """Shows where a model looks on a few validation images; always the same ones.
+    """Shows where a model looks on a few validation images of these domains; always the same ones.
 
     Returns:
         None for a tower whose pooling has no class token to look at, or without such images.
     """
-    touched = forget_domains(forget, context.domains)
-    retain = [domain for domain in context.domains if domain not in touched] or touched
-    rows = [*_first_rows(context, retain[0]), *_first_rows(context, touched[0])]
+    rows = [row for domain in domains for row in _first_rows(context, domain)]
     if not rows:
         return None
     transform = context.backbone.transform
@@ -67,6 +78,13 @@ def sample_attention(
         tuple(context.domains[number] for number in context.val.domain_N[rows].tolist()),
         tuple(context.classes[number] for number in context.val.class_N[rows].tolist()),
     )
+
+
+def shown_domains(forget: Sequence[str], domains: Sequence[str]) -> tuple[str, str]:
+    """A domain that is kept and one that is to be forgotten, of which samples are shown."""
+    touched = forget_domains(tuple(forget), tuple(domains))
+    retain = [domain for domain in domains if domain not in touched] or touched
+    return retain[0], touched[0]
 
 
 @torch.no_grad()

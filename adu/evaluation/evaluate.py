@@ -52,6 +52,16 @@ def evaluate_images(
     model: nn.Module, context: Context, images: ImageSet, forget: Sequence[str]
 ) -> Scores:
     """Scores a model on decoded images, shared out over the workers."""
+    counts_2CD = count_images(model, context, images)
+    return scores_of(counts_2CD, forget, context.classes, context.domains)
+
+
+def count_images(model: nn.Module, context: Context, images: ImageSet) -> np.ndarray:
+    """Counts what a model classifies rightly, shared out over the workers.
+
+    Returns:
+        counts_2CD: rightly classified images, and all images, of each class in each domain.
+    """
     rank, world_size = rank_and_world_size()
     own = range(len(images))[rank_slice(len(images), rank, world_size)]
     counts_2CD = _no_counts(context)
@@ -63,7 +73,7 @@ def evaluate_images(
         counts_2CD += _count(
             logits_BC, class_B.to(context.device), domain_B.to(context.device), context
         )
-    return _scores(_summed(counts_2CD), context, forget)
+    return _summed(counts_2CD)
 
 
 def evaluate_test(
@@ -85,7 +95,8 @@ def evaluate_test(
     if key not in context.remembered:
         context.remembered[key] = _tested(model, context, forget, feature_samples_per_domain)
     known: TestResult = context.remembered[key]
-    return replace(known, scores=_scores(known.counts_2CD, context, forget))
+    scores = scores_of(known.counts_2CD, forget, context.classes, context.domains)
+    return replace(known, scores=scores)
 
 
 def _tested(
@@ -113,13 +124,21 @@ def _tested(
     counts = _summed(counts_2CD)
     everyone = [item for share in gather_objects(kept) for item in share]
     return TestResult(
-        _scores(counts, context, forget),
+        scores_of(counts, forget, context.classes, context.domains),
         counts,
         np.stack([features for features, _, _ in everyone]),
         np.array([domain for _, domain, _ in everyone]),
         np.array([class_ for _, _, class_ in everyone]),
         time.perf_counter() - start_s,
     )
+
+
+def scores_of(
+    counts_2CD: np.ndarray, forget: Sequence[str], classes: Sequence[str], domains: Sequence[str]
+) -> Scores:
+    """The scores of counted answers for a forget set, as in `adu.data.forget`."""
+    forget_CD = forget_mask(forget, classes, domains)
+    return scores_from_counts(counts_2CD, forget_CD, domains)
 
 
 def image_features(model: nn.Module, images: ImageSet, context: Context) -> Tensor:
@@ -155,11 +174,6 @@ def _count(logits_BC: Tensor, class_B: Tensor, domain_B: Tensor, context: Contex
 def _summed(counts_2CD: Tensor) -> np.ndarray:
     """Counts over all workers."""
     return sum_over_ranks(counts_2CD).cpu().numpy()
-
-
-def _scores(counts_2CD: np.ndarray, context: Context, forget: Sequence[str]) -> Scores:
-    forget_CD = forget_mask(forget, context.classes, context.domains)
-    return scores_from_counts(counts_2CD, forget_CD, context.domains)
 
 
 def _sampled_ids(context: Context, rows: np.ndarray, per_domain: int) -> set[str]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from adu.context import STREAM_BLOCK, Context
@@ -20,12 +19,10 @@ from adu.data.manifest import Manifest
 from adu.data.reading import stream_views
 from adu.evaluation.evaluate import EVAL_BATCH_SIZE, image_features
 from adu.evaluation.metrics import Scores, calibration_error, entropy, scores_from_counts
-from adu.methods import Method, Task, build_method
+from adu.evidence.linear_probe import DOMAIN_PROBE_C, fit_probe, probe_accuracy
+from adu.evidence.subject import rebuilt
+from adu.methods import Method, Task
 from adu.training.config import RunConfig
-
-# The linear probe's, after the CLIP paper's own (Radford et al., ICML 2021, appendix A.3).
-PROBE_C = 0.316
-PROBE_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -188,8 +185,7 @@ def _novel_scores(
     template = context.config.backbone.template
     text_CE = context.backbone.text_features(classes, template)
     task = Task(classes, context.domains, run.forget, text_CE, template)
-    same = build_method(run.method, context.backbone, task).to(context.device).eval()
-    same.load_state_dict(model.state_dict())
+    same = rebuilt(model, run, context.backbone, task)
     return _scores(same.class_logits(images.features_NE), images, classes, run.forget)
 
 
@@ -237,7 +233,8 @@ def probe_domains(
         test_features_NE: The model's features of the images that it is asked of.
         test_domain_N: The numbers of their domains.
     """
-    features_NE = image_features(model, train, context).float().cpu().numpy()
-    probe = LogisticRegression(C=PROBE_C, max_iter=PROBE_ITERATIONS)
-    probe.fit(features_NE, train.domain_N.numpy())
-    return float(probe.score(test_features_NE, test_domain_N))
+    features_NE = image_features(model, train, context)
+    probe = fit_probe(features_NE, train.domain_N, DOMAIN_PROBE_C)
+    return probe_accuracy(
+        probe, torch.from_numpy(test_features_NE), torch.from_numpy(test_domain_N)
+    )

@@ -56,8 +56,13 @@ class NullSpace(Method):
 
     @torch.no_grad()
     def prepare(self, features_NE: Tensor, class_N: Tensor, domain_N: Tensor) -> None:
-        """Finds the directions: the largest generalised eigenvectors of both scatters."""
+        """Finds the directions: the largest generalised eigenvectors of both scatters.
+
+        Without images to forget there are none.
+        """
         retain_N = self.task.retain_mask(class_N, domain_N)
+        if retain_N.all():
+            return
         forget_EE = class_scatter(features_NE[~retain_N], class_N[~retain_N])
         retain_EE = class_scatter(features_NE[retain_N], class_N[retain_N])
         width = len(retain_EE)

@@ -5,20 +5,17 @@ come from the standard AWS variables (or a profile) in one way for fsspec, pyarr
 and so that a store that stumbles is asked again.
 """
 
+from adu.storage.listing import files_below, names_in
+from adu.storage.persistence import MAX_TRANSFERS, pause, persistently
 from adu.storage.places import (
-    MAX_TRANSFERS,
     check_reachable,
     check_readable,
     exists,
-    names_in,
-    pause,
-    persistently,
     read_bytes,
     read_range,
     remove,
     replace_bytes,
     size_bytes,
-    sizes_below,
     upload_folder,
     write_bytes,
 )
@@ -43,6 +40,7 @@ __all__ = [
     "check_reachable",
     "check_readable",
     "exists",
+    "files_below",
     "filesystem_for",
     "is_local",
     "is_relative",
@@ -56,7 +54,6 @@ __all__ = [
     "remove",
     "replace_bytes",
     "size_bytes",
-    "sizes_below",
     "upload_folder",
     "write_bytes",
 ]

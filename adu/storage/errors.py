@@ -26,6 +26,9 @@ TRANSIENT_ERRNOS = {
     *(errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ETIMEDOUT),
 }
 
+# The same of temporary keys.
+EXPIRED = ("ExpiredToken", "token has expired", "TokenRefreshRequired", "token needs refresh")
+
 # The server's code, and the words that s3fs puts in its place.
 NO_BUCKET = ("NoSuchBucket", "bucket does not exist")
 
@@ -48,6 +51,11 @@ def is_wrong_key(error: BaseException) -> bool:
     return any(words in text for words in known)
 
 
+def is_expired(error: BaseException) -> bool:
+    """Whether temporary keys have expired: whoever renews them may be about to."""
+    return any(words in _one_line(error) for words in EXPIRED)
+
+
 def explain(url: str, error: Exception) -> str:
     """One line for what went wrong with a URL, without the library's own wording where known."""
     text = _one_line(error)
@@ -59,6 +67,8 @@ def explain(url: str, error: Exception) -> str:
         reason = "is a pipe, socket or device, not a file"
     elif isinstance(error, IsADirectoryError):
         reason = "is a folder, not a file"
+    elif is_s3(url) and is_expired(error):
+        reason = "the session token has expired, and was not renewed"
     elif is_s3(url) and is_wrong_key(error):
         reason = "the access key or its secret is wrong (AWS_ACCESS_KEY_ID, AWS_PROFILE)"
     elif isinstance(error, PermissionError):

@@ -1,38 +1,25 @@
-"""Files and folders by URL, in a bucket or here: read, written, listed, tried beforehand.
-
-A store that stumbles is asked again, with longer and longer pauses. There are two layers of that.
-A request that gets no good answer is repeated by botocore (its ``standard`` mode: exponential
-backoff with jitter), whoever sent it. `read_bytes` and `write_bytes` start over beside that, since
-an answer may also break off in its middle.
-"""
+"""Files and folders by URL, in a bucket or here: read, written, listed, tried beforehand."""
 
 from __future__ import annotations
 
-import random
 import stat
-import time
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from adu.errors import UserError
-from adu.storage.errors import NotAFileError, explain, is_transient, is_wrong_key
+from adu.storage.errors import NotAFileError, explain, is_wrong_key
+from adu.storage.persistence import persistently
 from adu.storage.s3 import is_s3
-from adu.storage.urls import filesystem_for, is_local, join
+from adu.storage.urls import filesystem_for, join
 
-# How often a file is read or written from the start, at most.
-MAX_TRANSFERS = 6
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 8.0
 # Files that are copied at a time.
 UPLOADS = 16
-
-T = TypeVar("T")
 
 
 def exists(url: str) -> bool:
@@ -74,13 +61,18 @@ def read_bytes(url: str) -> bytes:
     Raises:
         UserError: If it is not there or may not be read.
     """
-    fs, path = filesystem_for(url)
-    if isinstance(fs, LocalFileSystem):
-        return persistently(url, lambda: _local_bytes(path))
-    if is_s3(url):
+
+    def read() -> bytes:
+        # Looked up for each attempt: keys may have been renewed since the last one.
+        fs, path = filesystem_for(url)
+        if isinstance(fs, LocalFileSystem):
+            return _local_bytes(path)
         # One request: s3fs would first ask for the size, to read large files in parts.
-        return persistently(url, lambda: fs.cat_file(path, max_concurrency=1))
-    return persistently(url, lambda: fs.cat_file(path))
+        options = {"max_concurrency": 1} if is_s3(url) else {}
+        data: bytes = fs.cat_file(path, **options)
+        return data
+
+    return persistently(url, read)
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -89,41 +81,15 @@ def write_bytes(url: str, data: bytes) -> None:
     Raises:
         UserError: If it may not be written.
     """
-    fs, path = filesystem_for(url)
-    if isinstance(fs, LocalFileSystem):
-        persistently(url, lambda: _replace(Path(path), data))
-    else:
-        persistently(url, lambda: fs.pipe_file(path, data))
 
+    def write() -> None:
+        fs, path = filesystem_for(url)
+        if isinstance(fs, LocalFileSystem):
+            _replace(Path(path), data)
+        else:
+            fs.pipe_file(path, data)
 
-def persistently(url: str, transfer: Callable[[], T]) -> T:
-    """Carries out a transfer, again where it broke off; for the user's sake with pauses.
-
-    Args:
-        url: What it is about.
-        transfer: May be called any number of times.
-
-    Raises:
-        UserError: If it cannot succeed, or has not after `MAX_TRANSFERS` attempts.
-    """
-    for attempt in range(1, MAX_TRANSFERS + 1):
-        try:
-            return transfer()
-        except Exception as error:
-            if attempt == MAX_TRANSFERS or is_local(url) or not is_transient(error):
-                raise UserError(explain(url, error)) from error
-            pause(attempt)
-    raise AssertionError
-
-
-def pause(attempt: int) -> None:
-    """Waits before another attempt: longer from time to time, and not all readers at once.
-
-    Args:
-        attempt: How many have failed.
-    """
-    longest_s = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S)
-    time.sleep(random.uniform(0, longest_s))
+    persistently(url, write)
 
 
 def read_range(url: str, start: int, end: int) -> bytes:
@@ -132,9 +98,9 @@ def read_range(url: str, start: int, end: int) -> bytes:
     Raises:
         UserError: If it is not there or may not be read.
     """
-    fs, path = filesystem_for(url)
 
     def read() -> bytes:
+        fs, path = filesystem_for(url)
         local = isinstance(fs, LocalFileSystem)
         data: bytes = (
             _local_bytes(path, start, end) if local else fs.cat_file(path, start=start, end=end)
@@ -152,48 +118,12 @@ def size_bytes(url: str) -> int:
     Raises:
         UserError: If it is not there or may not be asked for.
     """
-    fs, path = filesystem_for(url)
-    return persistently(url, lambda: int(fs.size(path)))
 
+    def size() -> int:
+        fs, path = filesystem_for(url)
+        return int(fs.size(path))
 
-def names_in(url: str) -> list[str]:
-    """Names of the files and folders in a folder; none if there is no such folder.
-
-    Raises:
-        UserError: If the store cannot be asked.
-    """
-    fs, path = filesystem_for(url)
-
-    def listed() -> list[str]:
-        try:
-            found = fs.ls(path, detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        # A bucket may hold an empty object in the place of the folder itself.
-        inside = [name.rstrip("/") for name in found if name.rstrip("/") != path.rstrip("/")]
-        return sorted(name.rsplit("/", 1)[-1] for name in inside)
-
-    return persistently(url, listed)
-
-
-def sizes_below(url: str) -> dict[str, int | None]:
-    """All files below a folder: their paths relative to it, and their sizes where known.
-
-    Raises:
-        UserError: If the store cannot be asked, or lists what does not lie there.
-    """
-    fs, path = filesystem_for(url)
-    base = f"{path.rstrip('/')}/"
-    found = persistently(url, lambda: fs.find(path, detail=True))
-    sizes = {}
-    for name, entry in found.items():
-        # A bucket may hold an empty object in the place of a folder.
-        if name.rstrip("/") == path.rstrip("/") or entry.get("type") == "directory":
-            continue
-        if not name.startswith(base):
-            raise UserError(f"{url}: its listing names '{name}', which does not lie in it")
-        sizes[name.removeprefix(base)] = entry.get("size")
-    return sizes
+    return persistently(url, size)
 
 
 def remove(url: str, *, recursive: bool = False) -> None:
@@ -202,9 +132,9 @@ def remove(url: str, *, recursive: bool = False) -> None:
     Raises:
         UserError: If it may not be removed.
     """
-    fs, path = filesystem_for(url)
 
     def removed() -> None:
+        fs, path = filesystem_for(url)
         if not fs.exists(path):
             return
         if isinstance(fs, LocalFileSystem):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from adu.errors import UserError
@@ -15,6 +18,17 @@ READ_TIMEOUT_S = 30.0
 READ_TIMEOUT_VARIABLE = "ADU_READ_TIMEOUT_S"
 # How often a request is sent, at most; AWS_MAX_ATTEMPTS in the environment changes it.
 MAX_ATTEMPTS = 4
+KEY_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+# A profile with one of these has keys that botocore asks for, and renews, by itself.
+RENEWED_BY_BOTOCORE = {
+    *("role_arn", "credential_process", "sso_session", "sso_start_url"),
+    "web_identity_token_file",
+}
+# The AWS files: the variable that names one, and where it lies otherwise.
+AWS_FILES = {
+    "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
+    "AWS_CONFIG_FILE": "~/.aws/config",
+}
 
 
 def is_s3(url: str) -> bool:
@@ -57,18 +71,14 @@ def s3_settings() -> S3Settings:
     variable = os.environ.get
     endpoint = variable("AWS_ENDPOINT_URL_S3") or variable("AWS_ENDPOINT_URL")
     region = variable("AWS_REGION") or variable("AWS_DEFAULT_REGION")
-    if endpoint is None or region is None:
-        in_profile = _profile_settings(variable("AWS_PROFILE"))
+    keys = tuple(map(variable, KEY_VARIABLES))
+    if endpoint is None or region is None or keys[0] is None:
+        in_profile = _profile_settings(variable("AWS_PROFILE"), _stamps())
         endpoint = endpoint or in_profile.get("endpoint_url")
         region = region or in_profile.get("region")
-    return S3Settings(
-        endpoint,
-        region,
-        variable("AWS_PROFILE"),
-        variable("AWS_ACCESS_KEY_ID"),
-        variable("AWS_SECRET_ACCESS_KEY"),
-        variable("AWS_SESSION_TOKEN"),
-    )
+        if keys[0] is None and not RENEWED_BY_BOTOCORE & in_profile.keys():
+            keys = tuple(in_profile.get(name.lower()) for name in KEY_VARIABLES)
+    return S3Settings(endpoint, region, variable("AWS_PROFILE"), *keys)
 
 
 def mlflow_variables() -> dict[str, str]:
@@ -91,7 +101,9 @@ def s3fs_options() -> dict[str, Any]:
     """The settings as s3fs takes them.
 
     Keys are given explicitly, although botocore would find them: fsspec hands out the same file
-    system again for the same options, even if the environment has changed since.
+    system again for the same options, even if the environment or the AWS files have changed since.
+    So temporary keys that somebody renews in the AWS files are taken up at once. Those of instance
+    roles and of other sources that botocore asks itself, it renews itself.
     """
     settings = s3_settings()
     addressing = {"s3": {"addressing_style": "path"}} if settings.path_style else {}
@@ -135,8 +147,24 @@ def _number_in(variable: str, default: float) -> float:
     return number
 
 
-def _profile_settings(profile: str | None) -> dict[str, str]:
-    """``region`` and ``endpoint_url`` of a profile in the AWS configuration files."""
+def _stamps() -> tuple[tuple[int, ...], ...]:
+    """What changes when one of the AWS files does."""
+    stamps = []
+    for variable, place in AWS_FILES.items():
+        with suppress(OSError, RuntimeError):
+            status = Path(os.environ.get(variable) or place).expanduser().stat()
+            stamps.append((status.st_ino, status.st_mtime_ns, status.st_size))
+    return tuple(stamps)
+
+
+@lru_cache(maxsize=16)
+def _profile_settings(profile: str | None, stamps: object) -> dict[str, str]:
+    """Region, ``endpoint_url`` and keys of a profile in the AWS files, as these are now.
+
+    Args:
+        profile: Its name; None for the default one.
+        stamps: Of the files; others are read anew.
+    """
     from botocore.exceptions import BotoCoreError, ProfileNotFound
     from botocore.session import Session
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ class TestOutcome:
         attention: Where it looks on sample images; None for a tower without a class token.
         began_s: When the run began, or went on, in seconds since 1970.
         ended_s: When it ended.
+        val_counts_2CD: Rightly classified validation images, and all, of each class in each domain.
+        epochs: The reports of its epochs, as plain values (see `epoch_report`).
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -44,6 +47,28 @@ class TestOutcome:
     attention: SampleAttention | None = None
     began_s: float | None = None
     ended_s: float | None = None
+    val_counts_2CD: np.ndarray | None = None
+    epochs: tuple[Mapping[str, Any], ...] = ()
+
+
+def outcome_place(folder: str, config: RunConfig) -> str:
+    """Where a run of a configuration that is known beforehand is kept: file or URL, no suffix.
+
+    Args:
+        folder: Folder or URL of what is kept of runs; equal ones have the same place there.
+        config: The configuration; the seed is part of it.
+    """
+    digest = hashlib.sha256(config.model_dump_json(by_alias=True).encode()).hexdigest()[:16]
+    return storage.join(folder, digest)
+
+
+def without_images(outcome: TestOutcome) -> TestOutcome:
+    """The same without what only pictures are made of, which is most of its bytes."""
+    none = np.zeros(0, np.int64)
+    test = replace(
+        outcome.test, features_NE=np.zeros((0, 0), np.float32), domain_N=none, class_N=none
+    )
+    return replace(outcome, test=test, attention=None)
 
 
 def outcome_bytes(run: RunConfig, outcome: TestOutcome) -> bytes:
@@ -57,6 +82,7 @@ def outcome_bytes(run: RunConfig, outcome: TestOutcome) -> bytes:
         "domain_accuracy": outcome.domain_accuracy,
         "began_s": outcome.began_s,
         "ended_s": outcome.ended_s,
+        "epochs": outcome.epochs,
         "trained": outcome.checkpoint is not None,
     }
     attention = outcome.attention
@@ -67,6 +93,7 @@ def outcome_bytes(run: RunConfig, outcome: TestOutcome) -> bytes:
         buffer,
         facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
         counts_2CD=test.counts_2CD,
+        val_counts_2CD=_NOTHING if outcome.val_counts_2CD is None else outcome.val_counts_2CD,
         features_NE=test.features_NE,
         domain_N=test.domain_N,
         class_N=test.class_N,
@@ -86,7 +113,7 @@ def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:
         facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
         if facts["run"] != json.loads(run.model_dump_json(by_alias=True)):
             return None
-        if "counts_2CD" not in arrays:
+        if not {"counts_2CD", "val_counts_2CD"} <= set(arrays):
             # Of an earlier version, which counted less.
             return None
         return TestOutcome(
@@ -104,6 +131,8 @@ def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:
             _attention(facts, arrays),
             facts["began_s"],
             facts["ended_s"],
+            arrays["val_counts_2CD"],
+            tuple(facts.get("epochs", ())),
         )
 
 

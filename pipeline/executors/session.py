@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 
 from adu.context import Context, ContextConfig, load_context
 from adu.data.cache import ImageCache
-from adu.evaluation.attention import sample_attention
-from adu.evaluation.evaluate import evaluate_images, evaluate_test
+from adu.evaluation.attention import sample_attention, shown_domains
+from adu.evaluation.evaluate import count_images, evaluate_test, scores_of
 from adu.evaluation.metrics import Scores
 from adu.methods import build_method
 from adu.training.checkpoint import checkpoint_bytes
@@ -100,21 +100,39 @@ class AduTraining:
         torch.save(self._trainer.state(), buffer)
         return buffer.getvalue()
 
-    def test(self) -> bytes:
-        """Evaluates on the test split; the bytes of an outcome file."""
+    def test(self, epochs: Sequence[Mapping[str, Any]]) -> bytes:
+        """Evaluates on the test split.
+
+        Args:
+            epochs: The reports of all its epochs, as plain values.
+
+        Returns:
+            The bytes of an outcome file.
+        """
         # Brings scikit-learn, which the start of an executor need not wait for.
         from adu.evidence.audit import probe_domains
 
         model, context, forget = self._trainer.model, self._context, self._run.forget
-        val = evaluate_images(model, context, context.val, forget)
+        val_counts_2CD = count_images(model, context, context.val)
         test = evaluate_test(model, context, forget)
         domain_accuracy = probe_domains(
             model, context, context.train, test.features_NE, test.domain_N
         )
-        checkpoint = checkpoint_bytes(model, self._run, context) if model.deployed() else None
-        attention = sample_attention(model, context, forget)
+        deployed = bool(model.deployed())
+        checkpoint = checkpoint_bytes(model, self._run, context) if deployed else None
+        # An untouched model is shown for every forget set.
+        domains = shown_domains(forget, context.domains) if deployed else context.domains
+        attention = sample_attention(model, context, domains)
         outcome = TestOutcome(
-            val, test, domain_accuracy, checkpoint, attention, self._began_s, time.time()
+            scores_of(val_counts_2CD, forget, context.classes, context.domains),
+            test,
+            domain_accuracy,
+            checkpoint,
+            attention,
+            self._began_s,
+            time.time(),
+            val_counts_2CD,
+            tuple(epochs),
         )
         return outcome_bytes(self._run, outcome)
 

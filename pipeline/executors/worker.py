@@ -37,8 +37,12 @@ class Training(Protocol):
     def state(self) -> bytes:
         """All that is needed to go on after the last epoch. Asked of rank 0 only."""
 
-    def test(self) -> bytes:
-        """Evaluates what was trained on the test split; the outcome, as a file holds it."""
+    def test(self, epochs: Sequence[Mapping[str, Any]]) -> bytes:
+        """Evaluates what was trained on the test split; the outcome, as a file holds it.
+
+        Args:
+            epochs: The reports of all its epochs, which the outcome keeps.
+        """
 
 
 class Session(Protocol):
@@ -158,7 +162,7 @@ def _execute(session: Session, ticket: int, run: Run, line: Line, ranks: Ranks) 
         if not ranks.share(report):
             return
     if run.tested:
-        outcome = training.test()
+        outcome = training.test(reports)
         if ranks.rank == 0:
             _keep(run.outcome_file, outcome)
     if ranks.rank == 0:

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from adu.data.manifest import Manifest
 from pipeline.command import ESCAPES, plain_console
-from pipeline.ingestion.image_checks import CHECKS, CheckResult
+from pipeline.ingestion.checks import CHECKS, CheckResult
 from pipeline.names import shown
 
 PLAIN_EVERY_S = 30.0

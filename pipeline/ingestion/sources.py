@@ -10,8 +10,8 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from adu import storage
@@ -39,6 +39,10 @@ SYSTEM_NAMES = {
 }
 
 
+# A path below the source, and its size in bytes where a listing tells it.
+File = tuple[str, int | None]
+
+
 @dataclass(frozen=True, slots=True)
 class LeftOut:
     """Something that is found and not used.
@@ -60,13 +64,15 @@ class Source:
 
     Attributes:
         url: The source.
-        images: Paths of its images, and their sizes in bytes where a listing tells them.
-        left_out: Everything else. What lies in a folder that is left out is not looked at.
+        images: Paths of its images, and their sizes in bytes where a listing tells them, as they
+            are found.
+        left_out: Everything else, once all images have been given. What lies in a folder that is
+            left out is not looked at.
         uri_of: Turns a path below the source into a URI that stays valid elsewhere.
     """
 
     url: str
-    images: Mapping[str, int | None]
+    images: Iterator[File]
     left_out: list[LeftOut]
     uri_of: Callable[[str], str]
 
@@ -80,18 +86,21 @@ def list_source(url: str) -> Source:
     if not storage.exists(url):
         raise UserError(f"source {url}: no such folder")
     uri_of = uri_maker(url)
-    found = _local_files(url) if storage.is_local(url) else _stored_files(url)
-    images = {}
-    for path, n_bytes in found.files.items():
+    left_out: list[LeftOut] = []
+    files = _local_files(url, left_out) if storage.is_local(url) else _stored_files(url, left_out)
+    return Source(url, _images_among(files, left_out), left_out, uri_of)
+
+
+def _images_among(files: Iterable[File], left_out: list[LeftOut]) -> Iterator[File]:
+    for path, n_bytes in files:
         suffix = posixpath.splitext(path)[1].lower()
         if suffix in IMAGE_SUFFIXES:
-            images[path] = n_bytes
+            yield path, n_bytes
         elif suffix in OTHER_IMAGE_SUFFIXES:
             reason = f"image {path}: is of a format that is not read here"
-            found.left_out.append(LeftOut("unknown_format", path, reason))
+            left_out.append(LeftOut("unknown_format", path, reason))
         else:
-            found.left_out.append(LeftOut("other_file", path))
-    return Source(url, images, sorted(found.left_out, key=lambda each: each.name), uri_of)
+            left_out.append(LeftOut("other_file", path))
 
 
 def uri_maker(url: str) -> Callable[[str], str]:
@@ -122,15 +131,6 @@ def briefly(left_out: Iterable[LeftOut]) -> str:
     return ", ".join(told) or "nothing"
 
 
-@dataclass
-class _Found:
-    files: dict[str, int | None] = field(default_factory=dict)
-    left_out: list[LeftOut] = field(default_factory=list)
-
-    def leave_out(self, check: str, path: str, why: str = "") -> None:
-        self.left_out.append(LeftOut(check, path, f"image {path}: {why}" if why else ""))
-
-
 @dataclass(frozen=True)
 class _Folder:
     """A folder on the way: where it lies, what it is called and which folders it lies in."""
@@ -140,79 +140,79 @@ class _Folder:
     inside: tuple[tuple[int, int], ...]
 
 
-def _local_files(url: str) -> _Found:
+def _local_files(url: str, left_out: list[LeftOut]) -> Iterator[File]:
     root = storage.local_path(url)
     if not Path(root).is_dir():
         raise UserError(f"source {url}: is a file, not a folder")
-    found = _Found()
     folders = [_Folder(root, "", (_identity(os.stat(root)),))]  # noqa: PTH116 - as those below
     while folders:
-        folders += _look_into(folders.pop(), found)
-    return found
+        folder = folders.pop()
+        for entry in _entries(folder, left_out):
+            found = _enter(entry, folder, left_out)
+            if isinstance(found, _Folder):
+                folders.append(found)
+            elif found is not None:
+                yield found
 
 
-def _look_into(folder: _Folder, found: _Found) -> list[_Folder]:
-    """Sorts what a folder holds; gives the folders that are to be looked into."""
+def _entries(folder: _Folder, left_out: list[LeftOut]) -> list[os.DirEntry[str]]:
+    """What a folder holds."""
     try:
         entries = sorted(os.scandir(folder.place), key=lambda entry: entry.name)
     except OSError as error:
         if not folder.name:
             raise UserError(explain(folder.place, error)) from error
-        found.leave_out("unreadable", folder.name, _why(folder.place, error))
+        left_out.append(_left_out("unreadable", folder.name, _why(folder.place, error)))
         return []
     if not entries and folder.name:
-        found.leave_out("empty_folder", folder.name)
-    return [
-        _Folder(entry.path, f"{folder.name}/{entry.name}".lstrip("/"), inside)
-        for entry in entries
-        if (inside := _enter(entry, folder, found)) is not None
-    ]
+        left_out.append(_left_out("empty_folder", folder.name))
+    return entries
 
 
 def _enter(
-    entry: os.DirEntry[str], folder: _Folder, found: _Found
-) -> tuple[tuple[int, int], ...] | None:
-    """Takes down a file; for a folder that is to be looked into, says which ones it lies in."""
+    entry: os.DirEntry[str], folder: _Folder, left_out: list[LeftOut]
+) -> File | _Folder | None:
+    """A file, or a folder that is to be looked into; None for what is left out."""
     path = f"{folder.name}/{entry.name}".lstrip("/")
+    status: os.stat_result | None = None
     if not _is_unicode(entry.name):
-        found.leave_out("broken_name", shown(path), "its name is not UTF-8")
-        return None
-    if is_hidden(entry.name):
-        found.leave_out("hidden", path)
-        return None
-    try:
-        status = entry.stat()
-    except OSError as error:
-        circle = error.errno == errno.ELOOP
-        found.leave_out("link_loop" if circle else "unreadable", path, _why(entry.path, error))
-        return None
-    if stat.S_ISREG(status.st_mode):
-        found.files[path] = status.st_size
-    elif not stat.S_ISDIR(status.st_mode):
-        found.leave_out("not_a_file", path, "is a pipe, socket or device, not a file")
-    elif _identity(status) in folder.inside:
-        found.leave_out("link_loop", path, "is a link to a folder that it lies in")
+        check, path, why = "broken_name", shown(path), "its name is not UTF-8"
+    elif is_hidden(entry.name):
+        check, why = "hidden", ""
     else:
-        return (*folder.inside, _identity(status))
+        try:
+            status = entry.stat()
+            check, why = "not_a_file", "is a pipe, socket or device, not a file"
+        except OSError as error:
+            circle = error.errno == errno.ELOOP
+            check, why = "link_loop" if circle else "unreadable", _why(entry.path, error)
+    if status is not None and stat.S_ISREG(status.st_mode):
+        return path, status.st_size
+    if status is not None and stat.S_ISDIR(status.st_mode):
+        if _identity(status) not in folder.inside:
+            return _Folder(entry.path, path, (*folder.inside, _identity(status)))
+        check, why = "link_loop", "is a link to a folder that it lies in"
+    left_out.append(_left_out(check, path, why))
     return None
 
 
-def _stored_files(url: str) -> _Found:
-    found = _Found()
+def _stored_files(url: str, left_out: list[LeftOut]) -> Iterator[File]:
     hidden = set()
-    for path, n_bytes in storage.sizes_below(url).items():
+    for path, n_bytes in storage.files_below(url):
         parts = path.split("/")
         first_hidden = next((i for i, part in enumerate(parts) if is_hidden(part)), None)
         if {"", ".", ".."} & set(parts):
             why = "a part of its key is empty, '.' or '..'"
-            found.leave_out("broken_name", shown(path), why)
+            left_out.append(_left_out("broken_name", shown(path), why))
         elif first_hidden is not None:
             hidden.add("/".join(parts[: first_hidden + 1]))
         else:
-            found.files[path] = n_bytes
-    for path in sorted(hidden):
-        found.leave_out("hidden", path)
-    return found
+            yield path, n_bytes
+    left_out += [_left_out("hidden", path) for path in sorted(hidden)]
+
+
+def _left_out(check: str, path: str, why: str = "") -> LeftOut:
+    return LeftOut(check, path, f"image {path}: {why}" if why else "")
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

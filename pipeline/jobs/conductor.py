@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,38 +14,41 @@ from optuna.storages import BaseStorage
 from rich.console import Console
 
 from adu import storage
-from adu.errors import UserError
 from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.executors.run import Run
-from pipeline.jobs.finals import final_configs, final_records, fixed_run
+from pipeline.jobs.closing import Closing
+from pipeline.jobs.finals import ZeroShot, final_configs, final_records, fixed_run
 from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED, Job
 from pipeline.jobs.metrics import SearchMetrics
-from pipeline.jobs.plan import Plan
-from pipeline.jobs.tracked_search import SYNTHETIC_NOTE, TrackedSearch
+from pipeline.jobs.plan import Plan, with_split
+from pipeline.jobs.tracked import SYNTHETIC_NOTE, search_facts
 from pipeline.names import forget_name
 from pipeline.patience import patiently, tell_by
+from pipeline.results.handout import FIGURES, IMAGES, SearchLog, figures_csv, images_csv
 from pipeline.results.output import Output
 from pipeline.results.progress import Progress
 from pipeline.results.summary import SearchRecord, Timing, render_summary, write_summary
+from pipeline.studies.chosen import write_chosen
 from pipeline.studies.listener import RunListener
 from pipeline.studies.race import Race
 from pipeline.studies.records import (
     StudyRecord,
     TrialRecord,
     read_study_record,
-    write_study_record,
 )
 from pipeline.studies.rules import make_rule
 from pipeline.studies.selection import best_trial
 from pipeline.studies.source import FixedRuns
 from pipeline.studies.storage import open_storage
 from pipeline.studies.study import Study
-from pipeline.tracking.recorder import TrackedTrials
-from pipeline.tracking.tracker import ui_command
+from pipeline.tracking.facts import write_facts
+from pipeline.tracking.projection import Projection, project
+from pipeline.tracking.server import server_of
+from pipeline.tracking.truth import AtWork
 
 Forget = tuple[str, ...]
 
@@ -72,7 +77,12 @@ class Conductor(RunListener):
         self._interrupt = interrupt
         self._console = console
         self._started_at = started_at
-        self._tracked = TrackedSearch(plan, output)
+        # Only an output on this machine can do without a server.
+        self._server = server_of(plan.config.tracking, Path(output.url))
+        self._projection: Projection | None = None
+        self._at_work = AtWork()
+        self._log = SearchLog(output.search_log)
+        self._closing = Closing(plan, output)
         self._timing = Timing()
         self._studies: dict[Forget, Study] = {}
         self._records: dict[Forget, StudyRecord] = {}
@@ -93,8 +103,16 @@ class Conductor(RunListener):
         """
         self._console.print(f"results in {self._output.url}", highlight=False, soft_wrap=True)
         todo = [forget for forget in self._plan.forget_sets if not self._restore(forget)]
-        if todo:
-            self._search(todo)
+        try:
+            stored = open_storage(self._plan.config.search.storage, self._output.journal)
+            if todo:
+                self._search(todo, stored)
+            else:
+                self._track(stored, {})
+                self._end_tracking()
+        finally:
+            if self._projection is not None:
+                self._projection.abandon()
         return self._conclude()
 
     def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
@@ -116,15 +134,17 @@ class Conductor(RunListener):
         self._records[forget] = record
         return True
 
-    def _search(self, todo: Sequence[Forget]) -> None:
+    def _search(self, todo: Sequence[Forget], stored: BaseStorage) -> None:
         config, interrupt = self._plan.config, self._interrupt
-        stored = open_storage(config.search.storage, self._output.journal)
-        listeners: list[RunListener] = [self, TrackedTrials(self._tracked.study)]
+        context = with_split(self._plan.context, self._plan.manifest, self._output.url)
+        self._plan = replace(self._plan, context=context)
+        self._zero_shot = ZeroShot(self._plan.manifest, config.train, self._output.url)
+        listeners: list[RunListener] = [self, self._at_work, self._log]
         self._job_at = time.monotonic()
         job = self._job = Job(config.address, config.resources, interrupt, listeners)
-        self._tracked.begin(job.cluster.job_id)
         self._progress = self._view(job.n_executors)
-        self._metrics = SearchMetrics(self._plan.name, lambda: job.room, self._tracked.lag_s)
+        projection = self._track(stored, {"ray_job_id": job.cluster.job_id})
+        self._metrics = SearchMetrics(self._plan.name, lambda: job.room, projection.lag_s)
         listeners += [self._progress, self._metrics]
         for forget, record in self._records.items():
             for trial in record.trials:
@@ -135,9 +155,11 @@ class Conductor(RunListener):
         tell_by(self._waiting)
         with self._progress, self._metrics:
             n = job.n_executors
+            self._progress.note = lambda: projection.behind
             self._progress.news(f"starting {n} executor{'s' * (n != 1)}")
-            context = self._plan.context.model_dump(mode="json")
-            failure = job.run(context, self._plan.probes(), self._output.url)
+            failure = job.run(
+                context.model_dump(mode="json"), self._plan.probes(), self._output.url
+            )
         tell_by(None)
         if failure is not None:
             self._without_executors = True
@@ -145,7 +167,8 @@ class Conductor(RunListener):
         for forget, study in self._studies.items():
             if forget not in self._records and (study.records or study.name in job.queue.begun):
                 self._leave(forget, study)
-        self._failures += self._tracked.finish()
+        self._failures += self._closing.finish()
+        self._end_tracking()
         self._timing.wall_s = time.monotonic() - self._started_at
         later_s = [s for overheads_s in job.queue.overheads_s.values() for s in overheads_s[1:]]
         self._timing.trial_overhead_median_s = median(later_s) if later_s else None
@@ -160,8 +183,6 @@ class Conductor(RunListener):
         for record in study.records:
             for listener in (self._progress, self._metrics):
                 listener.run_restored(study.name, record, {})
-            scores = study.restored[record.number]
-            self._tracked.study(study.name).trial_restored(record, scores)
 
     def _waiting(self, line: str) -> None:
         """Something outside cannot be reached."""
@@ -184,13 +205,9 @@ class Conductor(RunListener):
     def _race_ended(self, forget: Forget, study: Study) -> None:
         """Has the best configuration and what it is compared with tested."""
         record = self._record_of(forget, study)
-        for trial in record.trials:
-            if trial.again:
-                self._tracked.study(study.name).trial_again(trial)
         if record.best is None:
             self._failures.append(f"{study.name}: {_grouped_failures(record.trials)}")
             self._progress.study_state(study.name, "failed")
-            self._tracked.close(record, "FAILED")
             self._records[forget] = record
             return
         self._progress.study_state(study.name, "final runs")
@@ -198,11 +215,15 @@ class Conductor(RunListener):
         space = self._plan.space(forget)
         configs = final_configs(self._plan.base(forget), space, record.best.params, seeds)
         folder = self._output.finals(study.name)
+        chosen = self._output.study_pictures(study.name)
+        patiently(chosen, lambda: write_chosen(chosen, configs, study.spec.context))
         context = study.spec.context
         finals = [
             (fixed_run(study.name, stage, config, context, folder), config)
             for stage, config in configs
         ]
+        untouched, its_config = finals[-1]
+        shared = self._zero_shot.runs(study.name, context)
         outcomes: dict[str, TestOutcome] = {}
 
         def keep(run: Run, outcome: TestOutcome) -> None:
@@ -210,13 +231,19 @@ class Conductor(RunListener):
             self._output.check()
             outcomes[run.place] = outcome
 
-        def end(runs: FixedRuns) -> None:
-            record.finals = final_records(finals, outcomes, runs.failures)
+        def conclude(failures: dict[str, str]) -> None:
+            self._zero_shot.add_to(untouched, its_config, outcomes, failures)
+            record.finals = final_records(finals, outcomes, failures)
             record.complete, record.asked = True, self._plan.asked()
             self._finals_ended(record, finals, outcomes)
 
+        def end(runs: FixedRuns) -> None:
+            for run in shared:
+                self._zero_shot.tell(outcomes.get(run.place), runs.failures.get(run.place, ""))
+            self._zero_shot.then(lambda: conclude(runs.failures))
+
         assert self._job is not None
-        runs = [run for run, _ in finals]
+        runs = [*shared, *(run for run, _ in finals[:-1])]
         self._job.queue.add_fixed(FixedRuns(study.name, runs, keep, end))
 
     def _finals_ended(
@@ -228,13 +255,14 @@ class Conductor(RunListener):
         name = forget_name(record.forget)
         self._records[record.forget] = record
         self._failures += self._final_failures(record)
-        known = [(run.stage, config, outcomes.get(run.place)) for run, config in finals]
-        self._tracked.finals(record, known)
-        self._tracked.close(record, "FINISHED")
         self._progress.study_state(name, "done")
         self._write_summary()
-        # After what MLflow is told: a study that has its record is not looked at again.
-        self._tracked.then(lambda: self._close_output(record))
+        # Of several seeds the first stands for its stage.
+        shown: dict[str, TestOutcome] = {}
+        for run, _ in finals:
+            if run.place in outcomes:
+                shown.setdefault(run.stage, outcomes[run.place])
+        self._closing.close(record, shown)
 
     @staticmethod
     def _final_failures(record: StudyRecord) -> list[str]:
@@ -245,24 +273,38 @@ class Conductor(RunListener):
             for seed, error in final.errors.items()
         ]
 
-    def _close_output(self, record: StudyRecord) -> None:
-        """Writes down that a study is finished."""
-        name = forget_name(record.forget)
-        file = self._output.study_file(name)
-        try:
-            patiently(file, lambda: write_study_record(record, file))
-            self._output.forget_unfinished(name)
-        except UserError as error:
-            self._failures.append(f"{name}: its record could not be written: {error}")
-
     def _leave(self, forget: Forget, study: Study) -> None:
         """Tells of a study that did not come to its end."""
-        record = self._records[forget] = self._record_of(forget, study)
-        self._tracked.close(record, "KILLED")
+        self._records[forget] = self._record_of(forget, study)
 
     def _record_of(self, forget: Forget, study: Study) -> StudyRecord:
         best = best_trial(study.records, study.spec.config.min_mem)
         return StudyRecord(forget, study.records, best, {}, False, study.ended_by)
+
+    # MLflow.
+
+    def _track(self, stored: BaseStorage, tags: Mapping[str, str]) -> Projection:
+        """Has MLflow follow the search from here on."""
+        facts, url = search_facts(self._plan, self._output, tags), self._output.url
+        patiently(url, lambda: write_facts(facts, url))
+        images = images_csv(self._plan.manifest, self._plan.config.context.data)
+        patiently(url, lambda: storage.write_bytes(storage.join(url, IMAGES), images))
+        self._projection = project(self._server, facts, url, stored, self._at_work, self._tell)
+        return self._projection
+
+    def _tell(self, text: str) -> None:
+        self._log.news(text)
+        if self._job is not None:
+            self._progress.news(text)
+
+    def _end_tracking(self) -> None:
+        assert self._projection is not None
+        truth = self._projection.truth
+        finals = [run for study in truth.facts.studies for run in truth.finals(study)]
+        figures, url = figures_csv(finals, truth.facts.domains), self._output.url
+        patiently(url, lambda: storage.write_bytes(storage.join(url, FIGURES), figures))
+        if behind := self._projection.finish(self._plan.config.tracking.end_s):
+            self._failures.append(behind)
 
     # What a person sees.
 
@@ -283,7 +325,7 @@ class Conductor(RunListener):
 
     def _conclude(self) -> int:
         record = self._record()
-        ui = ui_command(self._tracked.uri)
+        ui = self._server.ui_command()
         self._console.print(render_summary(record, self._output.url, ui))
         earlier = [line for each in record.studies for line in self._final_failures(each)]
         for failure in dict.fromkeys([*self._failures, *earlier]):
@@ -302,7 +344,7 @@ class Conductor(RunListener):
             "manifest": manifest.url,
             "manifest_digest": manifest.digest,
             "backbone": self._plan.config.context.backbone.name,
-            "tracking_uri": self._tracked.uri,
+            "tracking_uri": self._server.shown,
         }
         return SearchRecord(
             self._plan.name,

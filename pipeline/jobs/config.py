@@ -16,6 +16,7 @@ from pipeline.executors.resources import ResourcesConfig
 from pipeline.names import parse_forget_name
 from pipeline.studies.space import SpaceConfig
 from pipeline.studies.study import StudyConfig
+from pipeline.tracking.server import TrackingConfig
 
 DEMO = "demo"
 
@@ -53,17 +54,6 @@ class FinalConfig(StrictModel):
         min_length=1,
         description="each trained configuration is run once with each; not the trials' own "
         "(train.seed, 0), by which it was chosen",
-    )
-
-
-class TrackingConfig(StrictModel):
-    """Where runs are tracked."""
-
-    uri: str | None = Field(
-        None, description="MLflow server or database; unset: mlflow.db beside the output"
-    )
-    register_models: bool = Field(
-        True, description="whether a search registers the best model of each study"
     )
 
 

@@ -5,19 +5,97 @@ This is the first and only time that test images are read.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from adu import storage
+from adu.data.manifest import Manifest
+from adu.evaluation.attention import shown_domains
+from adu.evaluation.evaluate import scores_of
 from adu.evaluation.metrics import Scores
 from adu.methods.baseline import BaselineConfig, PromptConfig
 from adu.methods.zero_shot import ZeroShotConfig
-from adu.training.config import RunConfig
-from pipeline.executors.outcome_file import TestOutcome
+from adu.training.config import RunConfig, TrainConfig
+from pipeline.executors.outcome_file import TestOutcome, outcome_bytes, outcome_place
 from pipeline.executors.run import Run
+from pipeline.patience import patiently
 from pipeline.studies.records import FinalRecord
 from pipeline.studies.space import Space, configure, defaults
+
+ZERO_SHOT = "zero_shot"
+
+
+class ZeroShot:
+    """The untouched model's outcome: one for a job, since it does not depend on what is forgotten.
+
+    It is kept in the folder ``zero_shot`` of the output.
+
+    Args:
+        manifest: The images.
+        train: How runs are trained, which does not matter to it.
+        output: Folder or URL of the job's output.
+    """
+
+    def __init__(self, manifest: Manifest, train: TrainConfig, output: str) -> None:
+        self._names = manifest.classes, manifest.domains
+        forget = manifest.domains[:1]
+        self._config = RunConfig(forget=forget, method=ZeroShotConfig(), train=train)
+        self._folder = storage.join(output, ZERO_SHOT)
+        self._outcome: TestOutcome | None = None
+        self._failure: str | None = None
+        self._waiting: list[Callable[[], None]] = []
+        self._begun = False
+
+    def runs(self, study: str, context: Mapping[str, Any]) -> list[Run]:
+        """The run, for the first study that asks; the others wait for it."""
+        if self._begun:
+            return []
+        self._begun = True
+        return [fixed_run(study, ZERO_SHOT, self._config, context, self._folder)]
+
+    def tell(self, outcome: TestOutcome | None, failure: str) -> None:
+        """The run has come to its outcome, or has failed."""
+        self._outcome, self._failure = outcome, failure
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Calls once it is known, now or later."""
+        if self._outcome is None and self._failure is None:
+            self._waiting.append(call)
+        else:
+            call()
+
+    def add_to(
+        self,
+        run: Run,
+        config: RunConfig,
+        outcomes: dict[str, TestOutcome],
+        failures: dict[str, str],
+    ) -> None:
+        """Puts it down as a study's own run, with its forget set, where that would have left it."""
+        if self._outcome is None:
+            failures[run.place] = self._failure or ""
+        else:
+            outcome = for_forget_set(self._outcome, config.forget, *self._names)
+            data = outcome_bytes(config, outcome)
+            patiently(run.place, lambda: storage.write_bytes(run.outcome_file, data))
+            outcomes[run.place] = outcome
+
+
+def for_forget_set(
+    outcome: TestOutcome, forget: Sequence[str], classes: Sequence[str], domains: Sequence[str]
+) -> TestOutcome:
+    """What an untouched model's outcome is for another forget set."""
+    assert outcome.val_counts_2CD is not None
+    val, test = (
+        scores_of(counts_2CD, forget, classes, domains)
+        for counts_2CD in (outcome.val_counts_2CD, outcome.test.counts_2CD)
+    )
+    attention = outcome.attention and outcome.attention.only(shown_domains(forget, domains))
+    return replace(outcome, val=val, test=replace(outcome.test, scores=test), attention=attention)
 
 
 def fixed_run(
@@ -32,14 +110,13 @@ def fixed_run(
         context: Model and images, as plain values.
         folder: Folder or URL of what is kept of runs; equal ones have the same file there.
     """
-    digest = hashlib.sha256(config.model_dump_json(by_alias=True).encode()).hexdigest()[:16]
     return Run(
         study,
         f"{stage}-{config.train.seed}",
         stage,
         config.model_dump(mode="json", by_alias=True),
         context,
-        storage.join(folder, digest),
+        outcome_place(folder, config),
         tested=True,
     )
 
@@ -58,7 +135,7 @@ def final_configs(
     paper = configure(base, defaults(space))
     stages = {"best": configure(base, best), "paper_defaults": paper, "baseline": _baseline(paper)}
     seeded = [(stage, seeded_run(run, seed)) for stage, run in stages.items() for seed in seeds]
-    return [*seeded, ("zero_shot", paper.model_copy(update={"method": ZeroShotConfig()}))]
+    return [*seeded, (ZERO_SHOT, paper.model_copy(update={"method": ZeroShotConfig()}))]
 
 
 def seeded_run(run: RunConfig, seed: int) -> RunConfig:

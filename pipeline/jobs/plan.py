@@ -18,6 +18,7 @@ from adu.data.decoded import DataConfig, select_images
 from adu.data.forget import check_forget_set
 from adu.data.manifest import Manifest, load_manifest
 from adu.data.reading import check_images
+from adu.data.split_file import write_split
 from adu.errors import UserError
 from adu.training.config import RunConfig
 from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConfig
@@ -104,12 +105,16 @@ class Plan:
             config,
             self.context.model_dump(mode="json"),
             storage,
-            # Searches may share a database, but not a file in the output folder.
-            name if config.storage is None else f"{output.search_id}/{name}",
+            self.stored_name(name, output),
             output.trials(name),
             first,
             output.commit,
         )
+
+    def stored_name(self, study: str, output: Output) -> str:
+        """A study's name in Optuna's storage."""
+        # Searches may share a database, but not a file in the output folder.
+        return study if self.config.search.storage is None else f"{output.search_id}/{study}"
 
     def probes(self) -> list[RunConfig]:
         """Runs at the ends of every range, to see whether the model takes them."""
@@ -130,7 +135,8 @@ class Plan:
         kept = {"name", "method", "train", "space", "overrides"}
         values = self.config.model_dump(mode="json", by_alias=True, include=kept)
         values["search"] = {"objective": self.config.search.objective}
-        how = {"data": {"read_threads", "cache_gib"}}
+        how: dict[str, Any] = {"data": {"read_threads", "cache_gib", "disk_gib"}}
+        how["few_shot_file"] = True
         values["context"] = self.context.model_dump(mode="json", exclude=how)
         return {**values, "manifest_digest": self.manifest.digest}
 
@@ -185,7 +191,7 @@ def open_manifest(
     is_demo = data.manifest == DEMO
     place = storage.join(str(parent), "data")
     manifest = select_images(prepare_demo(place) if is_demo else load_manifest(data.manifest), data)
-    manifest.few_shot_split(data.shots, data.val_shots, data.split_seed)
+    manifest.check_enough(data.shots, data.val_shots)
     check_images(manifest)
     return manifest
 
@@ -221,7 +227,7 @@ def forget_sets(
 
 
 def _check_tracking(config: SearchConfig) -> None:
-    if config.output and not storage.is_local(config.output) and config.tracking.uri is None:
+    if config.output and not storage.is_local(config.output) and config.tracking.named_uri is None:
         raise UserError(
             "tracking.uri: must be set where the output is a URL (MLflow's own SQLite file needs "
             "a disk that stays)"
@@ -264,6 +270,24 @@ def absolute_context(context: ContextConfig, manifest: Manifest) -> ContextConfi
     data = context.data.model_copy(update={"manifest": _absolute_path(manifest.url)})
     name = _absolute_path(context.backbone.name)
     return ContextConfig(backbone=context.backbone.model_copy(update={"name": name}), data=data)
+
+
+def with_split(context: ContextConfig, manifest: Manifest, folder: str) -> ContextConfig:
+    """Draws the few-shot split, once for all workers, and says in which file they find it.
+
+    Args:
+        context: What the workers are told.
+        manifest: The classes and domains that it asks for.
+        folder: Folder or URL of the job's output.
+
+    Raises:
+        UserError: If a domain and class has too few images, or the file cannot be written.
+    """
+    data = context.data
+    name = f"few-shot-{data.shots}-{data.val_shots}-{data.split_seed}.parquet"
+    file = storage.join(folder, name)
+    write_split(manifest, data, file)
+    return context.model_copy(update={"few_shot_file": file})
 
 
 def _absolute_path(name: str) -> str:

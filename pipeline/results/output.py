@@ -9,7 +9,6 @@ it (see `Output.commit`), so that a process on another machine can go on from th
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from pipeline.results.lease import HEARTBEAT_S, LOCK, BucketLease, FolderLease, 
 MARKER = "search.json"
 JOURNAL = "optuna.journal"
 RAY_LOG = "ray.log"
+SEARCH_LOG = "search.log"
 STUDIES = "studies"
 FINALS = "finals"
 UNFINISHED = "unfinished"
@@ -55,7 +55,7 @@ class Output:
 
     Attributes:
         url: The output: an absolute local path or a URL.
-        search_id: The search's own name, which no other one has, such as ``out-1a2b3c4d``.
+        search_id: A UUID, which no other search has, wherever it lies.
         created: Whether this process has begun the search in it.
         is_new: Whether there was not even a folder before.
         work: Local folder of what is written in place: the output itself unless that is a URL.
@@ -84,6 +84,11 @@ class Output:
         return self.work / RAY_LOG
 
     @property
+    def search_log(self) -> Path:
+        """What happened in the search, a line each."""
+        return self.work / SEARCH_LOG
+
+    @property
     def summary_file(self) -> str:
         """All figures of the search."""
         return storage.join(self.url, "summary.json")
@@ -103,6 +108,10 @@ class Output:
     def finals(self, study: str) -> str:
         """Where a study's final runs leave their outcomes."""
         return storage.join(self.url, STUDIES, file_name(study), FINALS)
+
+    def relative(self, place: str) -> str:
+        """A place in the output, as it is wherever the output is moved to."""
+        return place.removeprefix(f"{self.url.rstrip('/')}/")
 
     def forget_unfinished(self, study: str) -> None:
         """Removes what was kept of the trials of a study that is finished now."""
@@ -206,16 +215,27 @@ def parent_of(output: str) -> str:
     return output.rsplit("/", 1)[0] or "/"
 
 
-def search_id(output: str) -> str:
-    """The id of the search in an output.
+def named_output(output: str) -> str:
+    """An output that is there, as a person names it: through links such as ``latest``."""
+    place = absolute_output(output)
+    return str(Path(place).resolve()) if storage.is_local(place) else place
+
+
+@contextlib.contextmanager
+def held(output: str) -> Iterator[None]:
+    """Keeps every other command out of an output that is there.
 
     Raises:
-        UserError: If there is none.
+        UserError: If another one is at work in it.
     """
-    if not storage.exists(storage.join(output, MARKER)):
-        raise UserError(f"output {output}: has no {MARKER}, so no search")
-    found: str = _read_marker(output)["id"]
-    return found
+    lease = FolderLease(Path(output)) if storage.is_local(output) else BucketLease(output)
+    # Nobody is at work where nobody may write.
+    with contextlib.suppress(PermissionError):
+        lease.take()
+    try:
+        yield
+    finally:
+        lease.release()
 
 
 def point_latest(folder: Path) -> None:
@@ -267,16 +287,11 @@ def _read_marker(place: str) -> dict[str, Any]:
     marker = storage.join(place, MARKER)
     try:
         known: dict[str, Any] = json.loads(storage.read_bytes(marker))
-        # One of before searches had ids: its runs go by the name of its place.
-        digest = hashlib.sha256(place.rstrip("/").encode()).hexdigest()
-        known.setdefault("id", f"{_last_part(place)}-{digest[:8]}")
+        if "id" not in known:
+            raise UserError(f"output {place}: {MARKER} has no id: no search of this version's")
         return known
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"output {place}: {MARKER} is damaged: {error}") from error
-
-
-def _last_part(place: str) -> str:
-    return place.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _check_same(place: str, old: Any, new: Any) -> None:
@@ -310,8 +325,7 @@ def _create(place: str, identity: Mapping[str, Any]) -> Output:
     is_new = not storage.is_local(place) or not Path(place).exists()
     if storage.is_local(place):
         (Path(place) / STUDIES).mkdir(parents=True, exist_ok=True)
-    # One of two that started at the same time.
-    search = f"{_last_part(place)}-{uuid.uuid4().hex[:8]}"
+    search = str(uuid.uuid4())
     output = _hold(place, search, created=True, is_new=is_new)
     data = json.dumps({"id": output.search_id, **identity}, indent=2).encode()
     storage.write_bytes(storage.join(place, MARKER), data)
@@ -426,7 +440,7 @@ class _Copies:
                 print(f"output {error}", file=sys.stderr, flush=True)
 
     def _copy_all(self) -> None:
-        for name in (JOURNAL, RAY_LOG):
+        for name in (JOURNAL, RAY_LOG, SEARCH_LOG):
             self._copy(name)
 
     def _copy(self, name: str) -> None:

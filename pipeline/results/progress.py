@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -84,6 +84,8 @@ class Progress(RunListener):
         self._n_finals = n_finals
         self._started_at = started_at
         self._message = ""
+        # What does not hold a search up, such as a server that is behind; empty if all is well.
+        self.note: Callable[[], str] = str
         self._studies = {name: _StudyView(trials) for name in studies}
         self._durations_s: dict[bool, deque[float]] = {
             tested: deque(maxlen=LAST_TRIALS) for tested in (False, True)
@@ -227,8 +229,8 @@ class Progress(RunListener):
             if hidden:
                 counts = ", ".join(f"{count} {state}" for state, count in hidden.items())
                 lines.append(Text(f"and {counts}"))
-            if self._message:
-                lines.append(Text(self._message, style="dim"))
+            if said := self._message or self.note():
+                lines.append(Text(said, style="dim"))
             return Group(*lines)
 
 

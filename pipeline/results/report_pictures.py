@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.studies.selection import is_dominated
 from pipeline.studies.study import stored_scores
-from pipeline.tracking.tracker import short_name
+from pipeline.tracking.wanted import short_name
 
 DPI = 110
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"

@@ -172,7 +172,7 @@ class Study:
             if RECORD in trial.user_attrs
         }
         self.records += [
-            _record(trial) for trial in self._trials() if trial.number in self.restored
+            stored_record(trial) for trial in self._trials() if trial.number in self.restored
         ]
         self._restore_again()
 
@@ -236,7 +236,7 @@ class Study:
         # Optuna takes intermediate values of one objective only.
         if self.spec.config.objective == "h":
             live.trial.report(report.val.h, report.epoch)
-        live.trial.set_user_attr(f"{SCORES}{report.epoch}", report.val.as_dict())
+        live.trial.set_user_attr(f"{SCORES}{report.epoch}", epoch_figures(report))
         live.known.add(report.epoch)
         return True
 
@@ -270,13 +270,8 @@ class Study:
 
     def _restore_again(self) -> None:
         records = {record.number: record for record in self.records}
-        for name, scores in self._optuna.user_attrs.items():
-            if name.startswith(AGAIN):
-                number, seed = map(int, name.removeprefix(AGAIN).split(", "))
-                values = {"mem": scores["mem"], "for_": scores["for"], "h": scores["h"]}
-                records[number].again[seed] = Scores(
-                    **values, accuracy_by_domain={}, n_by_domain={}
-                )
+        for number, again in stored_again(self._optuna.user_attrs).items():
+            records[number].again.update(again)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self._optuna.get_trials(deepcopy=False, states=states or None)
@@ -311,7 +306,7 @@ class Study:
         for trial in self._trials(TrialState.RUNNING):
             if RECORD in trial.user_attrs:
                 # Killed within the last step of its end.
-                self._tell(_record(trial))
+                self._tell(stored_record(trial))
             else:
                 trial_id = stored.get_trial_id_from_study_id_trial_number(study_id, trial.number)
                 stored.set_trial_state_values(trial_id, TrialState.WAITING)
@@ -340,13 +335,42 @@ class Study:
             self._optuna.tell(record.number, state=TrialState.FAIL)
 
 
+def epoch_figures(report: EpochReport) -> dict[str, float]:
+    """All figures of an epoch under flat names, validation Mem, For and H first."""
+    return {
+        **report.val.as_dict(),
+        "lr": report.lr,
+        "epoch_s": report.train_s + report.val_s,
+        **{f"loss/{name}": value for name, value in report.losses.items()},
+    }
+
+
+def stored_epochs(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    """Figures of each epoch (`epoch_figures`), out of a trial's attributes in Optuna."""
+    return {
+        int(name.removeprefix(SCORES)): figures
+        for name, figures in attributes.items()
+        if name.startswith(SCORES)
+    }
+
+
 def stored_scores(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
     """Validation Mem, For and H after each epoch, out of a trial's attributes in Optuna."""
     return {
-        int(name.removeprefix(SCORES)): scores
-        for name, scores in attributes.items()
-        if name.startswith(SCORES)
+        epoch: {name: figures[name] for name in ("mem", "for", "h")}
+        for epoch, figures in stored_epochs(attributes).items()
     }
+
+
+def stored_again(attributes: Mapping[str, Any]) -> dict[int, dict[int, Scores]]:
+    """What trials came to with further seeds, by number and seed, out of a study's attributes."""
+    found: dict[int, dict[int, Scores]] = {}
+    for name, scores in attributes.items():
+        if name.startswith(AGAIN):
+            number, seed = map(int, name.removeprefix(AGAIN).split(", "))
+            looked = Scores(scores["mem"], scores["for"], scores["h"], {}, {})
+            found.setdefault(number, {})[seed] = looked
+    return found
 
 
 def _trials_since_best(records: Sequence[TrialRecord]) -> int:
@@ -355,7 +379,8 @@ def _trials_since_best(records: Sequence[TrialRecord]) -> int:
     return len(ended) - 1 - ended.index(best) if best in ended else 0
 
 
-def _record(trial: FrozenTrial) -> TrialRecord:
+def stored_record(trial: FrozenTrial) -> TrialRecord:
+    """The record of a trial that has ended, without what further seeds came to."""
     values = json.loads(trial.user_attrs[RECORD])
     val = Scores(**values["val"]) if values["val"] else None
     return TrialRecord(**{**values, "val": val, "again": {}})

@@ -47,8 +47,10 @@ from pipeline.studies.space import Parameter
 from pipeline.studies.storage import open_storage
 from pipeline.studies.study import Study, StudyConfig, StudySpec
 from pipeline.studies.tuner import run_queue
-from pipeline.tracking.recorder import Background, TrackedStudy, TrackedTrials
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.projection import project
+from pipeline.tracking.server import TrackingConfig, server_of
+from pipeline.tracking.truth import AtWork
+from tests.pipeline.tracking.made_up import facts_of
 
 STUDY = "sketch"
 EPOCHS = 3
@@ -152,15 +154,14 @@ def search(n_executors: int, trials: int, sampler: str, folder: Path) -> dict[st
     storage = open_storage(None, folder / "optuna.journal")
     place = str(folder / "search" / "unfinished")
     study = TimedStudy(StudySpec(STUDY, base, SPACE, config, {}, storage, STUDY, place))
-    tracker, background = Tracker(None, folder / "search", "bench"), Background()
-    tracked = TrackedStudy(
-        lambda: tracker, background, lambda it: it.start_study(STUDY, STUDY, {}, {}), {}
-    )
+    facts = facts_of(folder, [(STUDY,)])
+    server = server_of(TrackingConfig(), folder / "search")
+    tracked = project(server, facts, str(folder), storage, AtWork(), lambda _: None)
     meter = Meter(study)
     with (folder / "progress.log").open("w") as sink:
         started_at = time.monotonic()
         progress = Progress(console_on(sink), "bench", [STUDY], trials, n_executors, 0, started_at)
-        listeners = [TrackedTrials(lambda _: tracked), progress, meter]
+        listeners = [progress, meter]
         nodes = [node["Resources"] for node in ray.nodes()]
         queue = RunQueue(Capacity(resources, nodes), listeners, threading.Event())
         rules = Rules(queue)
@@ -170,8 +171,8 @@ def search(n_executors: int, trials: int, sampler: str, folder: Path) -> dict[st
         worker = WorkerSetup("tests.benchmarks.free_session:open_session", session)
         run_queue(queue, rules, ExecutorSetup(worker, resources))
     ended_at = time.monotonic()
-    tracked.end("FINISHED", {})
-    background.flush(600)
+    behind = tracked.finish(600)
+    assert not behind, behind
     states = Counter(record.state for record in study.records)
     assert states.total() == trials and not states["failed"], states
     behind_s = time.monotonic() - ended_at

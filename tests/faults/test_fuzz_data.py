@@ -24,9 +24,10 @@ from adu.errors import UserError
 from adu.storage import is_local, local_path
 from pipeline.command import read_yaml
 from pipeline.ingest import IngestConfig, ingest
-from pipeline.ingestion.image_checks import CHECKS, collected_warnings, inspect_image
-from pipeline.ingestion.layouts import find_images
+from pipeline.ingestion.checks import CHECKS
+from pipeline.ingestion.image_checks import collected_warnings, inspect_image
 from pipeline.names import file_name, forget_name, mlflow_name, parse_forget_name
+from tests.pipeline.ingestion.listed import found_in
 from tests.tiny import tiny_images, tiny_manifest
 
 TOKENS = [
@@ -114,15 +115,16 @@ def test_listings(tmp_path):
         kind, data = [("csv", text), ("parquet", buffer.getvalue())][rng.random() < 0.3]
         file = tmp_path / f"list.{kind}"
         file.write_bytes(spoilt(data, rng))
-        listed = outcome(number, lambda file=file: find_images(str(file), "listing"))
+        listed = outcome(number, lambda file=file: found_in(str(file), "listing"))
         if listed is not None:
             check_found(listed, str(tmp_path), number)
 
 
 def check_found(listed, home, number):
-    ids = [image.image_id for image in listed.images]
+    images, _ = listed
+    ids = [image.image_id for image in images]
     assert ids and len(set(ids)) == len(ids) and ids == sorted(ids), f"input {number}"
-    for image in listed.images:
+    for image in images:
         assert image.domain and image.class_ and image.split in (None, "train", "test")
         assert is_within(image.uri, home), f"input {number}: {image.uri}"
 
@@ -131,7 +133,7 @@ def test_split_files(tmp_path):
     text = b"photo/cup/1.jpg 0\nphoto/cup/2 3.jpg 0\r\nphoto/dog/4.jpg\t1\n"
     for number, rng in each(1500):
         (tmp_path / "photo_train.txt").write_bytes(spoilt(text, rng))
-        listed = outcome(number, lambda: find_images(str(tmp_path), "split_files"))
+        listed = outcome(number, lambda: found_in(str(tmp_path), "split_files"))
         if listed is not None:
             check_found(listed, str(tmp_path), number)
 
@@ -145,9 +147,9 @@ def test_class_names(tmp_path):
         names.write_bytes(spoilt(b"n01440764 tench, a fish\nn03126707\tcrane\n", rng))
 
         def found():
-            return find_images(
-                str(tmp_path / "in"), "imagenet_sketch", class_names=str(names)
-            ).images[0]
+            return found_in(str(tmp_path / "in"), "imagenet_sketch", class_names=str(names)).images[
+                0
+            ]
 
         image = outcome(number, found)
         assert image is None or image.class_

@@ -205,7 +205,9 @@ def check(output: Path) -> None:
     assert (study["complete"], study["n_trials"]) == (True, N_TRIALS)
     client = MlflowClient(f"sqlite:///{output.parent / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
-    runs = client.search_runs([experiment.experiment_id], "tags.stage = 'trial'")
+    runs = client.search_runs(
+        [experiment.experiment_id], "tags.stage = 'trial' AND tags.level = 'configuration'"
+    )
     assert len(runs) == N_TRIALS
     for run in runs:
         history = client.get_metric_history(run.info.run_id, "val/h")

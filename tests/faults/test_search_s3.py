@@ -15,7 +15,7 @@ from adu import storage
 from adu.training.checkpoint import read_card
 from pipeline.ingest import IngestConfig, ingest
 from pipeline.search import main
-from pipeline.tracking.tracker import open_client
+from pipeline.tracking.server import Server
 from tests.fault_proxy import fault_proxy
 from tests.pipeline import commands
 from tests.s3 import GUEST_BUCKET, GUEST_FOLDER, GUEST_KEY, GUEST_SECRET
@@ -129,9 +129,11 @@ def test_faults_change_no_metric(steady, stumbling):
 
 
 def test_checkpoint_and_pictures_are_in_the_bucket(bucket, stumbling):
-    client = open_client(f"sqlite:///{bucket}/stumbling/mlflow.db")
+    client = Server(f"sqlite:///{bucket}/stumbling/mlflow.db").client()
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
-    (best,) = (run for run in runs if run.data.tags["stage"] == "best")
+    (best,) = (
+        run for run in runs if (run.data.tags["stage"], run.data.tags["level"]) == ("best", "seed")
+    )
     url = storage.join(best.info.artifact_uri, "checkpoint.safetensors")
     assert url.startswith(f"s3://{BUCKET}/mlflow/stumbling/")
     assert read_card(storage.read_bytes(url), url).run.forget == ("sketch",)

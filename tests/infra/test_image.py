@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from infra.cluster.rendering import render_search
-from pipeline.jobs.tracked_search import code_version
+from pipeline.tracking.facts import origin
 from tests.infra.image import DOCKERFILE, chain, commands, copied_from, image_problems, read_stages
 from tests.infra.manifests import SEARCHES, SETTINGS, jobs, pods, ray_job, services
 from tests.pipeline.commands import ROOT
@@ -96,7 +96,7 @@ def test_the_commit_is_in_the_image_and_in_mlflow(monkeypatch):
     assert "ADU_COMMIT=${COMMIT}" in TEXT
     assert "LABEL org.opencontainers.image.revision=${COMMIT}" in TEXT
     monkeypatch.setenv("ADU_COMMIT", "0f" * 20)
-    assert code_version()["mlflow.source.git.commit"] == "0f" * 20
+    assert origin()["mlflow.source.git.commit"] == "0f" * 20
 
 
 def test_the_build_sees_what_it_copies_and_no_more():

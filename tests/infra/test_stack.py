@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -24,8 +22,6 @@ import pytest
 import yaml
 from botocore.exceptions import ClientError
 from mlflow import MlflowClient
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 
 from adu.errors import UserError
 from adu.storage import write_bytes
@@ -33,9 +29,9 @@ from infra.stack.lifecycle import secrets_of
 from infra.stack.postgres import DATABASES, find_program
 from infra.stack.secret_files import NAMES
 from infra.stack.settings import MLFLOW_BUCKET, SEARCH_BUCKET
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.server import TrackingConfig, check
+from tests.browser import browser, wait_for_text
 from tests.infra.conftest import planted
-from tests.infra.debian import need_chromium
 from tests.infra.stacks import ROOT, environment, is_gone, processes, run
 from tests.tiny import tiny_backbone, tiny_images
 
@@ -45,18 +41,6 @@ MANIFEST = f"s3://{SEARCH_BUCKET}/manifests/tiny"
 BACKBONE = f"s3://{SEARCH_BUCKET}/models/tiny"
 OUTPUT = f"s3://{SEARCH_BUCKET}/results/tiny"
 JOB_TIMEOUT_S = 240
-PAGE_TIMEOUT_S = 60
-BROWSER_FLAGS = (
-    "headless",
-    "no-sandbox",
-    "disable-gpu",
-    "disable-quic",
-    "no-first-run",
-    "disable-background-networking",
-    "disable-component-update",
-    "disable-sync",
-    "window-size=1600,1000",
-)
 BIN = Path(sys.executable).parent
 
 
@@ -184,13 +168,15 @@ def test_everything_is_where_it_belongs(search, stack):
     shell = environment(stack)
     client = MlflowClient(shell["MLFLOW_TRACKING_URI"])
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
-    stages = [found.data.tags["stage"] for found in runs]
+    stages = [each.data.tags["stage"] for each in runs if each.data.tags["level"] != "seed"]
     assert (stages.count("study"), stages.count("trial"), stages.count("best")) == (2, 4, 2)
     assert {found.info.status for found in runs} <= {"FINISHED", "KILLED"}
     assert len(client.search_registered_models()) == 2
 
     keys = s3_keys(stack, MLFLOW_BUCKET)
-    for final in [found for found in runs if found.data.tags["stage"] == "best"]:
+    for final in [
+        each for each in runs if each.data.tags["stage"] == "best" and "seed" in each.data.params
+    ]:
         assert final.info.artifact_uri.startswith("mlflow-artifacts:/")
         path = final.info.artifact_uri.removeprefix("mlflow-artifacts:/")
         assert f"{path}/checkpoint.safetensors" in keys
@@ -240,36 +226,12 @@ def test_a_browser_shows_the_runs(search, stack, tmp_path):
         wait_for_text(page, "tiny-without-sketch", "tiny-without-photo")
 
 
-@contextmanager
-def browser(folder):
-    chromium, driver = need_chromium()
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in BROWSER_FLAGS:
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={folder / 'profile'}")
-    page = webdriver.Chrome(options, Service(driver))
-    try:
-        yield page
-    finally:
-        page.quit()
-
-
 def log_in(page, shell):
     """Sends name and password with every request, as a browser does once they were typed."""
     login = f"{shell['MLFLOW_TRACKING_USERNAME']}:{shell['MLFLOW_TRACKING_PASSWORD']}"
     header = f"Basic {base64.b64encode(login.encode()).decode()}"
     page.execute_cdp_cmd("Network.enable", {})
     page.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": {"Authorization": header}})
-
-
-def wait_for_text(page, *parts):
-    deadline = time.monotonic() + PAGE_TIMEOUT_S
-    text = ""
-    while not all(part in text for part in parts):
-        assert time.monotonic() < deadline, text
-        time.sleep(0.3)
-        text = page.execute_script("return document.body.innerText")
 
 
 def test_users_may_do_what_they_need_and_no_more(search, stack, monkeypatch):
@@ -292,7 +254,7 @@ def test_users_may_do_what_they_need_and_no_more(search, stack, monkeypatch):
     # A search says so before it starts.
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     with pytest.raises(UserError, match="does not let user 'search' in"):
-        Tracker.check(shell["MLFLOW_TRACKING_URI"])
+        check(TrackingConfig(uri=shell["MLFLOW_TRACKING_URI"]), "tiny")
 
 
 def test_the_account_of_the_searches_is_made_as_on_kubernetes(stack):

@@ -10,7 +10,8 @@ from mlflow import MlflowClient
 
 from adu.context import ContextConfig, load_context
 from adu.data.decoded import DataConfig
-from adu.data.manifest import CARD_FILE, load_manifest, write_manifest
+from adu.data.manifest import CARD_FILE, load_manifest
+from adu.data.writing import write_manifest
 from adu.methods import build_method
 from adu.models.backbone import BackboneConfig
 from adu.training.checkpoint import checkpoint_bytes

@@ -22,19 +22,12 @@ from adu.data.manifest import CARD_FILE, load_manifest
 from adu.data.shards import read_shard_images
 from adu.errors import UserError
 from pipeline.ingest import STORE_THREADS, IngestConfig, ingest, main
-from pipeline.ingestion.image_checks import CHECKS
-from pipeline.ingestion.image_reader import Journal, ReadSettings, read_all
-from pipeline.ingestion.layouts import assign_splits, find_images
+from pipeline.ingestion.checks import CHECKS
 from tests.adu.data.test_images import huge_png
 from tests.pipeline.commands import start
 from tests.tiny import CLASSES, DOMAINS, tiny_images
 
 PACS = Path(__file__).resolve().parents[3] / "shared" / "data" / "pacs"
-
-
-@pytest.fixture
-def images(tmp_path):
-    return tiny_images(tmp_path / "images", per_cell=4)
 
 
 def noise(seed, size=(40, 36)):
@@ -295,7 +288,7 @@ def test_memory_to_memory(images):
 
 def kill_while_reading(arguments, out):
     """Starts an ingest and kills it as soon as it has saved something."""
-    process = start("ingest.py", [*arguments, "--threads", "1", "--save-every-s", "0"])
+    process = start("ingest.py", [*arguments, "--threads", "1"])
     while process.poll() is None and not list(out.glob(".unfinished-*/*.parquet")):
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
@@ -334,13 +327,12 @@ def test_a_killed_ingest_goes_on_and_reads_nothing_twice(tmp_path, options):
     assert not list(out.glob(".unfinished-*"))
 
 
-def test_an_image_that_changed_after_the_kill_is_read_again(images, tmp_path):
+def test_an_image_that_changed_after_the_kill_is_read_again(images, tmp_path, monkeypatch):
     config = IngestConfig(source=str(images), out=str(tmp_path / "m"))
-    listed = assign_splits(find_images(str(images), "domain_class").images, 0.5, 0)
-    settings = ReadSettings(config.out, 2)
-    journal = Journal(config.out, config.identity)
-    nothing = lambda n: None  # noqa: E731
-    journal.add(read_all(listed, settings, journal, nothing, nothing).to_pylist())
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.ingest.write_manifest", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ingest(config)
     Image.fromarray(noise(1, (50, 50))).save(images / "photo" / "cup" / "0.png")
     manifest = ingest(config)
     assert manifest.digest == ingest(config.model_copy(update={"out": str(tmp_path / "n")})).digest

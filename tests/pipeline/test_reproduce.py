@@ -96,9 +96,9 @@ def test_a_whole_table_is_run_logged_and_kept(flags, tmp_path, capfd):
     assert out.count("±") == 4 * 2
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (table,) = client.search_runs(["1"], "tags.stage = 'study'")
+    (table,) = client.search_runs(["1"], "tags.level = 'study'")
     runs = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{table.info.run_id}'")
-    assert len(runs) == len(DOMAINS) * (1 + 2 + 2)
+    assert len(runs) == len(DOMAINS) * 3
     h = [run["test"]["h"] for run in adu]
     assert table.data.metrics["ADU/h"] == pytest.approx(sum(h) / len(h))
 

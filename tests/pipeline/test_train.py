@@ -41,7 +41,8 @@ def test_it_trains_tests_logs_and_keeps_checkpoints(flags, tmp_path, capsys):
         ("zero_shot", 0),
     ]
     client = MlflowClient(f"sqlite:///{output.parent / 'mlflow.db'}")
-    runs = client.search_runs(["1"], filter_string="tags.stage = 'maple'")
+    seeds = "tags.stage = 'maple' AND tags.level = 'seed'"
+    runs = client.search_runs(["1"], filter_string=seeds)
     assert {run.data.metrics["test/h"] for run in runs} == {f["test"]["h"] for f in figures[:2]}
     assert {run.info.status for run in client.search_runs(["1"])} == {"FINISHED"}
     checkpoint = str(output / "seed-1.safetensors")

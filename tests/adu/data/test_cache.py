@@ -168,14 +168,24 @@ def test_executors_of_a_node_read_each_image_once(contexts, tmp_path):
     assert len(reads) == len(set(reads)) and of_test < set(reads)
 
 
-def test_a_test_split_over_the_limit_is_streamed(contexts):
+@pytest.mark.parametrize("disk_gib", [0, 1])
+def test_a_test_split_too_large_for_memory_is_on_the_disk_or_streamed(contexts, disk_gib):
     first, _ = contexts
     whole = list(first.test_images(slice(4, 30)))
-    config = first.config.model_copy(
-        update={"data": first.config.data.model_copy(update={"cache_gib": 0})}
-    )
-    streamed = load_context(config, torch.device("cpu"), first.cache)
-    blocks = list(streamed.test_images(slice(4, 30)))
-    assert streamed.test is None
+    limits = {"cache_gib": 0, "disk_gib": disk_gib}
+    config = first.config.model_copy(update={"data": first.config.data.model_copy(update=limits)})
+    limited = load_context(config, torch.device("cpu"), first.cache)
+    blocks = list(limited.test_images(slice(4, 30)))
+    assert (limited.test is None) == (disk_gib == 0)
     assert [i for b in blocks for i in b.image_ids] == [i for b in whole for i in b.image_ids]
     assert torch.equal(blocks[0].image(0), whole[0].image(0))
+
+
+def test_what_is_for_the_disk_takes_no_shared_memory(tmp_path):
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    memory.mkdir(), disk.mkdir()
+    cache = ImageCache("job", [memory, disk])
+    assert cache.get("small", 100, fill) is not None
+    assert cache.get("large", 100, fill, on_disk=True) is not None
+    assert [len(list(root.glob("*/*/*.json"))) for root in (memory, disk)] == [1, 1]
+    cache.close()

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from adu import storage
-from adu.data import manifest as manifest_module
 from adu.data import rows as manifest_rows
 from adu.data.decoded import DataConfig, select_images
-from adu.data.manifest import CARD_FILE, content_digest, load_manifest, write_manifest
+from adu.data.few_shot import smallest_first
+from adu.data.manifest import CARD_FILE, load_manifest
+from adu.data.writing import content_digest, write_manifest
 from adu.errors import UserError
 
 
@@ -198,7 +199,7 @@ def test_a_selection_counts_its_own_rows(split_in_files):
     drawn = ids(part, part.few_shot_split(2, 1, 0).train_rows)
     whole = ids(split_in_files, split_in_files.few_shot_split(2, 1, 0).train_rows)
     assert drawn == {image_id for image_id in whole if image_id.startswith("photo/dog")}
-    assert part.class_numbers([0, 5]) == [0, 0]
+    assert part.numbers("class", part.table) == [0] * 6
 
 
 def test_a_few_shot_split_reads_neither_places_nor_hashes(split_in_files, monkeypatch):
@@ -212,7 +213,7 @@ def test_a_few_shot_split_reads_neither_places_nor_hashes(split_in_files, monkey
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
     manifest = load_manifest(split_in_files.url)
     manifest.few_shot_split(2, 1, 0)
-    assert set(read) == {"image_id"}
+    assert set(read) == {"domain", "class", "split", "image_id"}
 
 
 def test_few_shot_splits_are_the_smallest_hashes_of_each_cell(split_in_files):
@@ -235,7 +236,7 @@ def test_few_shot_splits_are_the_smallest_hashes_of_each_cell(split_in_files):
 def test_equal_first_words_of_hashes_are_told_apart_by_the_rest():
     hashes = np.array([[5, 9, 0, 2], [5, 9, 0, 1], [4, 0, 0, 0], [1, 0, 0, 0]], np.uint64)
     cells = np.array([0, 0, 0, 1])
-    assert manifest_module._smallest_first(cells, hashes).tolist() == [2, 1, 0, 3]
+    assert smallest_first(cells, hashes).tolist() == [2, 1, 0, 3]
 
 
 def test_a_broken_row_file_is_named(tmp_path):
@@ -367,7 +368,7 @@ def test_strings_and_numbers_of_other_widths_are_read_alike(tmp_path):
     pq.write_table(table, file)
     other = load_manifest(str(tmp_path))
     assert other.table.equals(plain.table)
-    assert other.class_numbers([0, 9]) == plain.class_numbers([0, 9])
+    assert other.numbers("class", other.table) == plain.numbers("class", plain.table)
 
 
 def test_a_domain_without_test_images_is_told_before_anything_is_trained(tmp_path):

@@ -11,10 +11,11 @@ from PIL import Image
 
 from adu.data import reading
 from adu.data.decoded import eval_batch
-from adu.data.manifest import load_manifest, write_manifest
+from adu.data.manifest import load_manifest
 from adu.data.preprocess import ImageTransform
 from adu.data.reading import READ_LOG_VARIABLE, read_images, stored, stream_views
 from adu.data.shards import write_shard
+from adu.data.writing import write_manifest
 from adu.errors import UserError
 from tests.tiny import tiny_manifest
 

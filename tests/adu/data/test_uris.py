@@ -8,9 +8,10 @@ import pytest
 from adu import storage
 from adu.data.decoded import DataConfig, select_images
 from adu.data.images import decode_image
-from adu.data.manifest import load_manifest, write_manifest
+from adu.data.manifest import load_manifest
 from adu.data.reading import check_images, decoded, stored
 from adu.data.uris import homes, is_within
+from adu.data.writing import write_manifest
 from adu.errors import UserError
 from tests.tiny import tiny_manifest
 

@@ -40,7 +40,7 @@ def test_it_is_the_last_blocks_attention(context, method):
 
 
 def test_samples_are_of_a_kept_and_of_the_forgotten_domain(context):
-    found = sample_attention(build(context, "adu"), context, ("sketch",))
+    found = sample_attention(build(context, "adu"), context, ("clipart", "sketch"))
     assert found.domain_N == ("clipart",) * 3 + ("sketch",) * 3
     assert found.class_N == CLASSES * 2
     assert found.images_NHWC.shape == (6, 32, 32, 3)

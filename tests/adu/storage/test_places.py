@@ -207,7 +207,8 @@ def test_aws_files_that_cannot_be_read_are_told(profile, tmp_path, content):
 )
 def test_a_url_that_would_mean_something_else_is_one_line(url, says):
     # s3://bucket//x once lost the first letter of every name, and a chain was opened.
-    for use in (storage.exists, storage.read_bytes, storage.sizes_below, storage.names_in):
+    listed = lambda url: list(storage.files_below(url))  # noqa: E731
+    for use in (storage.exists, storage.read_bytes, listed, storage.names_in):
         with pytest.raises(UserError) as error:
             use(url)
         assert says in str(error.value)
@@ -223,7 +224,7 @@ def test_any_name_is_a_name_and_no_pattern(tmp_path, s3):
         for name in ODD_NAMES:
             storage.write_bytes(storage.join(folder, name), name.encode())
         assert storage.names_in(folder) == sorted(ODD_NAMES)
-        assert storage.sizes_below(folder) == {name: len(name.encode()) for name in ODD_NAMES}
+        assert dict(storage.files_below(folder)) == {name: len(name.encode()) for name in ODD_NAMES}
         left = set(ODD_NAMES)
         for name in ODD_NAMES:
             url = storage.join(folder, name)
@@ -232,7 +233,7 @@ def test_any_name_is_a_name_and_no_pattern(tmp_path, s3):
             # "*" once took all others along.
             storage.remove(url)
             left.remove(name)
-            assert set(storage.sizes_below(folder)) == left
+            assert set(dict(storage.files_below(folder))) == left
 
 
 def test_a_folder_of_an_odd_name_is_removed_alone(tmp_path, s3):
@@ -242,7 +243,7 @@ def test_a_folder_of_an_odd_name_is_removed_alone(tmp_path, s3):
             storage.write_bytes(storage.join(base, folder, "deep", "file"), b"x")
         storage.remove(storage.join(base, "*"), recursive=True)
         storage.remove(storage.join(base, "[x]"), recursive=True)
-        assert set(storage.sizes_below(base)) == {"x/deep/file", "other/deep/file"}
+        assert set(dict(storage.files_below(base))) == {"x/deep/file", "other/deep/file"}
         assert not storage.exists(storage.join(base, "[x]", "deep", "file"))
 
 

@@ -11,7 +11,7 @@ from adu.data import reading
 from adu.data.manifest import load_manifest
 from adu.data.reading import read_images, stored
 from adu.errors import UserError
-from adu.storage import places
+from adu.storage import persistence
 from pipeline.ingest import IngestConfig, ingest
 from tests.fault_proxy import KINDS, SHORTEN
 from tests.tiny import tiny_images
@@ -19,7 +19,7 @@ from tests.tiny import tiny_images
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(places, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(persistence, "FIRST_PAUSE_S", 0.01)
 
 
 def write_files(s3, n):
@@ -44,7 +44,7 @@ def test_every_fault_is_survived(s3, s3_proxy, kind):
 
 
 def test_a_fault_that_stays_is_told_after_some_attempts(s3, s3_proxy, monkeypatch):
-    monkeypatch.setattr(places, "MAX_TRANSFERS", 2)
+    monkeypatch.setattr(persistence, "MAX_TRANSFERS", 2)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     (url,) = write_files(s3, 1)
     s3_proxy.rate, s3_proxy.kinds = 1, ("reset",)

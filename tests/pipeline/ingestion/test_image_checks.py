@@ -1,20 +1,12 @@
-"""Checks over all images: the same ones and similar ones, found without comparing all pairs."""
+"""What is told of one image by itself, and that its perceptual hash outlives what is done to it."""
 
 import io
-from itertools import combinations
 
 import numpy as np
-import pyarrow as pa
-import pytest
 from PIL import Image
 
-from pipeline.ingestion.image_checks import (
-    SIMILAR_BITS,
-    _similar_pairs,
-    inspect_image,
-    perceptual_hash,
-    same_images,
-)
+from pipeline.ingestion.image_checks import inspect_image, perceptual_hash
+from pipeline.ingestion.same_images import SIMILAR_BITS
 
 
 def picture(seed, size=(90, 70)):
@@ -46,62 +38,6 @@ def test_the_perceptual_hash_outlives_a_new_encoding_and_a_new_size():
 def test_images_of_one_colour_have_none():
     assert perceptual_hash(Image.new("RGB", (50, 50), "white")) is None
     assert perceptual_hash(Image.new("L", (1, 1))) is None
-
-
-def test_similar_hashes_are_found_as_by_comparing_all():
-    rng = np.random.default_rng(0)
-    hashes = rng.integers(0, 2**63, 300, dtype=np.uint64)
-    for i in range(150):  # some of the others differ from these in 0 to 5 bits
-        flips = rng.choice(64, i % 6, replace=False)
-        hashes[150 + i] = hashes[i] ^ np.bitwise_or.reduce(
-            np.uint64(1) << flips.astype(np.uint64), initial=np.uint64(0)
-        )
-    expected = [
-        [a, b]
-        for a, b in combinations(range(300), 2)
-        if int(hashes[a] ^ hashes[b]).bit_count() <= SIMILAR_BITS
-    ]
-    assert len(expected) == 100
-    assert _similar_pairs(pa.array(hashes)).tolist() == expected
-
-
-def table(*rows):
-    names = ["image_id", "domain", "class", "split", "source_sha256", "phash"]
-    return pa.table([pa.array(column) for column in zip(*rows, strict=True)], names=names)
-
-
-def test_pairs_are_told_by_what_differs_between_them():
-    rows = [
-        ("a", "photo", "cup", "train", "1", 0b1111 << 20),
-        ("b", "photo", "cup", "train", "1", 0b1111 << 20),
-        ("c", "photo", "cup", "test", "1", 0b1111 << 20),
-        ("d", "sketch", "cup", "test", "2", 0b0111 << 20),
-        ("e", "photo", "cup", "test", "3", None),
-        ("f", "photo", "cup", "train", "4", 0xFFFF << 30),
-        ("g", "photo", "star", "train", "4", 0xFFFF << 30),
-        ("h", "photo", "star", "train", "5", 0xFFFE << 30),
-    ]
-    pairs, found = same_images(table(*rows))
-    assert pairs == {
-        "same_in_one_cell": ["a = b"],
-        "same_in_two_classes": ["f = g"],
-        "same_in_two_splits": ["a = c"],
-        "same_in_two_domains": [],
-        "similar_in_two_classes": ["f = h"],
-        "similar_in_two_splits": ["a = d", "b = d"],
-        "similar_in_two_domains": ["a = d", "b = d", "c = d"],
-    }
-    assert found["same_in_one_cell"].tolist() == [0, 1]
-    assert found["same_in_two_classes"].tolist() == [5, 6]
-    assert found["same_in_two_splits"].tolist() == [0, 1, 2]
-    assert found["similar_in_two_domains"].tolist() == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_few_images_have_no_pairs(n):
-    rows = [(str(i), "photo", "cup", "train", str(i), i * 0xFF00FF00FF00F) for i in range(n)]
-    pairs, _ = same_images(table(*rows))
-    assert not any(pairs.values())
 
 
 def test_16_bit_colour_is_told_although_pillow_hides_it():

@@ -9,17 +9,13 @@ import pytest
 
 from adu.data.listing import plain_name
 from adu.errors import UserError
-from pipeline.ingestion.layouts import (
-    Found,
-    assign_splits,
-    common_classes,
-    imagenet_class_names,
-)
-from pipeline.ingestion.layouts import find_images as list_images
+from pipeline.ingestion.layouts import imagenet_class_names
+from pipeline.ingestion.listing import Found, common_classes
+from tests.pipeline.ingestion.listed import cells_of, drawn, found_in
 
 
 def find_images(*arguments, **options):
-    return list_images(*arguments, **options).images
+    return found_in(*arguments, **options)[0]
 
 
 def touch(root, *paths):
@@ -115,8 +111,8 @@ def test_a_class_that_a_domain_lacks_is_told_or_left_out(tmp_path):
     images = find_images(str(domainnet(tmp_path)), "split_files")
     message = "^domain painting: lacks classes that other domains have: t-shirt .--classes inter"
     with pytest.raises(UserError, match=message):
-        common_classes(images, "same")
-    assert {image.class_ for image in common_classes(images, "intersection")} == {"the_mona_lisa"}
+        common_classes(cells_of(images), "same")
+    assert common_classes(cells_of(images), "intersection") == {"the_mona_lisa"}
 
 
 def test_class_sets_that_differ_are_told_with_the_difference_of_each_domain():
@@ -126,11 +122,11 @@ def test_class_sets_that_differ_are_told_with_the_difference_of_each_domain():
         for i, class_ in enumerate(classes)
     ]
     with pytest.raises(UserError, match="domain a: lacks .* have: z; domain b: lacks .* have: y"):
-        common_classes(images, "same")
+        common_classes(cells_of(images), "same")
     with pytest.raises(UserError, match="no class in common"):
-        common_classes([images[1], images[3]], "intersection")
+        common_classes(cells_of([images[1], images[3]]), "intersection")
     with pytest.raises(UserError, match="one domain .a.: at least 2"):
-        common_classes(images[:2], "same")
+        common_classes(cells_of(images[:2]), "same")
 
 
 def test_split_files_that_contradict_each_other_are_refused(tmp_path):
@@ -259,11 +255,11 @@ def test_what_is_no_listing_is_refused(tmp_path):
 def test_the_drawn_split_does_not_depend_on_order_and_leaves_given_ones_alone():
     images = [Found(f"{i}", "", "a", "x") for i in range(20)]
     images += [Found(f"given{i}", "", "a", "x", "test") for i in range(3)]
-    there, back = (assign_splits(its, 0.25, 0) for its in (images, images[::-1]))
+    there, back = (drawn(its, 0.25, 0) for its in (images, images[::-1]))
     assert sorted(there, key=str) == sorted(back, key=str)
     assert sum(image.split == "test" for image in there) == 5 + 3
-    assert told(there) != told(assign_splits(images, 0.25, 1))
+    assert told(there) != told(drawn(images, 0.25, 1))
     # Had one never been there, no other one would go from testing to training.
     test = [image for image in there if image.split == "test"]
-    fewer = told(assign_splits(images[1:], 0.25, 0))
+    fewer = told(drawn(images[1:], 0.25, 0))
     assert all(fewer[image.image_id][2] == "test" for image in test if image.image_id != "0")

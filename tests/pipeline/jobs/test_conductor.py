@@ -1,7 +1,7 @@
 """What a search says when nothing works."""
 
 from pipeline.jobs.conductor import _grouped_failures
-from pipeline.jobs.tracked_search import code_version
+from pipeline.tracking.facts import origin
 from tests.pipeline import records
 
 
@@ -16,4 +16,4 @@ def test_failures_are_grouped_by_reason():
 
 
 def test_the_version_of_the_code_is_known():
-    assert code_version()["adu_search_version"]
+    assert origin()["adu_search_version"]

@@ -151,7 +151,8 @@ def test_the_password_of_a_database_is_not_written_down(plan, tmp_path):
     here = plan(search={"storage": "postgresql://me:secret@db/studies"})
     output = here.open_output()
     assert "secret" not in (tmp_path / "out" / "search.json").read_text()
-    assert here.study(("photo",), output, None, list).stored_name.startswith("out-")
+    stored = here.study(("photo",), output, None, list).stored_name
+    assert stored == f"{output.search_id}/photo"
 
 
 def test_the_ends_of_every_range_are_probed(plan):

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 
+import mlflow
 import numpy as np
 import open_clip
 import pytest
@@ -19,9 +21,11 @@ from adu.models.sources import WEIGHTS_FILE
 from adu.serving.classifier import Classifier
 from adu.training.checkpoint import checkpoint_bytes
 from adu.training.config import RunConfig
-from pipeline.tracking.registry import log_model
-from pipeline.tracking.tracker import model_name
+from pipeline.tracking.mirror import Mirror
+from pipeline.tracking.registry import model_name, register
+from pipeline.tracking.server import sqlite_file
 from tests.adu.data.test_preprocess import lines
+from tests.pipeline.tracking.made_up import search_output
 from tests.tiny import CLASSES, MODEL, tiny_context
 
 SERVE = """
@@ -48,26 +52,39 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_it_is_registered_and_serves_by_itself(trained, tmp_path):
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    client = MlflowClient(uri)
-    experiment = client.create_experiment("tiny", (tmp_path / "artifacts").as_uri())
-    first, second = (client.create_run(experiment).info.run_id for _ in range(2))
-    name = model_name("tiny", ("photo", "sketch"))
-    assert name == "tiny-without-photo+sketch"
+def artifacts(server, data_set):
+    return sqlite_file(server.uri).parent / "artifacts" / data_set
+
+
+def registered(server, folder, **changes):
+    """Registers the model of a made-up search; what it has written of that."""
+    own = {"id": str(uuid.uuid4()), "register_models": True, "classes": CLASSES}
+    truth = search_output(folder, trials=2, **{**own, **changes})
+    mirror = Mirror(server, truth)
+    mirror.sync()
+    register(mirror)
+    register(mirror)
+    (study,) = truth.facts.studies
+    return json.loads((folder / study.folder / "model.json").read_text())
+
+
+def test_it_is_registered_once_and_serves_by_itself(trained, server, tmp_path):
     checkpoint = (trained / "checkpoint.safetensors").read_bytes()
-    # A study that is resumed after it has registered its model does not register another.
-    for run_id, version in ((first, "1"), (first, "1"), (second, "2")):
-        arguments = (name, checkpoint, CLASSES, str(trained / "model"))
-        assert log_model(uri, run_id, *arguments, {"forget": "photo+sketch"}) == version
-    best = client.get_model_version_by_alias(name, "best")
-    assert (str(best.version), best.tags) == ("2", {"forget": "photo+sketch"})
-    assert "has unlearned the domain photo and sketch" in best.description
+    backbone = str(trained / "model")
+    name, uri = "served", mlflow.get_tracking_uri()
+    told = registered(
+        server, tmp_path, name=name, checkpoint=checkpoint, backbone=backbone, data_set=name
+    )
+    assert (told["name"], told["version"], told["is_best"]) == ("served-without-sketch", "1", True)
+    best = MlflowClient(server.uri).get_model_version_by_alias(told["name"], "best")
+    assert best.tags["forget"] == "sketch" and best.tags["manifest_digest"] == "d" * 64
+    assert "has unlearned the domain sketch of served" in best.description
+    assert mlflow.get_tracking_uri() == uri, "MLflow's own settings were changed"
 
     # One of them is large and has thin lines: what is served sees it as evaluation does.
     lines(643, 217).save(tmp_path / "lines.png")
     images = [tmp_path / "lines.png", *sorted((trained / "images").glob("*/*/0.png"))[:3]]
-    served = serve(tmp_path, uri, f"models:/{name}@best", images)
+    served = serve(tmp_path, server.uri, f"models:/{told['name']}@best", images)
     assert "code" in served["adu"], "the model came without its code"
     expected = Classifier(str(trained / "checkpoint.safetensors")).scores(
         [file.read_bytes() for file in images]
@@ -76,9 +93,43 @@ def test_it_is_registered_and_serves_by_itself(trained, tmp_path):
     found = np.array([served["scores"][name] for name in CLASSES]).T
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
+    (folder,) = [file.parent for file in artifacts(server, "served").glob("**/MLmodel")]
+    assert not list(folder.glob("*.pkl")), "loading it would unpickle something"
+    assert "torch==" in (folder / "requirements.txt").read_text()
+
+
+def test_the_alias_moves_to_a_better_model_alone(server, tmp_path):
+    """Same images, a higher mean H, and the least Mem kept."""
+
+    def move(place, **changes):
+        told = registered(server, tmp_path / place, name="rules", **changes)
+        return told["version"], told["is_best"], told["reason"]
+
+    assert move("low mem", min_mem=0.95) == (
+        *("1", False),
+        "its Mem on test images, 90.0 %, is below 95%",
+    )
+    assert move("first", best_h=0.7) == ("2", True, "")
+    version, is_best, reason = move("worse", best_h=0.6)
+    assert (version, is_best) == ("3", False)
+    assert reason.startswith("version 2 has a mean H of 79.")
+    version, is_best, reason = move("other images", best_h=0.9, digest="e" * 64)
+    assert (version, is_best) == ("4", False) and "version 2 is of other images" in reason
+    assert move("better", best_h=0.8) == ("5", True, "")
+
+
+def test_no_two_models_have_one_name():
+    assert model_name("tiny", ("photo", "sketch")) == "tiny-without-photo+sketch"
+    names = [("a", ("b-without-c",)), ("a-without-b", ("c",)), ("a", ("b+c",)), ("a", ("b", "c"))]
+    names += [("a", ("漢字",)), ("a", ("字漢",)), ("a", ("x" * 300,)), ("a", ("x" * 301,))]
+    found = [model_name(*each) for each in names]
+    assert len(set(found)) == len(names)
+    for name in found:
+        assert len(name) <= 250 and not set(name) & set("/:.%'\"")
+
 
 @pytest.mark.parametrize("where", ["url", "file"])
-def test_a_backbone_from_elsewhere_goes_along(trained, tmp_path, where):
+def test_a_backbone_from_elsewhere_goes_along(trained, server, tmp_path, where):
     """Whoever serves the model may not reach the bucket or the file that it was trained from."""
     if where == "url":
         name = f"memory://registry/{tmp_path.name}"
@@ -88,13 +139,10 @@ def test_a_backbone_from_elsewhere_goes_along(trained, tmp_path, where):
         (tmp_path / "tiny-registry.json").write_text(json.dumps(MODEL))
         open_clip.add_model_config(tmp_path / "tiny-registry.json")
         name = f"tiny-registry:{trained / 'model' / WEIGHTS_FILE}"
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    client = MlflowClient(uri)
-    experiment = client.create_experiment("tiny", (tmp_path / "artifacts").as_uri())
-    run_id = client.create_run(experiment).info.run_id
     checkpoint = (trained / "checkpoint.safetensors").read_bytes()
-    log_model(uri, run_id, "tiny", checkpoint, CLASSES, name, {})
-    (folder,) = (tmp_path / "artifacts").glob("**/artifacts/backbone")
+    data_set = f"held-{where}"
+    registered(server, tmp_path, checkpoint=checkpoint, backbone=name, data_set=data_set)
+    (folder,) = artifacts(server, data_set).glob("**/artifacts/backbone")
     assert Classifier(str(trained / "checkpoint.safetensors"), str(folder)).classes == CLASSES
 
 

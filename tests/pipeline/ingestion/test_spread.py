@@ -1,0 +1,81 @@
+"""Pieces are read here or on a cluster, with the same outcome; what is there is not read again."""
+
+import shutil
+
+import pytest
+import ray
+
+from adu.errors import UserError
+from pipeline.executors.cluster import SETTINGS
+from pipeline.ingest import IngestConfig, ingest
+from pipeline.ingestion.image_reader import ReadSettings
+from pipeline.ingestion.listing import Found
+from pipeline.ingestion.pieces import Journal, Piece, loose_pieces, packed_pieces
+from pipeline.ingestion.spread import read_on_cluster
+from tests.pipeline.ingestion.listed import rows_of
+from tests.tiny import tiny_images
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a small cluster."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
+        context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield context.address_info["gcs_address"]
+        ray.shutdown()
+
+
+@pytest.mark.parametrize("options", [{}, {"pack": True, "shard_mib": 1}], ids=["loose", "packed"])
+def test_a_cluster_writes_what_one_process_writes(cluster, tmp_path, monkeypatch, options):
+    images = tiny_images(tmp_path / "images", per_cell=30)
+    (images / "photo" / "cup" / "bad.png").write_bytes(b"bad")
+    shutil.copy(images / "photo" / "cup" / "0.png", images / "sketch" / "cup" / "again.png")
+    monkeypatch.setattr("pipeline.ingestion.pieces.FEWEST_IMAGES", 16)
+    # The connection is there already.
+    monkeypatch.setattr("pipeline.executors.cluster.connect", lambda _: None)
+    there, here = (
+        ingest(IngestConfig(source=str(images), out=str(tmp_path / name), address=its, **options))
+        for name, its in (("there", cluster), ("here", None))
+    )
+    assert there.digest == here.digest
+    assert there.table.equals(here.table)
+
+
+def piece(folder, names=("0.png",)):
+    return Piece(0, rows_of([Found(name, f"{folder}/{name}", "a", "x", "test") for name in names]))
+
+
+def test_a_folder_that_a_node_does_not_see_is_one_line(cluster, tmp_path):
+    settings = ReadSettings(str(tmp_path), 1, 1)
+    read = read_on_cluster(settings, Journal(str(tmp_path), {}), [str(tmp_path / "nowhere")])
+    with pytest.raises(UserError, match="/nowhere: is not seen on node .* .give a URL, or a sha"):
+        list(read([piece(tmp_path)]))
+
+
+def listed(n, n_bytes=None):
+    images = [Found(f"{i:04}", f"/{i}", "a", "x", "train", n_bytes) for i in range(n)]
+    table = rows_of(images)
+    return [table.slice(start, 37) for start in range(0, n, 37)]
+
+
+def test_pieces_hold_every_image_once_and_in_order():
+    for pieces in (
+        list(loose_pieces(listed(500), 10)),
+        list(packed_pieces(listed(500, 100), 1000)),
+        list(packed_pieces(listed(500), 2**20)),
+    ):
+        assert len(pieces) > 20
+        names = [name for p in pieces for name in p.rows["image_id"].to_pylist()]
+        assert names == [f"{i:04}" for i in range(500)]
+        assert [p.number for p in pieces] == list(range(len(pieces)))
+        assert max(p.rows.num_rows for p in pieces) <= 40
+
+
+def test_an_image_more_changes_one_piece_alone():
+    before = listed(500)
+    more = rows_of([Found("0100a", "/x", "a", "x", "train")])
+    after = [*before[:2], before[2].slice(0, 27), more, before[2].slice(27), *before[3:]]
+    keys = [{p.key for p in loose_pieces(blocks, 10)} for blocks in (before, after)]
+    assert len(keys[0] - keys[1]) == 1
