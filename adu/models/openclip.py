@@ -63,7 +63,8 @@ def load_clip(name: str, scratch: Path) -> Backbone:
             require_pretrained=True,
             weights_only=True,
         )
-    transform = image_transform(name, clip)
+    with explaining(f"backbone '{name}': preprocess_cfg cannot be used"):
+        transform = image_transform(name, clip)
     check_finite(name, clip)
     if file is not None:
         check_grid(name, clip, file)

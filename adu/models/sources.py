@@ -252,7 +252,10 @@ def _text_config(source: Source) -> Mapping[str, Any]:
             return open_clip.get_model_config(named)["text_cfg"]
     url = storage.join(source.folder, CONFIG_FILE)
     with explaining(f"backbone '{source.folder}': {CONFIG_FILE} is broken"):
-        return json.loads(storage.read_bytes(url))["model_cfg"]["text_cfg"]
+        text_config = json.loads(storage.read_bytes(url))["model_cfg"]["text_cfg"]
+        if not isinstance(text_config, dict):
+            raise ValueError(f"text_cfg = {text_config!r}")
+        return text_config
 
 
 def _uses_hugging_face(text_config: Mapping[str, Any]) -> bool:

@@ -187,6 +187,7 @@ def config_is_no_json(folder):
         (with_infinity, "its weight ln_final.bias holds NaN or infinity"),
         (config_is_no_json, "open_clip_config.json is broken: "),
         (configured(model_cfg={}), "open_clip_config.json is broken: 'text_cfg'"),
+        (configured(model_cfg=MODEL | {"text_cfg": None}), "is broken: text_cfg = None"),
         (configured(model_cfg={**MODEL, "embed_dim": "x"}), "cannot be loaded: "),
         (configured(preprocess_cfg={"resize_mode": "crop"}), "resize_mode = 'crop' .allowed: sho"),
         (configured(preprocess_cfg={"interpolation": "box"}), "interpolation = 'box' .allowed: b"),
