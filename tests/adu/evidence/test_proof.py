@@ -21,7 +21,7 @@ from adu.evidence.subject import Material, MaterialConfig, Subject
 from adu.evidence.verdict import standings, verdict
 from adu.methods import build_method
 from adu.models.backbone import BackboneConfig
-from adu.models.openclip import WEIGHTS_FILE
+from adu.models.sources import WEIGHTS_FILE
 from pipeline.ingest import IngestConfig, ingest
 from tests.adu.evidence.subjects import FORGET, tiny_run
 from tests.tiny import CLASSES, DOMAINS, tiny_backbone
