@@ -63,26 +63,10 @@ class Item:
 def open_images(
     source: Any, out: str | None = None, test_share: float = 0.5, seed: int = 0
 ) -> Manifest:
-    """Opens images as a manifest.
-
-    Args:
-        source: One of
-
-            - a manifest, its folder or its URL;
-            - a folder or URL with images as ``domain/class/file``;
-            - for each domain a data set as torchvision has them: items are (image, class number),
-              and ``classes`` holds the names;
-            - a Hugging Face data set, or one for each split, with the columns ``image``, ``label``
-              (or ``class``) and ``domain``;
-            - a DataFrame with the columns ``path``, ``class`` and ``domain``, perhaps ``split``.
-        out: Folder or URL to write the manifest to, for other processes and the commands; None to
-            keep it in this process' memory.
-        test_share: Share of each domain and class that is set aside for testing, where nothing
-            says which images are.
-        seed: Which images those are.
+    """Opens images as a manifest; `adu.open_images` says what all of it means.
 
     Raises:
-        UserError: If it is none of these, or an image in it cannot be used.
+        UserError: If the source is of no known kind, or an image in it cannot be used.
     """
     if isinstance(source, Manifest):
         return source

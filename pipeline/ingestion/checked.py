@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import Literal
 
 import numpy as np
@@ -51,12 +50,7 @@ class CheckedRows:
     def __enter__(self) -> CheckedRows:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._sorter.close()
 
     @property
