@@ -22,7 +22,8 @@ from pipeline.jobs.dry_run import show_plan
 from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED
 from pipeline.jobs.plan import Plan, make_plan
-from pipeline.results.output import Output, OutputLostError, point_latest
+from pipeline.results.copies import OutputLostError
+from pipeline.results.output import Output, point_latest
 from pipeline.results.progress import quiet_ray
 from pipeline.tracking.server import check
 

@@ -11,6 +11,7 @@ import pytest
 from pipeline import evaluate, ingest, prove, report, reproduce, search, track, train
 from pipeline.command import load_config
 from pipeline.jobs.config import SHORTCUTS, SearchConfig
+from pipeline.jobs.table_plan import ReproduceConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -18,7 +19,7 @@ COMMANDS = {
     "ingest": (ingest.IngestConfig, ingest.SHORTCUTS),
     "prove": (prove.ProveConfig, prove.SHORTCUTS),
     "report": (report.ReportConfig, {}),
-    "reproduce": (reproduce.ReproduceConfig, reproduce.SHORTCUTS),
+    "reproduce": (ReproduceConfig, reproduce.SHORTCUTS),
     "search": (SearchConfig, SHORTCUTS),
     "track": (track.TrackConfig, track.SHORTCUTS),
     "train": (train.TrainCommandConfig, train.SHORTCUTS),

@@ -11,7 +11,8 @@ from rich.console import Console
 from adu.data.decoded import DataConfig
 from adu.data.manifest import load_manifest
 from adu.errors import UserError
-from pipeline.reproduce import ReproduceConfig, TablePlan, _enough_images, _table, main
+from pipeline.jobs.table_plan import ReproduceConfig, TablePlan, enough_images
+from pipeline.reproduce import _table, main
 from pipeline.results.tables import ABLATION, MAIN, TABLES, table_rows
 from tests.pipeline import commands
 from tests.tiny import DOMAINS, tiny_backbone, tiny_manifest
@@ -161,11 +162,11 @@ def test_a_row_is_averaged_over_the_forget_sets_that_are_asked_for(tmp_path):
 
 def test_more_shots_than_there_are_images_are_left_out(manifest_of_eight):
     rows = table_rows("shots", "tiny", 3, 4)
-    kept, left_out = _enough_images(rows, manifest_of_eight, DataConfig(val_shots=1))
+    kept, left_out = enough_images(rows, manifest_of_eight, DataConfig(val_shots=1))
     assert [row.shots for row in kept] == [1, 1, 2, 2]
     assert left_out[0].startswith("Baseline, 4 shots: ")
     with pytest.raises(UserError, match="ADU, 16 shots: "):
-        _enough_images(rows[-1:], manifest_of_eight, DataConfig(val_shots=1))
+        enough_images(rows[-1:], manifest_of_eight, DataConfig(val_shots=1))
 
 
 @pytest.fixture(scope="module")

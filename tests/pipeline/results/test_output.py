@@ -12,6 +12,7 @@ from adu import storage
 from adu.errors import UserError
 from pipeline import patience
 from pipeline.results import output as output_module
+from pipeline.results.copies import OutputLostError
 from pipeline.results.lease import STALE_S
 from pipeline.results.output import open_output, point_latest
 
@@ -202,7 +203,7 @@ def test_a_store_that_is_away_is_waited_for_and_then_given_up(s3, monkeypatch):
     output.journal.write_text("line\nline\n")
     attempts.clear()
     monkeypatch.setattr(patience, "OUTAGE_S", 0.0)
-    with pytest.raises(output_module.OutputLostError, match="cannot connect"):
+    with pytest.raises(OutputLostError, match="cannot connect"):
         output.commit()
     # What came of that is not for the search that goes on from there.
     monkeypatch.setattr(storage, "write_bytes", real)
@@ -220,9 +221,9 @@ def test_a_search_whose_output_was_taken_over_writes_no_more(s3):
     # As if it had been away for so long that it must ask.
     output._copies._lease._beat_at -= STALE_S
     for _ in range(2):
-        with pytest.raises(output_module.OutputLostError, match="taken over by another search"):
+        with pytest.raises(OutputLostError, match="taken over by another search"):
             output.commit()
-    with pytest.raises(output_module.OutputLostError, match="taken over by another search"):
+    with pytest.raises(OutputLostError, match="taken over by another search"):
         output.check()
     output.close()
     assert not storage.exists(f"{s3}/out/optuna.journal")

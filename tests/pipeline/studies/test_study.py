@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from pipeline.results.output import OutputLostError
+from pipeline.results.copies import OutputLostError
 from pipeline.studies.space import defaults
 from pipeline.studies.study import RECORD, Study, stored_scores
 from tests.pipeline.studies.made_up import EPOCHS, SPACE, Queue, make_spec, over, result, stored
