@@ -61,8 +61,6 @@ def config(folder: Path, epochs: int = 4, trials: int = N_TRIALS) -> dict:
             "grace_epochs": 1,
             "reduction_factor": 2,
             "race": 2,
-            # A share of zero-shot's, which is run for it before the first trial.
-            "min_mem": "0%",
         },
         "final": {"seeds": [0, 1]},
         "resources": {"executors": 2},
@@ -321,10 +319,13 @@ def test_a_finished_search_resumed_trains_nothing(finished, data, summary):
     assert [t.number for t in optuna_trials(finished)] == [t.number for t in trials]
 
 
+@pytest.mark.faults
 def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(data, tmp_path):
     # Long trials, none stopped early, so that the signal comes within one.
     values = config(data, epochs=60, trials=3) | {"output": str(tmp_path / "results" / "out")}
     values["search"]["grace_epochs"] = 60
+    # A share of zero-shot's, which is run for it before the first trial.
+    values["search"]["min_mem"] = "0%"
     values |= {"final": {"seeds": [0]}, "resources": {"executors": 1}}
     file = write_config(tmp_path / "search.yaml", values)
     log = tmp_path / "reads.txt"

@@ -294,7 +294,7 @@ METHODS_TO_SHARE_OUT = [
 ]
 
 
-@pytest.mark.parametrize("n_workers", [2, 4])
+@pytest.mark.parametrize("n_workers", [2, pytest.param(4, marks=pytest.mark.faults)])
 def test_many_workers_train_as_one_on_the_same_global_batch(context, folder, free_port, n_workers):
     # Shares of batches of 9 differ in size; of 16 images, the last batch has 2 of 18 left, which
     # leaves half of four workers without any. Neither must matter.

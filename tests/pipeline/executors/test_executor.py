@@ -128,7 +128,9 @@ def test_a_configuration_that_does_not_fit_is_the_users_mistake(executor, tmp_pa
     assert event.error == "option = 3: must be at most 2"
 
 
-@pytest.mark.parametrize(("n_workers", "rank"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("n_workers", "rank"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.faults)]
+)
 def test_an_executor_that_has_lost_a_worker_is_gone_and_its_run_is_not(
     cluster, tmp_path, n_workers, rank
 ):
