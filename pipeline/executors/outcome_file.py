@@ -34,7 +34,8 @@ class TestOutcome:
         attention: Where it looks on sample images; None for a tower without a class token.
         began_s: When the run began, or went on, in seconds since 1970.
         ended_s: When it ended.
-        val_counts_2CD: Rightly classified validation images, and all, of each class in each domain.
+        val_counts_2CD: Of an untouched model: rightly classified validation images, and all, of
+            each class in each domain.
         epochs: The reports of its epochs, as plain values (see `epoch_report`).
     """
 
@@ -131,7 +132,7 @@ def read_outcome(file: str, run: RunConfig) -> TestOutcome | None:
             _attention(facts, arrays),
             facts["began_s"],
             facts["ended_s"],
-            arrays["val_counts_2CD"],
+            arrays["val_counts_2CD"] if arrays["val_counts_2CD"].size else None,
             tuple(facts.get("epochs", ())),
         )
 

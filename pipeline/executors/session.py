@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
 from adu.context import Context, ContextConfig, load_context
@@ -120,7 +121,7 @@ class AduTraining:
         from adu.evidence.audit import probe_domains
 
         model, context, forget = self._trainer.model, self._context, self._run.forget
-        val_counts_2CD = count_images(model, context, context.val)
+        val, val_counts_2CD = self._validated(epochs)
         test = evaluate_test(model, context, forget)
         domain_accuracy = probe_domains(
             model, context, context.train, test.features_NE, test.domain_N
@@ -131,7 +132,7 @@ class AduTraining:
         domains = shown_domains(forget, context.domains) if deployed else context.domains
         attention = sample_attention(model, context, domains)
         outcome = TestOutcome(
-            scores_of(val_counts_2CD, forget, context.classes, context.domains),
+            val,
             test,
             domain_accuracy,
             checkpoint,
@@ -142,6 +143,18 @@ class AduTraining:
             tuple(epochs),
         )
         return outcome_bytes(self._run, outcome)
+
+    def _validated(self, epochs: Sequence[Mapping[str, Any]]) -> tuple[Scores, np.ndarray | None]:
+        """Scores on all validation images, which are looked at after the last epoch.
+
+        An untouched model has none, but counts, since its scores are wanted for other forget sets.
+        """
+        if epochs:
+            return Scores(**epochs[-1]["val"]), None
+        context = self._context
+        counts_2CD = count_images(self._trainer.model, context, context.val)
+        scores = scores_of(counts_2CD, self._run.forget, context.classes, context.domains)
+        return scores, counts_2CD
 
 
 def epoch_report(values: Mapping[str, Any]) -> EpochReport:
