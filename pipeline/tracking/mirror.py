@@ -220,9 +220,9 @@ class Mirror:
 
     def _write_values(self, run: WantedRun, known: _There) -> None:
         if known.points is None:
-            # A point that is there already, with its time, is not there twice when it is written
-            # again; a process that was killed may have given those of a tested run other times.
-            known.points = self._points(known.run_id) if run.split == "test" else set()
+            # A point that is written again with another time is there twice, and a run that goes on
+            # after a kill has begun anew.
+            known.points = self._points(known.run_id)
         tags = {**run.tags, "mlflow.runName": run.name}
         if known.parent_id is not None:
             tags[PARENT_TAG] = known.parent_id

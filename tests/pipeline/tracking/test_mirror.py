@@ -169,6 +169,25 @@ def test_a_search_at_work_is_followed_and_one_that_stopped_is_closed(server, cli
     assert set(statuses(client, truth).values()) == {"KILLED"}
 
 
+def test_a_trial_that_goes_on_after_a_kill_has_each_epoch_once(server, client, tmp_path):
+    """Optuna has it begin anew, so that its epochs seem to end at other times."""
+    facts = made_up.facts_of(tmp_path, [("sketch",)], id=str(uuid.uuid4()))
+    stored = InMemoryStorage()
+    study = optuna.create_study(storage=stored, study_name="sketch", direction="maximize")
+    trial = study.ask({"method.gamma": made_up.GAMMA})
+    looks = {"mem": 0.5, "for": 0.5, "h": 0.5, "loss/total": 1.0}
+    trial.set_user_attr(f"{SCORES}1", looks)
+    Mirror(server, Truth(facts, str(tmp_path), stored, AtWork())).sync()
+    waiting = optuna.trial.TrialState.WAITING
+    stored.set_trial_state_values(stored.get_trial_id_from_study_id_trial_number(0, 0), waiting)
+    again = study.ask({"method.gamma": made_up.GAMMA})
+    assert again.number == 0 and again.datetime_start > trial.datetime_start
+    again.set_user_attr(f"{SCORES}2", looks)
+    truth = Truth(facts, str(tmp_path), stored, AtWork())
+    Mirror(server, truth).sync()
+    assert contents(client, truth)["sketch: trial 0"][4]["val/h"] == [(1, 0.5), (2, 0.5)]
+
+
 def statuses(client, truth):
     return {name: values[0] for name, values in contents(client, truth).items()}
 
