@@ -78,7 +78,7 @@ RECIPES: dict[str, Recipe] = {
         },
         train={**TRAIN, "sampling": "plain", "batch_size": 8},
     ),
-    # Ours: what was the steadiest over seeds on the demo (adu/README.md, "How much is chance").
+    # Ours, for small models and few epochs: smaller weights, softer predictions, AdamW.
     "stable": Recipe(
         method={"gamma": 1.0, "lambda": 3.0},
         train={"optimizer": "adamw", "lr": 0.004, "weight_decay": 0.01, "logit_factor": 0.5},
