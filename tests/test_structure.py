@@ -126,6 +126,32 @@ def test_only_documented_api_is_used_but_for_what_has_its_reason():
     assert found == PRIVATE.keys()
 
 
+# The same in tests: private modules that they import.
+PRIVATE_IN_TESTS = {
+    ("tests/adu/storage/test_places.py", "ray.train._internal.storage"): (
+        "what Ray Train makes of a storage path, without a run"
+    ),
+    ("tests/faults/test_autoscaling.py", "ray.autoscaler._private.fake_multi_node.node_provider"): (
+        "nodes for an autoscaler that stand for no machines"
+    ),
+    ("tests/infra/test_secret_files.py", "ray._private.runtime_env.packaging"): (
+        "what `ray job submit` sends of a working directory, without a cluster"
+    ),
+}
+
+
+def test_tests_import_no_private_module_but_for_what_has_its_reason():
+    packages = ("ray", "mlflow", "optuna", "open_clip")
+    found = {
+        (str(file.relative_to(ROOT)), node.module)
+        for file in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module
+        if node.module.split(".")[0] in packages and re.search(r"\._[a-z]", node.module)
+    }
+    assert found == PRIVATE_IN_TESTS.keys()
+
+
 def test_no_module_needs_itself_to_be_imported():
     """Imports inside functions count: they are for speed, not for loops."""
     files = {
