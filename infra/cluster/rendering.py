@@ -145,6 +145,7 @@ def entrypoint(settings: Settings, search: Search, space: str) -> list[str]:
     if search.scales:
         words += ["--resources.autoscale", "--resources.start-timeout-s", str(SCALE_UP_S)]
     words += ["--context.data.cache-gib", str(search.images_gib)]
+    words += ["--context.data.disk-gib", str(search.test_images_gib)]
     return [*words, *search.arguments]
 
 

@@ -169,6 +169,11 @@ class Search(StrictModel):
         return self.disk_gib - SCRATCH_GIB
 
     @property
+    def test_images_gib(self) -> int:
+        """Test images on a worker's disk: what is over its limit has the pod evicted."""
+        return self.tmp_gib - self.images_gib
+
+    @property
     def scales(self) -> bool:
         """Whether workers come and go with the work."""
         return self.min_workers is not None

@@ -118,7 +118,8 @@ def test_workers_hold_the_executors_that_are_asked_for_and_no_more(name, tmp_pat
 @pytest.mark.parametrize("name", SEARCHES)
 def test_no_pod_is_evicted_for_what_it_writes(name, tmp_path):
     """Volumes stay below the container's share of the disk, shared memory below its memory."""
-    cache_gib = config_of(name, tmp_path).context.data.cache_gib
+    data = config_of(name, tmp_path).context.data
+    cache_gib = data.cache_gib
     for pod in pods(render_search(SETTINGS, name)):
         volumes = [v["emptyDir"] for v in pod.spec["volumes"] if "emptyDir" in v]
         disk = sum(gib(v["sizeLimit"]) for v in volumes if v.get("medium") != "Memory")
@@ -130,7 +131,9 @@ def test_no_pod_is_evicted_for_what_it_writes(name, tmp_path):
         if pod.labels["adu-search/role"] == "worker":
             (tmp,) = [v for v in pod.spec["volumes"] if v["name"] == "tmp"]
             assert FREE_SHARE * (shm - 1) >= cache_gib
-            assert gib(tmp["emptyDir"]["sizeLimit"]) >= 2 * cache_gib
+            assert gib(tmp["emptyDir"]["sizeLimit"]) >= max(
+                2 * cache_gib, cache_gib + data.disk_gib
+            )
 
 
 def gib(text: str) -> float:
