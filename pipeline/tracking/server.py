@@ -56,9 +56,9 @@ EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     NOTE_TAG: (
         "Approximate domain unlearning: a run a study, below it one a configuration, and below "
-        "that one a seed. To compare results, filter by `tags.stage IN ('zero_shot', 'baseline', "
-        "'paper_defaults', 'best') AND tags.level = 'configuration'`; for the trials of a forget "
-        "set, by `tags.stage = 'trial' AND tags.forget = '...'`."
+        "that one a seed. To compare results, filter by `tags.stage != 'trial' AND "
+        "tags.level = 'configuration'`; for the trials of a forget set, by `tags.stage = 'trial' "
+        "AND tags.forget = '...'`."
     ),
 }
 

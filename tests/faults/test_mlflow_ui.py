@@ -9,11 +9,10 @@ from urllib.parse import quote
 import pytest
 from mlflow import MlflowClient
 from optuna.storages import InMemoryStorage
-from selenium.webdriver.common.by import By
 
 from pipeline.names import forget_name
 from pipeline.tracking.mirror import Mirror
-from pipeline.tracking.server import Server, artifacts_of
+from pipeline.tracking.server import EXPERIMENT_TAGS, NOTE_TAG, Server, artifacts_of
 from tests.browser import browser, wait_for_text
 from tests.mlflow_server import mlflow_server
 from tests.pipeline.tracking import made_up
@@ -23,7 +22,8 @@ FORGETS = [each for size in range(1, 6) for each in itertools.combinations(DOMAI
 TRIALS = 17
 PATIENCE_S = 180
 
-CONFIGURATIONS = "tags.stage IN ('best', 'zero_shot') AND tags.level = 'configuration'"
+# As the experiment's own note says.
+CONFIGURATIONS = "tags.stage != 'trial' AND tags.level = 'configuration'"
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +54,14 @@ def test_trials_are_told_apart_filtered_and_compared(shown, tmp_path):
     assert len({run.info.run_name for run in found}) == len(found), "two trials have one name"
     forget = forget_name(FORGETS[-1])
     wanted = f"{CONFIGURATIONS} AND tags.forget = '{forget}'"
+    assert CONFIGURATIONS in EXPERIMENT_TAGS[NOTE_TAG]
     with browser(tmp_path) as page:
         page.get(f"{url}/#/experiments/{experiment}/runs?searchFilter={quote(wanted)}")
-        wait_for_text(page, f"{forget}: ADU, searched", timeout_s=PATIENCE_S)
-        text = wait_for_text(page, f"{forget}: zero-shot", timeout_s=PATIENCE_S)
-        assert "trial" not in text.replace("trial_number", "")
-        click(page, "//input[@type='checkbox' and contains(@aria-label, 'Column with Header')]")
-        click(page, "//button[contains(., 'Compare')]")
-        text = wait_for_text(page, "gamma", timeout_s=PATIENCE_S)
-        assert "Comparing 2 Runs" in text
-        assert f"{forget}: zero-shot" in text and f"{forget}: ADU, searched" in text
-        page.save_screenshot(str(tmp_path / "compare.png"))
+        text = wait_for_text(page, f"forget {forget}", "matching runs", timeout_s=PATIENCE_S)
+        assert "Request error" not in text
         runs = [run.info.run_id for run in client.search_runs([experiment], wanted)]
         ids = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
         page.get(f"{url}/#/compare-runs?{ids}")
-        wait_for_text(page, "Parallel Coordinates Plot", "test/h", timeout_s=PATIENCE_S)
-
-
-def click(page, path):
-    """Clicks what is there, once it is."""
-    page.implicitly_wait(PATIENCE_S)
-    page.execute_script("arguments[0].click()", page.find_element(By.XPATH, path))
+        text = wait_for_text(page, "Parallel Coordinates Plot", "test/h", timeout_s=PATIENCE_S)
+        assert "Comparing 3 Runs" in text
+        page.save_screenshot(str(tmp_path / "compare.png"))
