@@ -31,8 +31,8 @@ class AduConfig(PromptConfig):
     name: Literal["adu"] = "adu"
     recipe: RecipeName | None = Field(
         None,
-        description="sets what is not set itself: as in the paper, as in the authors' code, or as "
-        "was steadiest over seeds",
+        description="sets what is not set itself: as in the paper, as in the authors' code, or, "
+        "as 'stable', for small models and few epochs",
     )
     gamma: float = Field(30.0, ge=0, description="weight of the domain classification loss")
     lambda_: float = Field(10.0, ge=0, alias="lambda", description="weight of MMD^2 (maximised)")

@@ -1,4 +1,4 @@
-"""ADU as the paper describes it, as its authors' code does it, and steadier, under a name each.
+"""ADU as the paper describes it, as its authors' code does it, and ours, under a name each.
 
 The two differ in more than details; adu/README.md has them side by side. A recipe is every option
 that the paper or the code settles, and fills in only what a configuration does not set itself:
