@@ -42,7 +42,7 @@ from pipeline.results.page import (
     sureness,
 )
 from pipeline.results.report_pictures import study_charts
-from pipeline.studies.study import RECORD, stored_record
+from pipeline.studies.attributes import RECORD, stored_record
 from pipeline.track import studies_of
 from pipeline.tracking import registry
 from pipeline.tracking.facts import Facts, StudyFacts, read_facts

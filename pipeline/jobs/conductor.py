@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,10 +24,10 @@ from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED, Job
 from pipeline.jobs.metrics import SearchMetrics
 from pipeline.jobs.plan import Plan, with_split
-from pipeline.jobs.tracked import SYNTHETIC_NOTE, search_facts
+from pipeline.jobs.tracked import SYNTHETIC_NOTE, Tracked
 from pipeline.names import forget_name
 from pipeline.patience import patiently, tell_by
-from pipeline.results.handout import FIGURES, IMAGES, SearchLog, figures_csv, images_csv
+from pipeline.results.handout import SearchLog
 from pipeline.results.output import Output
 from pipeline.results.progress import Progress
 from pipeline.results.summary import SearchRecord, Timing, render_summary, write_summary
@@ -37,21 +36,13 @@ from pipeline.studies.budget import JobBudget
 from pipeline.studies.chosen import write_chosen
 from pipeline.studies.listener import RunListener
 from pipeline.studies.race import Race, n_again
-from pipeline.studies.records import (
-    StudyRecord,
-    TrialRecord,
-    read_study_record,
-)
+from pipeline.studies.records import StudyRecord, TrialRecord, read_study_record
 from pipeline.studies.reference import Reference
 from pipeline.studies.rules import likely_epochs, make_rule
 from pipeline.studies.selection import best_trial
 from pipeline.studies.source import FixedRuns
 from pipeline.studies.storage import open_storage
 from pipeline.studies.study import Study
-from pipeline.tracking.facts import write_facts
-from pipeline.tracking.projection import Projection, project
-from pipeline.tracking.server import server_of
-from pipeline.tracking.truth import AtWork
 
 Forget = tuple[str, ...]
 
@@ -80,10 +71,7 @@ class Conductor(RunListener):
         self._interrupt = interrupt
         self._console = console
         self._started_at = started_at
-        # Only an output on this machine can do without a server.
-        self._server = server_of(plan.config.tracking, Path(output.url))
-        self._projection: Projection | None = None
-        self._at_work = AtWork()
+        self._tracked = Tracked(plan, output, self._tell)
         self._log = SearchLog(output.search_log)
         self._closing = Closing(plan, output)
         self._timing = Timing()
@@ -111,11 +99,10 @@ class Conductor(RunListener):
             if todo:
                 self._search(todo, stored)
             else:
-                self._track(stored, {})
-                self._end_tracking()
+                self._tracked.begin(stored, {})
+                self._failures += self._tracked.finish()
         finally:
-            if self._projection is not None:
-                self._projection.abandon()
+            self._tracked.abandon()
         return self._conclude()
 
     def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
@@ -142,11 +129,11 @@ class Conductor(RunListener):
         context = with_split(self._plan.context, self._plan.manifest, self._output.url)
         self._plan = replace(self._plan, context=context)
         self._zero_shot = ZeroShot(self._plan.manifest, config.train, self._output.url)
-        listeners: list[RunListener] = [self, self._at_work, self._log]
+        listeners: list[RunListener] = [self, self._tracked.at_work, self._log]
         self._job_at = time.monotonic()
         job = self._job = Job(config.address, config.resources, interrupt, listeners)
         self._progress = self._view(job.n_executors)
-        projection = self._track(stored, {"ray_job_id": job.cluster.job_id})
+        projection = self._tracked.begin(stored, {"ray_job_id": job.cluster.job_id})
         self._metrics = SearchMetrics(self._plan.name, lambda: job.room, projection.lag_s)
         listeners += [self._progress, self._metrics]
         for forget, record in self._records.items():
@@ -173,9 +160,10 @@ class Conductor(RunListener):
             self._failures.append(failure)
         for forget, study in self._studies.items():
             if forget not in self._records and (study.records or study.name in job.queue.begun):
-                self._leave(forget, study)
+                # It did not come to its end.
+                self._records[forget] = self._record_of(forget, study)
         self._failures += self._closing.finish()
-        self._end_tracking()
+        self._failures += self._tracked.finish()
         self._timing.wall_s = time.monotonic() - self._started_at
         later_s = [s for overheads_s in job.queue.overheads_s.values() for s in overheads_s[1:]]
         self._timing.trial_overhead_median_s = median(later_s) if later_s else None
@@ -287,39 +275,15 @@ class Conductor(RunListener):
             for seed, error in final.errors.items()
         ]
 
-    def _leave(self, forget: Forget, study: Study) -> None:
-        """Tells of a study that did not come to its end."""
-        self._records[forget] = self._record_of(forget, study)
-
     def _record_of(self, forget: Forget, study: Study) -> StudyRecord:
         best = best_trial(study.records, study.goal)
         ended_by = study.ended_by
         return StudyRecord(forget, study.records, best, {}, False, ended_by, goal=study.goal)
 
-    # MLflow.
-
-    def _track(self, stored: BaseStorage, tags: Mapping[str, str]) -> Projection:
-        """Has MLflow follow the search from here on."""
-        facts, url = search_facts(self._plan, self._output, tags), self._output.url
-        patiently(url, lambda: write_facts(facts, url))
-        images = images_csv(self._plan.manifest, self._plan.config.context.data)
-        patiently(url, lambda: storage.write_bytes(storage.join(url, IMAGES), images))
-        self._projection = project(self._server, facts, url, stored, self._at_work, self._tell)
-        return self._projection
-
     def _tell(self, text: str) -> None:
         self._log.news(text)
         if self._job is not None:
             self._progress.news(text)
-
-    def _end_tracking(self) -> None:
-        assert self._projection is not None
-        truth = self._projection.truth
-        finals = [run for study in truth.facts.studies for run in truth.finals(study)]
-        figures, url = figures_csv(finals, truth.facts.domains), self._output.url
-        patiently(url, lambda: storage.write_bytes(storage.join(url, FIGURES), figures))
-        if behind := self._projection.finish(self._plan.config.tracking.end_s):
-            self._failures.append(behind)
 
     # What a person sees.
 
@@ -342,7 +306,7 @@ class Conductor(RunListener):
 
     def _conclude(self) -> int:
         record = self._record()
-        ui = self._server.ui_command()
+        ui = self._tracked.server.ui_command()
         self._console.print(render_summary(record, self._output.url, ui))
         earlier = [line for each in record.studies for line in self._final_failures(each)]
         for failure in dict.fromkeys([*self._failures, *earlier]):
@@ -361,7 +325,7 @@ class Conductor(RunListener):
             "manifest": manifest.url,
             "manifest_digest": manifest.digest,
             "backbone": self._plan.config.context.backbone.name,
-            "tracking_uri": self._server.shown,
+            "tracking_uri": self._tracked.server.shown,
         }
         return SearchRecord(
             self._plan.name,

@@ -16,8 +16,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.studies.attributes import stored_scores
 from pipeline.studies.selection import is_dominated
-from pipeline.studies.study import stored_scores
 from pipeline.tracking.wanted import short_name
 
 DPI = 110

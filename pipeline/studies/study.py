@@ -32,19 +32,24 @@ from adu.evaluation.metrics import Scores
 from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport
 from pipeline.executors.run import TRIAL, Run
+from pipeline.studies.attributes import (
+    AGAIN,
+    RECORD,
+    SCORES,
+    SEARCHED_S,
+    ZERO_SHOT_MEM,
+    epoch_figures,
+    plain_scores,
+    stored_again,
+    stored_record,
+    stored_scores,
+)
 from pipeline.studies.config import StudyConfig
 from pipeline.studies.goal import Goal
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.samplers import GRID, make_sampler
 from pipeline.studies.selection import best_trial
 from pipeline.studies.space import Space, Value, configure, defaults, fit, grid, searched, suggest
-
-# Attributes of Optuna's trials and studies.
-RECORD = "record"
-SCORES = "val, epoch "
-SEARCHED_S = "searched_s"
-AGAIN = "again, "
-ZERO_SHOT_MEM = "zero-shot mem"
 
 # Optuna's number of the trial with the defaults, which is enqueued first.
 DEFAULTS = 0
@@ -195,7 +200,7 @@ class Study:
     def curves(self) -> list[dict[int, float]]:
         """Merit after each epoch of every trial that an earlier session has finished."""
         return [
-            {epoch: self.goal.merit(_plain_scores(scores)) for epoch, scores in by_epoch.items()}
+            {epoch: self.goal.merit(plain_scores(scores)) for epoch, scores in by_epoch.items()}
             for by_epoch in self.restored.values()
         ]
 
@@ -319,51 +324,3 @@ class Study:
             self._optuna.tell(record.number, state=TrialState.PRUNED)
         else:
             self._optuna.tell(record.number, state=TrialState.FAIL)
-
-
-def epoch_figures(report: EpochReport) -> dict[str, float]:
-    """All figures of an epoch under flat names, validation Mem, For and H first."""
-    return {
-        **report.val.as_dict(),
-        "lr": report.lr,
-        "epoch_s": report.train_s + report.val_s,
-        **{f"loss/{name}": value for name, value in report.losses.items()},
-    }
-
-
-def stored_epochs(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """Figures of each epoch (`epoch_figures`), out of a trial's attributes in Optuna."""
-    return {
-        int(name.removeprefix(SCORES)): figures
-        for name, figures in attributes.items()
-        if name.startswith(SCORES)
-    }
-
-
-def stored_scores(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """Validation Mem, For and H after each epoch, out of a trial's attributes in Optuna."""
-    return {
-        epoch: {name: figures[name] for name in ("mem", "for", "h")}
-        for epoch, figures in stored_epochs(attributes).items()
-    }
-
-
-def stored_again(attributes: Mapping[str, Any]) -> dict[int, dict[int, Scores]]:
-    """What trials came to with further seeds, by number and seed, out of a study's attributes."""
-    found: dict[int, dict[int, Scores]] = {}
-    for name, scores in attributes.items():
-        if name.startswith(AGAIN):
-            number, seed = map(int, name.removeprefix(AGAIN).split(", "))
-            found.setdefault(number, {})[seed] = _plain_scores(scores)
-    return found
-
-
-def _plain_scores(scores: Mapping[str, float]) -> Scores:
-    return Scores(scores["mem"], scores["for"], scores["h"], {}, {})
-
-
-def stored_record(trial: FrozenTrial) -> TrialRecord:
-    """The record of a trial that has ended, without what further seeds came to."""
-    values = json.loads(trial.user_attrs[RECORD])
-    val = Scores(**values["val"]) if values["val"] else None
-    return TrialRecord(**{**values, "val": val, "again": {}})

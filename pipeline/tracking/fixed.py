@@ -13,8 +13,8 @@ from adu.training.trainer import EpochReport
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.executors.session import epoch_report
 from pipeline.names import forget_name, mlflow_name
+from pipeline.studies.attributes import epoch_figures
 from pipeline.studies.records import METHOD_LABELS, run_label
-from pipeline.studies.study import epoch_figures
 from pipeline.tracking.facts import Facts
 from pipeline.tracking.wanted import (
     Metric,

@@ -17,11 +17,11 @@ from adu.training.trainer import EpochReport
 from pipeline.executors.outcome_file import TestOutcome, outcome_place, read_outcome, without_images
 from pipeline.executors.run import Run
 from pipeline.names import forget_name, mlflow_name
+from pipeline.studies.attributes import RECORD, ZERO_SHOT_MEM, stored_again, stored_record
 from pipeline.studies.chosen import read_chosen
 from pipeline.studies.listener import RunListener
 from pipeline.studies.records import read_study_record
 from pipeline.studies.selection import best_trial
-from pipeline.studies.study import RECORD, ZERO_SHOT_MEM, stored_again, stored_record
 from pipeline.tracking.facts import Facts, StudyFacts
 from pipeline.tracking.fixed import SeedRun, configuration_runs, metrics_of_test
 from pipeline.tracking.server import NOTE_TAG

@@ -18,8 +18,8 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.names import forget_name, mlflow_name
+from pipeline.studies.attributes import RECORD, stored_epochs, stored_record
 from pipeline.studies.records import TrialRecord
-from pipeline.studies.study import RECORD, stored_epochs, stored_record
 from pipeline.tracking.facts import Facts
 
 # TrialRecord's states in MLflow's words.

@@ -9,8 +9,9 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from pipeline.results.copies import OutputLostError
+from pipeline.studies.attributes import RECORD, stored_scores
 from pipeline.studies.space import defaults
-from pipeline.studies.study import RECORD, Study, stored_scores
+from pipeline.studies.study import Study
 from tests.pipeline.studies.made_up import EPOCHS, SPACE, Queue, make_spec, over, result, stored
 
 

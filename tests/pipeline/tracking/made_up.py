@@ -22,10 +22,10 @@ from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport
 from pipeline.executors.outcome_file import TestOutcome, outcome_bytes, outcome_place
 from pipeline.names import file_name, forget_name
+from pipeline.studies.attributes import AGAIN, RECORD, SCORES, epoch_figures
 from pipeline.studies.chosen import write_chosen
 from pipeline.studies.records import StudyRecord, TrialRecord, write_study_record
 from pipeline.studies.storage import open_storage
-from pipeline.studies.study import AGAIN, RECORD, SCORES, epoch_figures
 from pipeline.tracking.facts import Facts, StudyFacts, write_facts
 from pipeline.tracking.truth import Truth
 

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.storages import InMemoryStorage
 
-from pipeline.studies.study import SCORES
+from pipeline.studies.attributes import SCORES
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.projection import Projection
 from pipeline.tracking.server import quiet_mlflow

@@ -1,0 +1,71 @@
+"""What Optuna's storage holds of a study beside its trials' parameters and values: attributes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from adu.evaluation.metrics import Scores
+from adu.training.trainer import EpochReport
+from pipeline.studies.records import TrialRecord
+
+# Of a trial: its record, once it has ended, and the figures of each epoch.
+RECORD = "record"
+SCORES = "val, epoch "
+
+# Of a study.
+SEARCHED_S = "searched_s"
+AGAIN = "again, "
+ZERO_SHOT_MEM = "zero-shot mem"
+
+
+def epoch_figures(report: EpochReport) -> dict[str, float]:
+    """All figures of an epoch under flat names, validation Mem, For and H first."""
+    return {
+        **report.val.as_dict(),
+        "lr": report.lr,
+        "epoch_s": report.train_s + report.val_s,
+        **{f"loss/{name}": value for name, value in report.losses.items()},
+    }
+
+
+def stored_epochs(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    """Figures of each epoch (`epoch_figures`), out of a trial's attributes in Optuna."""
+    return {
+        int(name.removeprefix(SCORES)): figures
+        for name, figures in attributes.items()
+        if name.startswith(SCORES)
+    }
+
+
+def stored_scores(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    """Validation Mem, For and H after each epoch, out of a trial's attributes in Optuna."""
+    return {
+        epoch: {name: figures[name] for name in ("mem", "for", "h")}
+        for epoch, figures in stored_epochs(attributes).items()
+    }
+
+
+def stored_again(attributes: Mapping[str, Any]) -> dict[int, dict[int, Scores]]:
+    """What trials came to with further seeds, by number and seed, out of a study's attributes."""
+    found: dict[int, dict[int, Scores]] = {}
+    for name, scores in attributes.items():
+        if name.startswith(AGAIN):
+            number, seed = map(int, name.removeprefix(AGAIN).split(", "))
+            found.setdefault(number, {})[seed] = plain_scores(scores)
+    return found
+
+
+def plain_scores(scores: Mapping[str, float]) -> Scores:
+    """Scores whose figures by class and by domain are not kept."""
+    return Scores(scores["mem"], scores["for"], scores["h"], {}, {})
+
+
+def stored_record(trial: FrozenTrial) -> TrialRecord:
+    """The record of a trial that has ended, without what further seeds came to."""
+    values = json.loads(trial.user_attrs[RECORD])
+    val = Scores(**values["val"]) if values["val"] else None
+    return TrialRecord(**{**values, "val": val, "again": {}})
