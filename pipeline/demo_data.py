@@ -9,6 +9,7 @@ from adu import storage
 from adu.data.manifest import CARD_FILE, Manifest, load_manifest
 from adu.demo.dataset import write_images
 from adu.demo.manifest import IMAGES_PER_CELL, SEED, drawing_fingerprint
+from adu.errors import UserError
 from pipeline.ingest import IngestConfig, ingest
 
 
@@ -31,4 +32,11 @@ def prepare_demo(folder: str | Path) -> Manifest:
         with tempfile.TemporaryDirectory() as drawn:
             write_images(Path(drawn), IMAGES_PER_CELL, SEED)
             storage.upload_folder(Path(drawn), images)
-    return ingest(IngestConfig(source=images, out=manifest, name="demo", synthetic=True, seed=SEED))
+    try:
+        settings = IngestConfig(source=images, out=manifest, name="demo", synthetic=True, seed=SEED)
+        return ingest(settings)
+    except UserError:
+        # Another command may have been at it as well, and was first.
+        if not storage.exists(storage.join(manifest, CARD_FILE)):
+            raise
+        return load_manifest(manifest)

@@ -17,7 +17,7 @@ from adu.evaluation.metrics import Scores
 from adu.methods.baseline import BaselineConfig, PromptConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.config import RunConfig, TrainConfig
-from pipeline.executors.outcome_file import TestOutcome, outcome_bytes, outcome_place
+from pipeline.executors.outcome_file import TestOutcome, outcome_bytes, outcome_place, read_outcome
 from pipeline.executors.run import Run
 from pipeline.patience import patiently
 from pipeline.studies.records import FinalRecord
@@ -80,8 +80,10 @@ class ZeroShot:
             failures[run.place] = self._failure or ""
         else:
             outcome = for_forget_set(self._outcome, config.forget, *self._names)
-            data = outcome_bytes(config, outcome)
-            patiently(run.place, lambda: storage.write_bytes(run.outcome_file, data))
+            # A study that is extended has it already.
+            if read_outcome(run.outcome_file, config) is None:
+                data = outcome_bytes(config, outcome)
+                patiently(run.place, lambda: storage.write_bytes(run.outcome_file, data))
             outcomes[run.place] = outcome
 
 
