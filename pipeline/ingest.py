@@ -55,6 +55,9 @@ MIB = 2**20
 THREADS_PER_CORE = 2
 STORE_THREADS = 16
 
+# In the place of a cluster's address: this process.
+LOCAL = "local"
+
 
 class IngestConfig(StrictModel):
     """Write a manifest of a folder or bucket of images."""
@@ -101,8 +104,8 @@ class IngestConfig(StrictModel):
     )
     address: str | None = Field(
         None,
-        description="HOST:PORT or auto of a Ray cluster whose nodes read; unset: RAY_ADDRESS, "
-        "else this process reads",
+        description="HOST:PORT or auto of a Ray cluster whose nodes read; local: this process; "
+        "unset: RAY_ADDRESS, else this process",
     )
     synthetic: bool = Field(False, description="mark the images as made up by a program")
 
@@ -135,15 +138,15 @@ class IngestConfig(StrictModel):
 
     def read_pieces(self, journal: Journal) -> ReadPieces:
         """Where the images are read: in this process, or on the nodes of a cluster."""
-        address = self.address or os.environ.get("RAY_ADDRESS")
+        address = self.address or os.environ.get("RAY_ADDRESS") or LOCAL
         settings = ReadSettings(
             self.out,
             self.n_threads,
-            1 if address else cores(),
+            cores() if address == LOCAL else 1,
             self.pack,
             self.pack_short_side,
         )
-        if not address:
+        if address == LOCAL:
             return read_here(settings, journal)
         from pipeline.executors.cluster import connect  # Ray takes seconds
 

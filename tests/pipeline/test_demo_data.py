@@ -36,3 +36,9 @@ def test_an_ingest_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_data, "ingest", refused)
     with pytest.raises(UserError, match="no room"):
         prepare_demo(tmp_path)
+
+
+def test_a_submitted_job_draws_it_by_itself(tmp_path, monkeypatch):
+    """Connected to its cluster by that, it could not begin its own work."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert prepare_demo(tmp_path).synthetic
