@@ -83,6 +83,8 @@ class Plan:
             return None
         # As long and on the same batches as all others; the rest as in the paper.
         shared = {name: getattr(train, name) for name in ("epochs", "batch_size", "crop_scale_min")}
+        # A single epoch, as in a smoke test, has no room for its warm-up.
+        shared |= {"warmup_epochs": 0} if train.epochs == 1 else {}
         return RunConfig.model_validate(
             {"forget": forget, "method": {"name": "adu", "recipe": PAPER}, "train": shared}
         )
