@@ -67,8 +67,9 @@ class IngestConfig(StrictModel):
     layout: Layout = Field(
         "domain_class",
         description="domain_class: DOMAIN/CLASS/FILE; split_files: lists DOMAIN_train.txt and "
-        "DOMAIN_test.txt of 'path label'; imagenet_sketch: folders by WordNet id; listing: CSV or "
-        "Parquet with path, class, domain and perhaps split",
+        "DOMAIN_test.txt of 'path label'; imagenet_sketch: folders by WordNet id; vlcs: "
+        "DOMAIN/SPLIT/NUMBER/FILE; visda: train, validation, test; listing: CSV or Parquet with "
+        "path, class, domain and perhaps split",
     )
     splits: str | None = Field(None, description="split_files: folder of the lists in the source")
     sketch_source: str | None = Field(

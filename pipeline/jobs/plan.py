@@ -22,7 +22,7 @@ from adu.data.split_file import write_split
 from adu.errors import UserError
 from adu.methods.adu import AduConfig
 from adu.training.config import RunConfig
-from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConfig
+from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConfig, check_output
 from pipeline.names import forget_name, parse_forget_name
 from pipeline.results.output import STUDIES, Output, absolute_output, open_output, parent_of
 from pipeline.studies.goal import Goal
@@ -190,7 +190,7 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[str], Manifest]) -> 
     Raises:
         UserError: For anything that would keep the search from running.
     """
-    _check_tracking(config)
+    check_output(config.output, config.tracking)
     output = absolute_output(config.output) if config.output else None
     parent = parent_of(output) if output else str(RESULTS.absolute())
     manifest = open_manifest(config.context.data, parent, prepare_demo)
@@ -266,14 +266,6 @@ def forget_sets(
     if not sets or len(set(sets)) < len(sets):
         raise UserError("forget: must hold at least one forget set, and none twice")
     return tuple(sets)
-
-
-def _check_tracking(config: SearchConfig) -> None:
-    if config.output and not storage.is_local(config.output) and config.tracking.named_uri is None:
-        raise UserError(
-            "tracking.uri: must be set where the output is a URL (MLflow's own SQLite file needs "
-            "a disk that stays)"
-        )
 
 
 def _check_grid(plan: Plan, forget: tuple[str, ...]) -> None:
