@@ -172,6 +172,9 @@ class Conductor(RunListener):
         spec = self._plan.study(forget, self._output, stored, self._siblings)
         study = self._studies[forget] = Study(spec, lambda study: self._trials_ended(forget, study))
         job.rules.add(study, make_rule(spec.config, spec.base.train.epochs))
+        self._finals[forget] = StudyFinals(
+            self._plan, self._output, job.queue, self._zero_shot, study, self._finals_ended
+        )
         for record in study.records:
             for listener in (self._progress, self._metrics):
                 listener.run_restored(study.name, record, {})
@@ -199,13 +202,9 @@ class Conductor(RunListener):
     def _trials_ended(self, forget: Forget, study: Study) -> None:
         """Has the best configurations run again, and what they are compared with tested."""
         assert self._job is not None
-        queue = self._job.queue
         self._progress.study_state(study.name, "racing")
-        queue.add_fixed(Race(study, lambda _: self._race_ended(forget, study)))
-        if any(record.state == "complete" for record in study.records):
-            self._finals[forget] = StudyFinals(
-                self._plan, self._output, queue, self._zero_shot, study, self._finals_ended
-            )
+        self._job.queue.add_fixed(Race(study, lambda _: self._race_ended(forget, study)))
+        self._finals[forget].test_references()
 
     def _race_ended(self, forget: Forget, study: Study) -> None:
         """Has the best configuration tested."""
@@ -214,6 +213,7 @@ class Conductor(RunListener):
             self._failures.append(f"{study.name}: {_grouped_failures(record.trials)}")
             self._progress.study_state(study.name, "failed")
             self._records[forget] = record
+            self._finals[forget].drop()
             return
         self._progress.study_state(study.name, "final runs")
         finals = self._finals[forget]

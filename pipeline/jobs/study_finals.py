@@ -25,10 +25,10 @@ Final = tuple[Run, RunConfig]
 
 
 class StudyFinals:
-    """What a study is judged by, from the end of its trials on.
+    """What a study is judged by: its best configuration, and references that are known beforehand.
 
-    The references are queued at once: while the best configurations race, executors without a part
-    in it would have nothing to do, and Tune would send them home.
+    An executor that has nothing to do, while the last trials are at work or the best ones race,
+    takes a reference: Tune would send it home, and start another one for the final runs.
 
     Args:
         plan: Of the search.
@@ -66,13 +66,24 @@ class StudyFinals:
         self._shared = zero_shot.runs(study.name, study.spec.context)
         # The last one is the untouched model.
         trained = [run for run, _ in self._references[:-1]]
-        self._n_waited_for = 2
-        self._add([*self._shared, *trained], self._references_ended)
+        self._waits_for = {"references", "best"}
+        runs = [*self._shared, *trained]
+        self._reference_runs = FixedRuns(study.name, runs, self._keep, self._references_ended)
+        queue.add_spare(self._reference_runs)
 
     @property
     def configs(self) -> list[tuple[str, RunConfig]]:
         """The stages and their configurations, the best one first."""
         return [(run.stage, config) for run, config in (*self._best, *self._references)]
+
+    def test_references(self) -> None:
+        """The trials have ended: the references are due, unless all have been tested by the way."""
+        if "references" in self._waits_for:
+            self._queue.add_fixed(self._reference_runs)
+
+    def drop(self) -> None:
+        """There is no best configuration to compare them with; others may need zero-shot."""
+        self._reference_runs.keep_only(self._shared)
 
     def test_best(self, record: StudyRecord) -> None:
         """Has the best configuration of a study tested, which is all that is waited for now."""
@@ -82,7 +93,8 @@ class StudyFinals:
         self._best = self._runs(best_configs(self._study.spec.base, record.best.params, seeds))
         known = {run.place for run, _ in self._references}
         # The best may be the defaults.
-        self._add([run for run, _ in self._best if run.place not in known], self._ended)
+        runs = [run for run, _ in self._best if run.place not in known]
+        self._queue.add_fixed(FixedRuns(self._study.name, runs, self._keep, self._best_ended))
 
     def shown(self) -> dict[str, TestOutcome]:
         """An outcome of each stage: of several seeds the first stands for it."""
@@ -99,9 +111,6 @@ class StudyFinals:
             (fixed_run(name, stage, config, context, folder), config) for stage, config in configs
         ]
 
-    def _add(self, runs: list[Run], on_end: Callable[[FixedRuns], None]) -> None:
-        self._queue.add_fixed(FixedRuns(self._study.name, runs, self._keep, on_end))
-
     def _keep(self, run: Run, outcome: TestOutcome) -> None:
         # Nothing is built on it once another search has the output.
         self._output.check()
@@ -110,12 +119,15 @@ class StudyFinals:
     def _references_ended(self, runs: FixedRuns) -> None:
         for run in self._shared:
             self._zero_shot.tell(self._outcomes.get(run.place), runs.failures.get(run.place, ""))
-        self._ended(runs)
+        self._ended("references", runs)
 
-    def _ended(self, runs: FixedRuns) -> None:
+    def _best_ended(self, runs: FixedRuns) -> None:
+        self._ended("best", runs)
+
+    def _ended(self, what: str, runs: FixedRuns) -> None:
         self._failures |= runs.failures
-        self._n_waited_for -= 1
-        if not self._n_waited_for:
+        self._waits_for.remove(what)
+        if not self._waits_for:
             self._zero_shot.then(self._conclude)
 
     def _conclude(self) -> None:

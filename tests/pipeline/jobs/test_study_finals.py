@@ -27,12 +27,17 @@ def outcome(tmp_path_factory):
 def made(outcome, tmp_path):
     """Final runs of a study, the sources that they have queued, and who was told of their end."""
     sources, ended = [], []
+
+    def add(source):
+        if source not in sources:
+            sources.append(source)
+
     finals = StudyFinals(
         SimpleNamespace(
             config=SimpleNamespace(final=SimpleNamespace(seeds=[1, 2])), paper=lambda _: None
         ),
         SimpleNamespace(finals=lambda name: str(tmp_path / name), check=lambda: None),
-        SimpleNamespace(add_fixed=sources.append),
+        SimpleNamespace(add_fixed=add, add_spare=add),
         ZeroShot(outcome[0], TrainConfig(), str(tmp_path)),
         SimpleNamespace(
             name="sketch",
@@ -64,6 +69,7 @@ def work(source, outcome):
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_it_ends_once_the_references_and_the_best_are_tested(made, outcome, order):
     finals, sources, ended = made
+    finals.test_references()
     assert len(sources) == 1, "the references do not wait for the race"
     finals.test_best(record_of(5.0))
     assert [stage for stage, _ in finals.configs][:2] == ["best", "best"]
@@ -86,3 +92,20 @@ def test_defaults_that_are_best_are_not_run_again(made, outcome):
     assert ended == [finals]
     assert finals.record.finals["best"].test == finals.record.finals["paper_defaults"].test
     assert finals.record.finals["zero_shot"].test
+
+
+def test_references_that_idle_executors_have_tested_are_not_queued_again(made, outcome):
+    finals, sources, ended = made
+    work(sources.pop(), outcome)
+    finals.test_references()
+    assert sources == []
+    finals.test_best(record_of(5.0))
+    work(sources[0], outcome)
+    assert ended == [finals]
+
+
+def test_a_study_without_a_best_leaves_its_references_but_for_what_others_need(made, outcome):
+    finals, sources, ended = made
+    finals.drop()
+    assert work(sources[0], outcome) == ["zero_shot-0"]
+    assert not ended
