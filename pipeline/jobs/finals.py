@@ -1,6 +1,6 @@
 """The final runs of a study: trained once more and then shown the test split.
 
-This is the first and only time that test images are read.
+Nothing else reads test images, and nothing that is chosen depends on these runs.
 """
 
 from __future__ import annotations
