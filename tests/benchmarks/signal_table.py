@@ -6,7 +6,7 @@
 Configurations are drawn from the demo's space, the defaults first; each is trained on every forget
 set with every seed. A row is an epoch: validation figures, all images and a few of them, and after
 the last one test figures. `record` appends a line a run to a file of its share and goes on where it
-was stopped; `pack` makes one Parquet file of all shares.
+was stopped; `pack` adds what all shares have to one Parquet file, which `record` goes on from, too.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def record_run(run: RunConfig, context: Context) -> list[dict[str, float | None]
 
 
 def record(arguments: argparse.Namespace) -> None:
-    """Records the runs of a share that its file does not hold yet."""
+    """Records the runs of a share that neither its file nor the table holds yet."""
     torch.set_num_threads(1)
     config = demo_config()
     data = config.context.data.model_copy(update={"manifest": prepare_demo(arguments.folder).url})
@@ -100,7 +100,8 @@ def record(arguments: argparse.Namespace) -> None:
     train = config.train.model_copy(update={"epochs": arguments.epochs})
     part, n_parts = map(int, arguments.share.split("/"))
     file = arguments.folder / f"signal-{part}-of-{n_parts}.jsonl"
-    done = {(run["number"], run["forget"], run["seed"]) for run in read_runs([file])}
+    known = [*packed_runs(arguments.table), *read_runs([file])]
+    done = {(run["number"], run["forget"], run["seed"]) for run in known}
     base = RunConfig(forget=(DOMAINS[0],), method=config.method, train=train)
     drawn = configurations(config.space, base, arguments.configurations)
     own = itertools.islice(tasks(arguments.configurations), part - 1, None, n_parts)
@@ -125,9 +126,25 @@ def read_runs(files: list[Path]) -> list[dict[str, Any]]:
     return runs
 
 
+def packed_runs(table: Path) -> list[dict[str, Any]]:
+    """The runs that a table holds."""
+    if not table.exists():
+        return []
+    runs: dict[tuple[int, str, int], dict[str, Any]] = {}
+    for row in pq.read_table(table).to_pylist():
+        task = (row.pop("number"), row.pop("forget"), row.pop("seed"))
+        own = {**vars(Task(*task)), "params": json.loads(row.pop("params")), "rows": []}
+        runs.setdefault(task, own)["rows"].append(row)
+    return list(runs.values())
+
+
 def pack(folder: Path, table: Path) -> None:
-    """Makes one Parquet file of the configurations that are recorded with every set and seed."""
-    runs = read_runs(sorted(folder.glob("signal-*-of-*.jsonl")))
+    """Adds the configurations that are recorded with every set and seed to the table."""
+    known = packed_runs(table)
+    packed = {(run["number"], run["forget"], run["seed"]) for run in known}
+    recorded = read_runs(sorted(folder.glob("signal-*-of-*.jsonl")))
+    new = [run for run in recorded if (run["number"], run["forget"], run["seed"]) not in packed]
+    runs = [*known, *new]
     n_runs = Counter(run["number"] for run in runs)
     whole = {number for number, n in n_runs.items() if n == max(n_runs.values())}
     rows = [

@@ -13,6 +13,7 @@ from tests.benchmarks.signal_table import (
     SEEDS,
     configurations,
     pack,
+    packed_runs,
     read_runs,
     record_run,
     tasks,
@@ -42,11 +43,18 @@ def table(tmp_path_factory):
             }
             rows.append({"epoch": epoch, "seconds": 0.1, **row})
         runs.append({**vars(task), "params": drawn[task.number], "rows": rows})
+    half = len(runs) // 2
+    for place, some in (("1", runs[:half]), ("2", runs)):
+        (folder / place).mkdir()
+        for part in (1, 2):
+            lines = [json.dumps(run) for run in some[part - 1 :: 2]]
+            # As a recorder that was killed leaves it.
+            file = folder / place / f"signal-{part}-of-2.jsonl"
+            file.write_text("\n".join([*lines, '{"number": 3']))
+    # In two parts, of which the second has the first half's runs once more.
     for part in (1, 2):
-        lines = [json.dumps(run) for run in runs[part - 1 :: 2]]
-        # As a recorder that was killed leaves it.
-        (folder / f"signal-{part}-of-2.jsonl").write_text("\n".join([*lines, '{"number": 3']))
-    pack(folder, folder / "table.parquet")
+        pack(folder / str(part), folder / "table.parquet")
+    assert len(packed_runs(folder / "table.parquet")) == len(runs)
     return Recorded(folder / "table.parquet")
 
 
