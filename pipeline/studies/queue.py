@@ -239,9 +239,14 @@ class RunQueue(Searcher):
         return next((source for source in sources if source.wants), None)
 
     def _retire(self) -> None:
-        """Lets go of sources that have come to their end."""
-        for sources in (self._studies, self._fixed):
-            for source in [each for each in sources if not each.n_live and not each.wants]:
+        """Lets go of sources that have come to their end, and of what they add if that has, too."""
+        while over := [
+            (sources, source)
+            for sources in (self._studies, self._fixed)
+            for source in sources
+            if not source.n_live and not source.wants
+        ]:
+            for sources, source in over:
                 sources.remove(source)
                 source.on_end(source)
 
@@ -256,6 +261,9 @@ class RunQueue(Searcher):
 
     def _keep(self, live: _Live, event: Event) -> None:
         self._capacity.has_worked = True
+        if event.attacks is not None:
+            self._losses.pop(live.run.key, None)
+            self._tell("run_attacked", live.run, *event.attacks)
         if event.epoch is None:
             return
         self._losses.pop(live.run.key, None)

@@ -6,6 +6,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from pipeline.executors.run import Event
 from pipeline.studies.queue import MAX_LOSSES
 from pipeline.studies.source import FixedRuns
 from pipeline.studies.study import Study
@@ -83,6 +84,21 @@ def test_what_follows_a_study_is_run_before_the_queue_is_over(tmp_path):
     assert list(finals.failures.values()) == ["diverged"]
 
 
+def test_what_was_all_done_before_is_followed_to_its_end(tmp_path):
+    """A search that was killed between its last run and its end has nothing left to run."""
+
+    def then(_):
+        if len(ended) < 4:
+            ended.append(len(ended))
+            queue.add_fixed(FixedRuns(f"runs {len(ended)}", [], on_end=then))
+
+    ended = []
+    queue = Queue()
+    queue.add_fixed(FixedRuns("runs 0", [], on_end=then))
+    assert queue.propose("a") == Searcher.FINISHED
+    assert ended == [0, 1, 2, 3]
+
+
 def test_a_run_that_has_lost_its_executor_goes_on_with_another(study):
     queue = Queue(study)
     queue.propose("a")
@@ -102,6 +118,17 @@ def test_a_run_that_loses_every_executor_fails_in_the_end(study):
         queue.on_trial_complete(str(number), None, error=True)
     (record,) = study.records
     assert (record.state, record.error) == ("failed", "its executor was lost 4 times")
+
+
+def test_attacks_are_told_and_are_progress(tmp_path):
+    queue = Queue()
+    queue.add_fixed(FixedRuns("proof", [make_run("best", tmp_path / "best", tested=True)]))
+    for number in range(2 * MAX_LOSSES):
+        assert queue.propose(str(number)) == "stub/best"
+        attacked = {**over("attack"), "event": Event("attack", attacks=(number, 13))}
+        queue.on_trial_result(str(number), attacked)
+        assert ("attacked", "stub/best", number, 13) in queue.heard()
+        queue.on_trial_complete(str(number), None, error=True)
 
 
 def test_a_run_that_makes_progress_may_lose_any_number_of_executors(study):
