@@ -16,6 +16,7 @@ from rich.table import Table
 from adu.context import stored_bytes, view_bytes
 from pipeline.executors.resources import count_executors
 from pipeline.jobs.plan import Plan
+from pipeline.jobs.proof import n_attacked
 from pipeline.names import forget_name
 from pipeline.studies.race import n_again
 from pipeline.studies.rules import deciding_epochs
@@ -87,6 +88,19 @@ def _resources(plan: Plan) -> list[str]:
         f"resources  an executor is {resources.workers_per_trial} x "
         f"({resources.cpus_per_worker} CPU{gpus}); a trial at a time on each",
         f"budgets    {_budgets(plan)}",
+        *_proof(plan),
+    ]
+
+
+def _proof(plan: Plan) -> list[str]:
+    """What is attacked after the final runs, if anything is."""
+    n_references, n_models = n_attacked(plan)
+    if plan.config.prove is None:
+        return []
+    n_attacks = len(plan.config.prove.battery.attacks())
+    return [
+        f"prove      {n_attacks} attacks on each of {n_models} models a study, of which "
+        f"{n_references} are trained for it (the attacks are not in the time below)"
     ]
 
 
@@ -163,10 +177,11 @@ def trial_forwards(plan: Plan, deciding: Sequence[int]) -> float:
 def search_forwards(plan: Plan) -> float:
     """The same for all trials and final runs of all studies, none of which is stopped early."""
     search = plan.config.search
+    n_finals = plan.n_finals + n_attacked(plan)[0]
     deciding = deciding_epochs(search, plan.config.train.epochs)
     forwards = trial_forwards(plan, deciding) * search.trials
-    forwards += trial_forwards(plan, ()) * (n_again(search.race) + plan.n_finals)
-    forwards += len(plan.manifest.test_rows()) * (plan.n_finals + 1)
+    forwards += trial_forwards(plan, ()) * (n_again(search.race) + n_finals)
+    forwards += len(plan.manifest.test_rows()) * (n_finals + 1)
     return forwards * len(plan.forget_sets)
 
 

@@ -27,6 +27,7 @@ space:
 overrides:
   sketch: {{train.lr: {{low: 0.001, high: 0.1, log: true, default: 0.01}}}}
 search: {{trials: 9, target_h: 0.9, patience: 4, scheduler: median}}
+prove: {{quick: true}}
 output: {folder}/out
 """
 
@@ -45,6 +46,7 @@ def test_it_shows_studies_spaces_budgets_and_time_and_starts_nothing(tmp_path, c
         "0.001 to 0.1, log",
         "9 trials or validation H 90 % or 4 trials without a better one; the median rule",
         "an executor is 1 x (1 CPU)",
+        "13 attacks on each of 8 models a study, of which 3 are trained for it",
         "of training on ",
         "GiB of decoded images",
         "worker-hours",
