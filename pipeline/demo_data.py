@@ -9,7 +9,8 @@ from adu import storage
 from adu.data.manifest import CARD_FILE, Manifest, load_manifest
 from adu.demo.dataset import write_images
 from adu.demo.manifest import IMAGES_PER_CELL, SEED, drawing_fingerprint
-from pipeline.ingest import IngestConfig, ingest
+from adu.errors import UserError
+from pipeline.ingest import LOCAL, IngestConfig, ingest
 
 
 def prepare_demo(folder: str | Path) -> Manifest:
@@ -31,4 +32,20 @@ def prepare_demo(folder: str | Path) -> Manifest:
         with tempfile.TemporaryDirectory() as drawn:
             write_images(Path(drawn), IMAGES_PER_CELL, SEED)
             storage.upload_folder(Path(drawn), images)
-    return ingest(IngestConfig(source=images, out=manifest, name="demo", synthetic=True, seed=SEED))
+    try:
+        return ingest(
+            IngestConfig(
+                source=images,
+                out=manifest,
+                name="demo",
+                synthetic=True,
+                seed=SEED,
+                # A submitted job joins its cluster later, whose nodes may not see this one's files.
+                address=LOCAL,
+            )
+        )
+    except UserError:
+        # Another command may have been at it as well, and was first.
+        if not storage.exists(storage.join(manifest, CARD_FILE)):
+            raise
+        return load_manifest(manifest)

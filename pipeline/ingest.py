@@ -55,6 +55,9 @@ MIB = 2**20
 THREADS_PER_CORE = 2
 STORE_THREADS = 16
 
+# In the place of a cluster's address: this process.
+LOCAL = "local"
+
 
 class IngestConfig(StrictModel):
     """Write a manifest of a folder or bucket of images."""
@@ -64,8 +67,9 @@ class IngestConfig(StrictModel):
     layout: Layout = Field(
         "domain_class",
         description="domain_class: DOMAIN/CLASS/FILE; split_files: lists DOMAIN_train.txt and "
-        "DOMAIN_test.txt of 'path label'; imagenet_sketch: folders by WordNet id; listing: CSV or "
-        "Parquet with path, class, domain and perhaps split",
+        "DOMAIN_test.txt of 'path label'; imagenet_sketch: folders by WordNet id; vlcs: "
+        "DOMAIN/SPLIT/NUMBER/FILE; visda: train, validation, test; listing: CSV or Parquet with "
+        "path, class, domain and perhaps split",
     )
     splits: str | None = Field(None, description="split_files: folder of the lists in the source")
     sketch_source: str | None = Field(
@@ -101,8 +105,8 @@ class IngestConfig(StrictModel):
     )
     address: str | None = Field(
         None,
-        description="HOST:PORT or auto of a Ray cluster whose nodes read; unset: RAY_ADDRESS, "
-        "else this process reads",
+        description="HOST:PORT or auto of a Ray cluster whose nodes read; local: this process; "
+        "unset: RAY_ADDRESS, else this process",
     )
     synthetic: bool = Field(False, description="mark the images as made up by a program")
 
@@ -135,15 +139,15 @@ class IngestConfig(StrictModel):
 
     def read_pieces(self, journal: Journal) -> ReadPieces:
         """Where the images are read: in this process, or on the nodes of a cluster."""
-        address = self.address or os.environ.get("RAY_ADDRESS")
+        address = self.address or os.environ.get("RAY_ADDRESS") or LOCAL
         settings = ReadSettings(
             self.out,
             self.n_threads,
-            1 if address else cores(),
+            cores() if address == LOCAL else 1,
             self.pack,
             self.pack_short_side,
         )
-        if not address:
+        if address == LOCAL:
             return read_here(settings, journal)
         from pipeline.executors.cluster import connect  # Ray takes seconds
 

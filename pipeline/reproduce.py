@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -27,6 +28,7 @@ from adu.training.config import RunConfig
 from pipeline.command import (
     EXIT_INTERRUPTED,
     EXIT_OK,
+    plain_console,
     run_and_exit,
     run_command,
 )
@@ -37,7 +39,10 @@ from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED, Job
 from pipeline.jobs.plan import with_split
 from pipeline.jobs.table_plan import ReproduceConfig, TablePlan, plan_table
+from pipeline.jobs.table_size import protocol, show_table_plan
 from pipeline.names import forget_name
+from pipeline.patience import patiently
+from pipeline.results.copies import OutputLostError
 from pipeline.results.output import Output, open_output
 from pipeline.results.progress import quiet_ray
 from pipeline.results.tables import (
@@ -62,6 +67,9 @@ SHORTCUTS = {
     "context.backbone.name": "backbone",
     "train.epochs": "epochs",
     "tracking.uri": "tracking-uri",
+    "resources.workers-per-trial": "workers-per-trial",
+    "resources.cpus-per-worker": "cpus-per-worker",
+    "resources.gpus-per-worker": "gpus-per-worker",
 }
 
 
@@ -71,10 +79,14 @@ def reproduce(config: ReproduceConfig) -> int:
     for row in plan.rows:
         plan.configs(row)  # a wrong option is told before anything starts
     check(config.tracking, plan.manifest.name)
+    if config.dry_run:
+        show_table_plan(plan, plain_console(sys.stdout))
+        return EXIT_OK
     kept = {"table", "context", "method", "train", "blocks"}
     identity = config.model_dump(mode="json", by_alias=True, include=kept)
     identity["manifest_digest"] = plan.manifest.digest
-    output = open_output(plan.folder, identity, resume=config.resume)
+    resume = config.resume or config.resume_or_start
+    output = open_output(plan.folder, identity, resume=resume, or_start=config.resume_or_start)
     started_at = time.monotonic()
     with Interrupt() as interrupt, quiet_ray(output.ray_log) as console:
         try:
@@ -82,10 +94,14 @@ def reproduce(config: ReproduceConfig) -> int:
         except UserError:
             output.discard()
             raise
+        except OutputLostError as error:
+            console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+            return EXIT_FAILED
         except KeyboardInterrupt:
             code = EXIT_INTERRUPTED
         finally:
             ray.shutdown()
+            output.close()
         console.print(_table(plan, console.width))
         console.print(f"{time.monotonic() - started_at:.0f} s, results in {plan.folder}")
         return code
@@ -97,19 +113,17 @@ def _run(plan: TablePlan, output: Output, interrupt: Interrupt, console: Console
     def tell(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    for line in plan.left_out:
-        tell(f"left out  {line}")
+    for line in (*(f"left out   {line}" for line in plan.left_out), *protocol(plan)):
+        tell(line)
     # Executors hold the images: rows with the same shots follow each other.
     todo = sorted((row for row in plan.rows if plan.todo(row)), key=lambda row: row.shots or 0)
     if not todo:
         return EXIT_OK
-    log = _Log(plan, tell)
+    log = _Log(plan, output, tell)
     job = Job(plan.config.address, plan.config.resources, interrupt, [log])
     tell(f"starting {job.n_executors} executor{'s' * (job.n_executors != 1)}")
     contexts = {
-        shots: with_split(plan.context(shots), plan.manifest, str(plan.folder)).model_dump(
-            mode="json"
-        )
+        shots: with_split(plan.context(shots), plan.manifest, plan.folder).model_dump(mode="json")
         for shots in dict.fromkeys(row.shots for row in todo)
     }
     for row in todo:
@@ -119,10 +133,10 @@ def _run(plan: TablePlan, output: Output, interrupt: Interrupt, console: Console
     context = contexts[todo[0].shots]
     facts = _facts(plan, output)
     write_facts(facts, output.url)
-    server = server_of(plan.config.tracking, plan.folder)
+    server = server_of(plan.config.tracking, Path(plan.folder))
     projection = project(server, facts, output.url, None, AtWork(), tell)
     try:
-        failure = job.run(context, [plan.configs(row)[0] for row in todo], str(plan.folder))
+        failure = job.run(context, [plan.configs(row)[0] for row in todo], plan.folder)
         if failure is not None:
             log.failures.append(failure)
         if behind := projection.finish(plan.config.tracking.end_s):
@@ -140,7 +154,7 @@ def _facts(plan: TablePlan, output: Output) -> Facts:
     config = plan.config
     shared = {"epochs": config.train.epochs, "shots": config.context.data.shots}
     runs = [
-        (row.label, run, str(plan.outcome_file(row, run)))
+        (row.label, run, plan.outcome_file(row, run))
         for row in plan.rows
         for run in plan.configs(row)
     ]
@@ -171,8 +185,9 @@ def _result(row: Row, config: RunConfig, outcome: TestOutcome) -> dict[str, Any]
 class _Log(RunListener):
     """Keeps a table: for each run its figures, and what came of it without its images."""
 
-    def __init__(self, plan: TablePlan, tell: Callable[[str], None]) -> None:
+    def __init__(self, plan: TablePlan, output: Output, tell: Callable[[str], None]) -> None:
         self._plan = plan
+        self._output = output
         self._tell = tell
         self._began_at = time.monotonic()
         self.failures: list[str] = []
@@ -185,12 +200,18 @@ class _Log(RunListener):
     def outcome(self, row: Row, run: Run, outcome: TestOutcome) -> None:
         """Keeps what came of a run."""
         config = RunConfig.model_validate(run.config)
-        # Before it counts as done.
+        # Nothing is written into an output that another command has.
+        self._output.check()
         kept = outcome_bytes(config, without_images(outcome))
-        storage.write_bytes(str(self._plan.outcome_file(row, config)), kept)
-        file = str(self._plan.file(row, config))
-        storage.write_bytes(file, json.dumps(_result(row, config, outcome), indent=2).encode())
-        storage.remove(run.outcome_file)
+        figures = json.dumps(_result(row, config, outcome), indent=2).encode()
+
+        def keep() -> None:
+            storage.write_bytes(self._plan.outcome_file(row, config), kept)
+            # With this it counts as done.
+            storage.write_bytes(self._plan.file(row, config), figures)
+            storage.remove(run.outcome_file)
+
+        patiently(run.place, keep)
 
     def row(self, row: Row, _: FixedRuns) -> None:
         """Tells a row's figure."""
@@ -247,7 +268,7 @@ def _by_seed(plan: TablePlan, row: Row) -> list[dict[str, float]]:
     if plan.todo(row):
         return []
     files = [plan.file(row, config) for config in plan.configs(row)]
-    runs = [json.loads(file.read_text()) for file in files]
+    runs = [json.loads(storage.read_bytes(file)) for file in files]
     return [
         {
             metric: mean(run["test"][metric] for run in runs if run["seed"] == seed)

@@ -23,7 +23,7 @@ from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED
 from pipeline.jobs.plan import Plan, make_plan
 from pipeline.results.copies import OutputLostError
-from pipeline.results.output import Output, point_latest
+from pipeline.results.output import point_latest
 from pipeline.results.progress import quiet_ray
 from pipeline.tracking.server import check
 
@@ -33,7 +33,6 @@ DEFAULT_CONFIG = Path(__file__).parents[1] / "search_spaces" / "demo.yaml"
 def search(config: SearchConfig) -> int:
     """Runs a search to its end, or as far as it is let; returns the exit code."""
     started_at = time.monotonic()
-    _check_job_output(config)
     plan = make_plan(config, prepare_demo)
     _check_model(plan)
     check(config.tracking, plan.manifest.name)
@@ -57,15 +56,7 @@ def search(config: SearchConfig) -> int:
             return EXIT_INTERRUPTED
         finally:
             ray.shutdown()
-            _close(output)
-
-
-def _close(output: Output) -> None:
-    try:
-        output.close()
-    except UserError as error:
-        # What the search has found is there; the last lines of Ray's log may not be.
-        print(f"output {error}", file=sys.stderr)
+            output.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,17 +73,6 @@ def _check_model(plan: Plan) -> None:
         raise UserError(
             f"context.backbone.name '{DEMO}': has seen drawn pictures alone, not those of "
             f"{plan.manifest.url} (give --backbone ARCHITECTURE:TAG, or a model's folder)"
-        )
-
-
-def _check_job_output(config: SearchConfig) -> None:
-    in_job = "/working_dir_files/" in str(Path.cwd())
-    output = config.output or "unset"
-    stays = "://" in output or Path(output).is_absolute()
-    if in_job and not stays:
-        raise UserError(
-            f"output {output}: must be an absolute path or a URL in a Ray job, whose working "
-            "directory is temporary"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from mlflow import MlflowClient
 
 from infra.stack.ports import free_ports
 
 START_TIMEOUT_S = 180
+PAGE_BYTES = 4096
 
 
 class MlflowServer:
@@ -55,6 +58,14 @@ class MlflowServer:
             os.killpg(self._process.pid, how)
             self._process.wait(30)
             self._process = None
+
+    def set_disk_full(self, is_full: bool) -> None:
+        """Has it write nothing more behind the first page of any file, or as it likes again."""
+        assert self._process is not None
+        main = psutil.Process(self._process.pid)
+        for process in (main, *main.children(recursive=True)):
+            _, most = process.rlimit(resource.RLIMIT_FSIZE)
+            process.rlimit(resource.RLIMIT_FSIZE, (PAGE_BYTES if is_full else most, most))
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -7,6 +7,7 @@ no model.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,14 @@ def forward_flops(name: str) -> int:
         name: As in `adu.models.backbone.BackboneConfig`.
     """
     clip = _without_memory(name)
-    # The counter cannot look through `no_grad` into every timm model.
-    clip.requires_grad_(False)
     size = image_transform(name, clip).image_size
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        clip.encode_image(torch.empty(1, 3, size, size))
-    return counter.get_total_flops()
+    return _flops(clip, lambda: clip.encode_image(torch.empty(1, 3, size, size)))
+
+
+def caption_flops(name: str) -> int:
+    """The same of one caption through the text tower."""
+    clip = _without_memory(name)
+    return _flops(clip, lambda: clip.encode_text(torch.zeros(1, clip.context_length).long()))
 
 
 def image_side(name: str) -> int:
@@ -101,6 +104,14 @@ def image_side(name: str) -> int:
         UserError: If there is no such model, or it cannot be used here.
     """
     return image_transform(name, _without_memory(name)).image_size
+
+
+def _flops(clip: Any, call: Callable[[], object]) -> int:
+    # The counter cannot look through `no_grad` into every timm model.
+    clip.requires_grad_(False)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 def _without_memory(name: str) -> Any:

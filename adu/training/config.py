@@ -73,11 +73,19 @@ class RunConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_recipe(cls, values: Any) -> Any:
-        """A recipe of the method says how it is trained, too, where the user has not."""
-        recipe = recipe_of(values.get("method")) if isinstance(values, Mapping) else None
-        if recipe is None:
-            return values
-        train = values.get("train", {})
-        if isinstance(train, TrainConfig):
-            train = {name: getattr(train, name) for name in train.model_fields_set}
-        return {**values, "train": {**recipe.train, **train}}
+        return with_recipe(values)
+
+
+def with_recipe(values: Any) -> Any:
+    """Values of ``method`` and ``train``: a recipe says how it is trained, too, where they do not.
+
+    Args:
+        values: Of a configuration that has both, before they are validated.
+    """
+    recipe = recipe_of(values.get("method")) if isinstance(values, Mapping) else None
+    if recipe is None:
+        return values
+    train = values.get("train", {})
+    if isinstance(train, TrainConfig):
+        train = {name: getattr(train, name) for name in train.model_fields_set}
+    return {**values, "train": {**recipe.train, **train}}

@@ -15,6 +15,7 @@ CHECKS: dict[str, tuple[str, str]] = {
     "not_a_file": ("pipe or device", "left out"),
     "link_loop": ("link in a circle", "left out"),
     "empty_folder": ("empty folder", "left out"),
+    "unused": ("copy, or without a label", "left out"),
     "class_lacking": ("class that a domain lacks", "left out"),
     "unreadable": ("unreadable", "left out"),
     "truncated": ("truncated", "left out"),

@@ -33,7 +33,22 @@ SPLIT_FOLDERS = ("splits_mini", "splits", "")
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "test", "validation": "test"}
 SPLIT_FILE = re.compile(r".+_(train|test)\.txt", re.DOTALL)
 
-Layout = Literal["domain_class", "split_files", "imagenet_sketch", "listing"]
+# Dassl's VLCS has its classes by number. It validates on ``crossval``, which was set aside from the
+# training side; ``full`` is the two of them once more.
+VLCS_CLASSES = {"0": "bird", "1": "car", "2": "chair", "3": "dog", "4": "person"}
+VLCS_SPLITS = {"train": "train", "crossval": "train", "full": "train", "test": "test"}
+
+# VisDA-2017 has a domain in each of its splits: renders, crops of COCO, and frames of videos whose
+# labels came later, by number.
+VISDA_DOMAINS = {"train": "synthetic", "validation": "real"}
+VISDA_TEST, VISDA_TEST_DOMAIN = "test", "video"
+VISDA_LABELS = "image_list.txt"
+VISDA_CLASSES = (
+    *("aeroplane", "bicycle", "bus", "car", "horse", "knife", "motorcycle", "person", "plant"),
+    *("skateboard", "train", "truck"),
+)
+
+Layout = Literal["domain_class", "split_files", "imagenet_sketch", "vlcs", "visda", "listing"]
 
 
 def find_images(
@@ -70,6 +85,10 @@ def find_images(
         images = _split_files(source, splits)
     elif layout == "imagenet_sketch":
         images = _imagenet_sketch(source, sketch_source, class_names, left_out)
+    elif layout == "vlcs":
+        images = _vlcs(source, left_out)
+    elif layout == "visda":
+        images = _visda(source, left_out)
     else:
         images = _listing(source, allow_uri)
     listing = Listing(source, left_out, one_spelling=layout != "imagenet_sketch")
@@ -91,6 +110,9 @@ def _domain_class(source: str, left_out: list[LeftOut]) -> Iterator[Found]:
     elsewhere, n_elsewhere = "", 0
     for path, n_bytes in place.images:
         parts = path.split("/")
+        if len(parts) == 4 and parts[1] == "images":
+            # As Office-31 is unpacked.
+            del parts[1]
         if len(parts) == 3:
             yield Found(path, place.uri_of(path), parts[0], parts[1], None, n_bytes)
         else:
@@ -201,6 +223,75 @@ def imagenet_class_names() -> dict[str, str]:
         for name, word in zip(IMAGENET_CLASSNAMES, words, strict=True)
     ]
     return dict(zip(info.label_names(), names, strict=True))
+
+
+def _vlcs(source: str, left_out: list[LeftOut]) -> Iterator[Found]:
+    place = list_source(source)
+    # All of them, some ten thousand: what a folder is for depends on those beside it.
+    images = [(path, path.split("/"), n_bytes) for path, n_bytes in place.images]
+    folders = {tuple(parts[:2]) for _, parts, _ in images}
+    copies: set[str] = set()
+    for path, parts, n_bytes in images:
+        if len(parts) != 4 or parts[1] not in VLCS_SPLITS or parts[2] not in VLCS_CLASSES:
+            raise UserError(
+                f"source {source}: '{path}' does not lie as domain/split/class/file (split: "
+                f"{', '.join(VLCS_SPLITS)}; class: 0 to {len(VLCS_CLASSES) - 1})"
+            )
+        domain, folder, number, _ = parts
+        split: str | None = VLCS_SPLITS[folder]
+        if folder == "full" and (domain, "train") in folders:
+            copies.add(f"{domain}/{folder}")
+            continue
+        if folder == "full" and (domain, "test") not in folders:
+            split = None
+        yield Found(path, place.uri_of(path), domain, VLCS_CLASSES[number], split, n_bytes)
+    left_out += place.left_out
+    why = "holds the images of train and crossval once more"
+    left_out += [LeftOut("unused", name, f"folder {name}: {why}") for name in sorted(copies)]
+
+
+def _visda(source: str, left_out: list[LeftOut]) -> Iterator[Found]:
+    place = list_source(source)
+    frames = list(_visda_frames(source, place))
+    labelled = {frame.image_id for frame in frames}
+    others: list[str] = []
+    for path, n_bytes in place.images:
+        parts = path.split("/")
+        if parts[0] == VISDA_TEST:
+            others += [] if path in labelled else [path]
+        elif len(parts) == 3 and parts[0] in VISDA_DOMAINS:
+            domain = VISDA_DOMAINS[parts[0]]
+            yield Found(path, place.uri_of(path), domain, parts[1], None, n_bytes)
+        else:
+            raise UserError(
+                f"source {source}: '{path}' does not lie as train/class/file, "
+                "validation/class/file or below test"
+            )
+    yield from frames
+    left_out += place.left_out
+    if others and not frames:
+        why = f"folder {VISDA_TEST}: has no labels ({VISDA_TEST}/{VISDA_LABELS})"
+        left_out.append(LeftOut("unused", VISDA_TEST, why))
+    else:
+        why = f"is not in {VISDA_TEST}/{VISDA_LABELS}"
+        left_out += [LeftOut("unused", path, f"image {path}: {why}") for path in others]
+
+
+def _visda_frames(source: str, place: Source) -> Iterator[Found]:
+    """The test images, which lie in no folders by class, if there is a list of their labels."""
+    name = f"{VISDA_TEST}/{VISDA_LABELS}"
+    url = storage.join(source, VISDA_TEST, VISDA_LABELS)
+    if not storage.exists(url):
+        return
+    for number, path, label in read_split_file(url, name):
+        if label >= len(VISDA_CLASSES):
+            raise UserError(
+                f"split file {name}, line {number}: label {label} is no class of VisDA's (0 to "
+                f"{len(VISDA_CLASSES) - 1})"
+            )
+        image_id = f"{VISDA_TEST}/{path}"
+        class_ = VISDA_CLASSES[label]
+        yield Found(image_id, place.uri_of(image_id), VISDA_TEST_DOMAIN, class_)
 
 
 def _listing(source: str, allow_uri: Sequence[str]) -> Iterator[Found]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from adu import storage
 from adu.errors import UserError
-from adu.training.config import RunConfig
 from pipeline.executors.outcome_file import TestOutcome
-from pipeline.executors.run import Run
 from pipeline.jobs.plan import Plan
 from pipeline.jobs.proof import StudyProof
 from pipeline.jobs.tracked import SYNTHETIC_NOTE
@@ -34,25 +32,15 @@ class Closing:
         self._futures: list[Future[str]] = []
 
     def close(
-        self,
-        record: StudyRecord,
-        finals: Sequence[tuple[Run, RunConfig]],
-        outcomes: Mapping[str, TestOutcome],
-        proof: StudyProof | None,
+        self, record: StudyRecord, shown: Mapping[str, TestOutcome], proof: StudyProof | None
     ) -> None:
         """Has a study closed.
 
         Args:
             record: The study.
-            finals: Its final runs and their configurations.
-            outcomes: What came of them, by their places.
-            proof: Its proof, if that has come to its end.
+            shown: An outcome of each stage.
+            proof: The study's, if it has come to its end.
         """
-        # Of several seeds the first stands for its stage.
-        shown: dict[str, TestOutcome] = {}
-        for run, _ in finals:
-            if run.place in outcomes:
-                shown.setdefault(run.stage, outcomes[run.place])
         self._futures.append(self._pool.submit(self._close, record, shown, proof))
 
     def finish(self) -> list[str]:

@@ -12,24 +12,17 @@ from optuna.storages import BaseStorage
 from rich.console import Console
 
 from adu import storage
-from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK
-from pipeline.executors.outcome_file import TestOutcome
 from pipeline.executors.run import Run
 from pipeline.jobs.closing import Closing
-from pipeline.jobs.finals import (
-    ZeroShot,
-    final_configs,
-    final_failures,
-    final_records,
-    fixed_run,
-)
+from pipeline.jobs.finals import ZeroShot, final_failures
 from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED, Job
 from pipeline.jobs.metrics import SearchMetrics
 from pipeline.jobs.plan import PROVE, Plan, with_split
-from pipeline.jobs.proof import n_attacked, study_proof
+from pipeline.jobs.proof import n_attacked
+from pipeline.jobs.study_finals import StudyFinals
 from pipeline.jobs.tracked import SYNTHETIC_NOTE, Tracked
 from pipeline.names import forget_name
 from pipeline.patience import patiently, tell_by
@@ -46,7 +39,6 @@ from pipeline.studies.records import StudyRecord, grouped_failures, read_study_r
 from pipeline.studies.reference import Reference
 from pipeline.studies.rules import likely_epochs, make_rule
 from pipeline.studies.selection import best_trial
-from pipeline.studies.source import FixedRuns
 from pipeline.studies.storage import open_storage
 from pipeline.studies.study import Study
 
@@ -83,6 +75,7 @@ class Conductor(RunListener):
         self._timing = Timing()
         self._studies: dict[Forget, Study] = {}
         self._records: dict[Forget, StudyRecord] = {}
+        self._finals: dict[Forget, StudyFinals] = {}
         self._failures: list[str] = []
         self._without_executors = False
         self._job: Job | None = None
@@ -204,13 +197,18 @@ class Conductor(RunListener):
     # What becomes of a study.
 
     def _trials_ended(self, forget: Forget, study: Study) -> None:
-        """Has the best configurations compared once more."""
+        """Has the best configurations run again, and what they are compared with tested."""
         assert self._job is not None
+        queue = self._job.queue
         self._progress.study_state(study.name, "racing")
-        self._job.queue.add_fixed(Race(study, lambda _: self._race_ended(forget, study)))
+        queue.add_fixed(Race(study, lambda _: self._race_ended(forget, study)))
+        if any(record.state == "complete" for record in study.records):
+            self._finals[forget] = StudyFinals(
+                self._plan, self._output, queue, self._zero_shot, study, self._finals_ended
+            )
 
     def _race_ended(self, forget: Forget, study: Study) -> None:
-        """Has the best configuration and what it is compared with tested."""
+        """Has the best configuration tested."""
         record = self._record_of(forget, study)
         if record.best is None:
             self._failures.append(f"{study.name}: {grouped_failures(record.trials)}")
@@ -218,53 +216,18 @@ class Conductor(RunListener):
             self._records[forget] = record
             return
         self._progress.study_state(study.name, "final runs")
-        seeds = self._plan.config.final.seeds
-        base, space = self._plan.base(forget), self._plan.space(forget)
-        paper = self._plan.paper(forget)
-        configs = final_configs(base, space, record.best.params, seeds, paper)
-        folder = self._output.finals(study.name)
+        finals = self._finals[forget]
+        finals.test_best(record)
         chosen = self._output.study_pictures(study.name)
-        patiently(chosen, lambda: write_chosen(chosen, configs, study.spec.context))
-        context = study.spec.context
-        finals = [
-            (fixed_run(study.name, stage, config, context, folder), config)
-            for stage, config in configs
-        ]
-        untouched, its_config = finals[-1]
-        shared = self._zero_shot.runs(study.name, context)
-        outcomes: dict[str, TestOutcome] = {}
+        patiently(chosen, lambda: write_chosen(chosen, finals.configs, study.spec.context))
 
-        def keep(run: Run, outcome: TestOutcome) -> None:
-            # Nothing is built on it once another search has the output.
-            self._output.check()
-            outcomes[run.place] = outcome
-
-        def conclude(failures: dict[str, str]) -> None:
-            self._zero_shot.add_to(untouched, its_config, outcomes, failures)
-            record.finals = final_records(finals, outcomes, failures)
-            self._finals_ended(record, finals, outcomes)
-
-        def end(runs: FixedRuns) -> None:
-            for run in shared:
-                self._zero_shot.tell(outcomes.get(run.place), runs.failures.get(run.place, ""))
-            self._zero_shot.then(lambda: conclude(runs.failures))
-
-        assert self._job is not None
-        runs = [*shared, *(run for run, _ in finals[:-1])]
-        self._job.queue.add_fixed(FixedRuns(study.name, runs, keep, end))
-
-    def _finals_ended(
-        self,
-        record: StudyRecord,
-        finals: Sequence[tuple[Run, RunConfig]],
-        outcomes: Mapping[str, TestOutcome],
-    ) -> None:
+    def _finals_ended(self, finals: StudyFinals) -> None:
         """Has the best model attacked, if that is asked for, and closes the study."""
-        name = forget_name(record.forget)
-        self._records[record.forget] = record
+        record = self._records[finals.record.forget] = finals.record
         self._failures += final_failures(record)
         self._write_summary()
-        proof = study_proof(self._plan, self._output.study_pictures(name), finals, outcomes)
+        name = forget_name(record.forget)
+        proof = finals.proof()
 
         def end(failures: Sequence[str] = ()) -> None:
             record.complete, record.asked = True, self._plan.asked()
@@ -274,7 +237,7 @@ class Conductor(RunListener):
             self._failures += failures
             self._progress.study_state(name, "done")
             self._write_summary()
-            self._closing.close(record, finals, outcomes, None if failures else proof)
+            self._closing.close(record, finals.shown(), None if failures else proof)
 
         if proof is None:
             end()

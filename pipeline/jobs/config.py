@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from adu import storage
 from adu.config import StrictModel
 from adu.context import ContextConfig
+from adu.errors import UserError
 from adu.evidence.proof import ProofConfig
 from adu.methods import MethodConfig
 from adu.methods.adu import AduConfig
@@ -43,6 +45,14 @@ def _as_proof(value: Any) -> Any:
     return {"true": {}, "false": None}.get(text, value)
 
 
+ImagesPerS = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        description="for --dry-run: training images a second of one worker, where it is to run "
+        "(make bench-train measures it)",
+    ),
+]
 ForgetSet = Annotated[tuple[str, ...], BeforeValidator(_split_domains)]
 
 
@@ -63,6 +73,25 @@ class FinalConfig(StrictModel):
         description="each trained configuration is run once with each; not the trials' own "
         "(train.seed, 0), by which it was chosen",
     )
+
+
+def check_output(output: str | None, tracking: TrackingConfig) -> None:
+    """Sees whether an output, and what MLflow is told of it, outlasts the process.
+
+    Raises:
+        UserError: If it does not.
+    """
+    stays = output is not None and ("://" in output or Path(output).is_absolute())
+    if "/working_dir_files/" in str(Path.cwd()) and not stays:
+        raise UserError(
+            f"output {output or 'unset'}: must be an absolute path or a URL in a Ray job, whose "
+            "working directory is temporary"
+        )
+    if output and not storage.is_local(output) and tracking.named_uri is None:
+        raise UserError(
+            "tracking.uri: must be set where the output is a URL (MLflow's own SQLite file needs "
+            "a disk that stays)"
+        )
 
 
 class SearchConfig(StrictModel):
@@ -105,12 +134,7 @@ class SearchConfig(StrictModel):
         False, description="go on with the search in the output, or start it if there is none"
     )
     dry_run: bool = Field(False, description="show what would be searched, and start nothing")
-    images_per_s: float | None = Field(
-        None,
-        gt=0,
-        description="for --dry-run: training images a second of one worker, where it is to run "
-        "(make bench-train measures it)",
-    )
+    images_per_s: ImagesPerS = None
     address: str | None = Field(
         None, description="HOST:PORT of a running Ray cluster; unset: RAY_ADDRESS, else a local one"
     )

@@ -1,32 +1,31 @@
-"""What a search would do, shown without starting anything.
-
-Tensor names carry their shape: N images.
-"""
+"""What a search would do, shown without starting anything."""
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Sequence
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from adu.context import stored_bytes, view_bytes
-from pipeline.executors.resources import count_executors
 from pipeline.jobs.plan import Plan
 from pipeline.jobs.proof import n_attacked
+from pipeline.jobs.sizing import (
+    STEP_OVER_FORWARD,
+    duration,
+    few_shot_bytes,
+    forwards_per_s,
+    n_executors,
+    n_workers,
+    resources_line,
+    sizing_line,
+    source,
+    unit_hours,
+    validated_forwards,
+)
 from pipeline.names import forget_name
 from pipeline.studies.race import n_again
 from pipeline.studies.rules import deciding_epochs
 from pipeline.studies.space import Space
-
-# A training step costs the forward pass and a backward pass without weight gradients; measured,
-# see adu/README.md.
-STEP_OVER_FORWARD = 2.4
-
-SPEED_SAMPLE_SIZE = 1024
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -47,7 +46,14 @@ def show_plan(plan: Plan, console: Console) -> None:
         changed = {path: p for path, p in space.items() if p != config.space.get(path)}
         if changed:
             console.print(_space(f"otherwise for forget {forget_name(forget)}", changed))
-    for line in (*_resources(plan), *_sizing(plan)):
+    n_bytes = few_shot_bytes(manifest, plan.few_shot_split(), config.context.backbone.name)
+    for line in (
+        resources_line(config),
+        f"budgets    {_budgets(plan)}",
+        *_proof(plan),
+        sizing_line(config, n_bytes),
+        *_time(plan),
+    ):
         console.print(line, highlight=False, soft_wrap=True)
     console.print("dry run: nothing was started", highlight=False)
 
@@ -79,17 +85,6 @@ def _space(title: str, space: Space) -> Table:
         default = str(parameter.default).lower()
         table.add_row(path, values, default, ", ".join(conditions))
     return table
-
-
-def _resources(plan: Plan) -> list[str]:
-    resources = plan.config.resources
-    gpus = f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
-    return [
-        f"resources  an executor is {resources.workers_per_trial} x "
-        f"({resources.cpus_per_worker} CPU{gpus}); a trial at a time on each",
-        f"budgets    {_budgets(plan)}",
-        *_proof(plan),
-    ]
 
 
 def _proof(plan: Plan) -> list[str]:
@@ -126,35 +121,22 @@ def _budgets(plan: Plan) -> str:
     return f"a study ends after {' or '.join(budgets)}; {stopping} stops trials early{again}"
 
 
-def _sizing(plan: Plan) -> list[str]:
-    """Arithmetic, not a measurement: no image is read and no model loaded."""
-    config = plan.config
-    n_executors = _executors(plan)
-    n_workers = n_executors * config.resources.workers_per_trial
-    n_gpus = n_workers * config.resources.gpus_per_worker
-    memory_gib = few_shot_bytes(plan) / 2**30
-    lines = [
-        f"sizing     {n_executors} executor{'s' * (n_executors > 1)}: "
-        f"{n_workers * config.resources.cpus_per_worker} CPU and {n_gpus:g} GPU; each node holds "
-        f"{memory_gib:.2g} GiB of decoded images, each worker the model"
-    ]
-    forwards_per_s = _forwards_per_s(plan)
-    if forwards_per_s is None:
+def _time(plan: Plan) -> list[str]:
+    config, n = plan.config, n_executors(plan.config)
+    per_s = forwards_per_s(config)
+    if per_s is None:
         return [
-            *lines,
             "time       is not known: it runs on another machine or a GPU (measure a training step "
             "there with 'make bench-train' and give --images-per-s)",
         ]
     deciding = deciding_epochs(config.search, config.train.epochs)
-    trial_s = trial_forwards(plan, deciding) / forwards_per_s / config.resources.workers_per_trial
-    search_s = search_forwards(plan) / forwards_per_s / n_workers
-    unit, n_units = ("GPU", n_gpus) if n_gpus else ("worker", n_workers)
+    trial_s = trial_forwards(plan, deciding) / per_s / config.resources.workers_per_trial
+    forwards = search_forwards(plan)
     return [
-        *lines,
-        f"time       about {_duration(search_s)} of training on {n_executors} "
-        f"executor{'s' * (n_executors > 1)} if no trial is stopped early ({_source(plan)})",
-        f"           a trial takes {_duration(trial_s)}, so {n_executors * 3600 / trial_s:.3g} an "
-        f"hour; in all {search_s / 3600 * n_units:.3g} {unit}-hours, times the price of one",
+        f"time       about {duration(forwards / per_s / n_workers(config))} of training on {n} "
+        f"executor{'s' * (n > 1)} if no trial is stopped early ({source(config)})",
+        f"           a trial takes {duration(trial_s)}, so {n * 3600 / trial_s:.3g} an hour; in "
+        f"all {unit_hours(config, forwards, per_s)}, times the price of one",
     ]
 
 
@@ -167,11 +149,8 @@ def trial_forwards(plan: Plan, deciding: Sequence[int]) -> float:
     """
     split, epochs = plan.few_shot_split(), plan.config.train.epochs
     quick = plan.config.context.data.quick_val_shots
-    n_val = len(split.val_rows)
-    n_quick = n_val if quick is None else int((split.val_places < quick).sum())
-    n_full = len({*deciding, epochs})
     steps = epochs * len(split.train_rows) * STEP_OVER_FORWARD
-    return steps + n_full * n_val + (epochs - n_full) * n_quick
+    return steps + validated_forwards(split, epochs, quick, len({*deciding, epochs}))
 
 
 def search_forwards(plan: Plan) -> float:
@@ -183,71 +162,3 @@ def search_forwards(plan: Plan) -> float:
     forwards += trial_forwards(plan, ()) * (n_again(search.race) + n_finals)
     forwards += len(plan.manifest.test_rows()) * (n_finals + 1)
     return forwards * len(plan.forget_sets)
-
-
-def few_shot_bytes(plan: Plan) -> int:
-    """Memory of the decoded training and validation images, of which a node has one copy."""
-    from adu.models.openclip import image_side  # takes seconds, which no search waits for
-
-    split = plan.few_shot_split()
-    image_size = image_side(plan.config.context.backbone.name)
-    train = stored_bytes(plan.manifest, split.train_rows, image_size)
-    return train + view_bytes(len(split.val_rows), image_size)
-
-
-def _executors(plan: Plan) -> int:
-    """As many as are asked for, or fit on this machine if it runs here."""
-    config = plan.config
-    if config.resources.executors is not None:
-        return config.resources.executors
-    if _runs_elsewhere(plan):
-        return 1
-    return count_executors(config.resources, [{"CPU": float(os.cpu_count() or 1)}])
-
-
-def _runs_elsewhere(plan: Plan) -> bool:
-    resources = plan.config.resources
-    return bool(plan.config.address or resources.autoscale or resources.gpus_per_worker)
-
-
-def _forwards_per_s(plan: Plan) -> float | None:
-    """Forward passes a second of one worker, if there is a way to know."""
-    from adu.models.openclip import forward_flops
-
-    config = plan.config
-    if config.images_per_s is not None:
-        return config.images_per_s * STEP_OVER_FORWARD
-    if _runs_elsewhere(plan):
-        return None
-    return _flops_per_s() / forward_flops(config.context.backbone.name)
-
-
-def _source(plan: Plan) -> str:
-    if plan.config.images_per_s is not None:
-        return f"arithmetic from {plan.config.images_per_s:g} training images a second and worker"
-    return (
-        "arithmetic from the model's size and this machine's speed; expect it within a factor of "
-        "two"
-    )
-
-
-def _flops_per_s() -> float:
-    """What one core does with matrices."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        a = torch.rand(SPEED_SAMPLE_SIZE, SPEED_SAMPLE_SIZE)
-        _ = a @ a
-        started_at = time.perf_counter()
-        _ = a @ a
-        return 2 * SPEED_SAMPLE_SIZE**3 / (time.perf_counter() - started_at)
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.2g} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -17,7 +17,7 @@ from adu.evaluation.metrics import Scores
 from adu.methods.baseline import BaselineConfig, PromptConfig
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.config import RunConfig, TrainConfig
-from pipeline.executors.outcome_file import TestOutcome, outcome_bytes, outcome_place
+from pipeline.executors.outcome_file import TestOutcome, outcome_bytes, outcome_place, read_outcome
 from pipeline.executors.run import Run
 from pipeline.names import forget_name
 from pipeline.patience import patiently
@@ -81,8 +81,10 @@ class ZeroShot:
             failures[run.place] = self._failure or ""
         else:
             outcome = for_forget_set(self._outcome, config.forget, *self._names)
-            data = outcome_bytes(config, outcome)
-            patiently(run.place, lambda: storage.write_bytes(run.outcome_file, data))
+            # A study that is extended has it already.
+            if read_outcome(run.outcome_file, config) is None:
+                data = outcome_bytes(config, outcome)
+                patiently(run.place, lambda: storage.write_bytes(run.outcome_file, data))
             outcomes[run.place] = outcome
 
 
@@ -122,24 +124,32 @@ def fixed_run(
     )
 
 
-def final_configs(
-    base: RunConfig,
-    space: Space,
-    best: Mapping[str, Any],
-    seeds: Sequence[int],
-    paper: RunConfig | None = None,
+def best_configs(
+    base: RunConfig, best: Mapping[str, Any], seeds: Sequence[int]
 ) -> list[tuple[str, RunConfig]]:
-    """The stages that a study is judged by and their configurations, the longest first.
+    """The stage of a study's best configuration, once with each seed.
+
+    Args:
+        base: The run's configuration apart from what is searched.
+        best: The best trial's parameters.
+        seeds: No seeds of trials.
+    """
+    return [("best", seeded_run(configure(base, best), seed)) for seed in seeds]
+
+
+def reference_configs(
+    base: RunConfig, space: Space, seeds: Sequence[int], paper: RunConfig | None = None
+) -> list[tuple[str, RunConfig]]:
+    """The stages that a study's best configuration is compared with, zero-shot last.
 
     Args:
         base: The run's configuration apart from what is searched.
         space: What was searched, with its defaults.
-        best: The best trial's parameters.
         seeds: Every stage that trains is run once with each.
         paper: The paper's own configuration, where the defaults are another recipe's.
     """
     first = configure(base, defaults(space))
-    stages = {"best": configure(base, best), "paper_defaults": first, "baseline": _baseline(first)}
+    stages = {"paper_defaults": first, "baseline": _baseline(first)}
     if paper is not None:
         stages["paper"] = paper
     seeded = [(stage, seeded_run(run, seed)) for stage, run in stages.items() for seed in seeds]

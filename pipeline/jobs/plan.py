@@ -22,7 +22,7 @@ from adu.data.split_file import write_split
 from adu.errors import UserError
 from adu.methods.adu import AduConfig
 from adu.training.config import RunConfig
-from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConfig
+from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConfig, check_output
 from pipeline.names import forget_name, parse_forget_name
 from pipeline.results.output import STUDIES, Output, absolute_output, open_output, parent_of
 from pipeline.studies.goal import Goal
@@ -86,6 +86,8 @@ class Plan:
             return None
         # As long and on the same batches as all others; the rest as in the paper.
         shared = {name: getattr(train, name) for name in ("epochs", "batch_size", "crop_scale_min")}
+        # A single epoch, as in a smoke test, has no room for its warm-up.
+        shared |= {"warmup_epochs": 0} if train.epochs == 1 else {}
         return RunConfig.model_validate(
             {"forget": forget, "method": {"name": "adu", "recipe": PAPER}, "train": shared}
         )
@@ -201,7 +203,7 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[str], Manifest]) -> 
     Raises:
         UserError: For anything that would keep the search from running.
     """
-    _check_tracking(config)
+    check_output(config.output, config.tracking)
     output = absolute_output(config.output) if config.output else None
     parent = parent_of(output) if output else str(RESULTS.absolute())
     manifest = open_manifest(config.context.data, parent, prepare_demo)
@@ -277,14 +279,6 @@ def forget_sets(
     if not sets or len(set(sets)) < len(sets):
         raise UserError("forget: must hold at least one forget set, and none twice")
     return tuple(sets)
-
-
-def _check_tracking(config: SearchConfig) -> None:
-    if config.output and not storage.is_local(config.output) and config.tracking.named_uri is None:
-        raise UserError(
-            "tracking.uri: must be set where the output is a URL (MLflow's own SQLite file needs "
-            "a disk that stays)"
-        )
 
 
 def _check_grid(plan: Plan, forget: tuple[str, ...]) -> None:

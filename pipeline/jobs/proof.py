@@ -179,28 +179,6 @@ class StudyProof:
         return found
 
 
-def study_proof(
-    plan: Plan, place: str, finals: Sequence[tuple[Run, RunConfig]], outcomes: Mapping[str, Any]
-) -> StudyProof | None:
-    """The proof of a study whose final runs have ended; None if there is nothing to prove.
-
-    Args:
-        plan: Of the search.
-        place: Folder or URL of what is kept of the study.
-        finals: Its final runs and their configurations.
-        outcomes: What came of them, by their places.
-    """
-    best = [
-        (config, run.outcome_file)
-        for run, config in finals
-        if run.stage == "best" and run.place in outcomes and outcomes[run.place].checkpoint
-    ]
-    if plan.config.prove is None or not best:
-        return None
-    study, context = finals[0][0].study, finals[0][0].context
-    return StudyProof(plan, study, place, context, best)
-
-
 def n_attacked(plan: Plan) -> tuple[int, int]:
     """References that are trained for a study's proof, and models that are attacked."""
     if plan.config.prove is None:

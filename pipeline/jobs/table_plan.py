@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from adu import storage
 from adu.config import StrictModel, parse_config
 from adu.context import ContextConfig
 from adu.data.decoded import DataConfig
@@ -18,14 +18,15 @@ from adu.data.manifest import Manifest
 from adu.errors import UserError
 from adu.methods.adu import AduConfig
 from adu.methods.baseline import PromptConfig
-from adu.training.config import RunConfig, TrainConfig
+from adu.training.config import RunConfig, TrainConfig, with_recipe
 from pipeline.command import merge
 from pipeline.executors.resources import ResourcesConfig
 from pipeline.executors.run import Run
-from pipeline.jobs.config import RESULTS, ForgetSet
+from pipeline.jobs.config import RESULTS, ForgetSet, ImagesPerS, check_output
 from pipeline.jobs.finals import fixed_run
 from pipeline.jobs.plan import absolute_context, forget_sets, open_manifest
 from pipeline.names import file_name, forget_name
+from pipeline.results.output import UNFINISHED, absolute_output, parent_of
 from pipeline.results.tables import METRICS, METRICS_BY_TABLE, TABLES, Row, table_rows
 from pipeline.tracking.server import TrackingConfig
 
@@ -46,14 +47,28 @@ class ReproduceConfig(StrictModel):
     blocks: int = Field(
         12, ge=1, description="blocks of the image tower, for the depth and gaps tables"
     )
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="every row's seeds")
+    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="every row's seeds")
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
-    output: str | None = Field(None, description="folder; unset: results/TABLE-DATASET-DATE-TIME")
-    resume: bool = Field(False, description="go on with the table in the output folder")
+    output: str | None = Field(
+        None,
+        description="folder or URL (s3://bucket/path); unset: results/TABLE-DATASET-DATE-TIME",
+    )
+    resume: bool = Field(False, description="go on with the table in the output")
+    resume_or_start: bool = Field(
+        False, description="go on with the table in the output, or start it if there is none"
+    )
+    dry_run: bool = Field(False, description="show what would be run, and start nothing")
+    images_per_s: ImagesPerS = None
     address: str | None = Field(
         None, description="HOST:PORT of a running Ray cluster; unset: RAY_ADDRESS, else a local one"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_recipe(cls, values: Any) -> Any:
+        # All rows are trained alike, and not ADU's alone.
+        return with_recipe(values)
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class TablePlan:
         config: The user's configuration.
         manifest: The images.
         rows: The table's rows.
-        folder: Where their results are kept, a file a run.
+        folder: Folder or URL where their results are kept, a file a run.
         left_out: Which rows cannot be run, and why.
         forget: The forget sets, if not all of a row's size.
     """
@@ -72,7 +87,7 @@ class TablePlan:
     config: ReproduceConfig
     manifest: Manifest
     rows: tuple[Row, ...]
-    folder: Path
+    folder: str
     left_out: tuple[str, ...] = ()
     forget: tuple[tuple[str, ...], ...] | None = None
 
@@ -97,13 +112,14 @@ class TablePlan:
         configs = []
         for seed in seeds:
             train = self.config.train.model_copy(update={**row.train, "seed": seed})
-            for forget in self._forget_sets(row):
+            for forget in self.forget_sets(row):
                 values: dict[str, Any] = {"forget": forget, "method": method}
                 config = parse_config(RunConfig, values, f"row '{row.label}'")
                 configs.append(config.model_copy(update={"train": train}))
         return configs
 
-    def _forget_sets(self, row: Row) -> list[tuple[str, ...]]:
+    def forget_sets(self, row: Row) -> list[tuple[str, ...]]:
+        """The forget sets that a row is averaged over."""
         if self.forget is None:
             return row.forget_sets(self.manifest.domains)
         return [forget for forget in self.forget if self._size(forget) == row.size]
@@ -121,22 +137,22 @@ class TablePlan:
             given = {}
         return merge(given, row.method)
 
-    def file(self, row: Row, run: RunConfig) -> Path:
+    def file(self, row: Row, run: RunConfig) -> str:
         """Where the result of a run is kept."""
-        name = f"{file_name(forget_name(run.forget))}-seed-{run.train.seed}.json"
-        return self.folder / "rows" / slug(row) / name
+        return storage.join(self._results(row), f"{_stem(run)}.json")
 
-    def outcome_file(self, row: Row, run: RunConfig) -> Path:
+    def outcome_file(self, row: Row, run: RunConfig) -> str:
         """Where a run's outcome is kept: checkpoint and figures, for MLflow."""
-        return self.folder / "outcomes" / slug(row) / f"{self.file(row, run).stem}.npz"
+        return storage.join(self.folder, "outcomes", slug(row), f"{_stem(run)}.npz")
 
     def todo(self, row: Row) -> list[RunConfig]:
         """A row's configurations that have not been run."""
-        return [config for config in self.configs(row) if not self.file(row, config).exists()]
+        done = set(storage.names_in(self._results(row)))
+        return [config for config in self.configs(row) if f"{_stem(config)}.json" not in done]
 
     def runs(self, row: Row, context: Mapping[str, Any]) -> list[Run]:
         """What is to be run for a row, with its model and images."""
-        folder = str(self.folder / "unfinished" / slug(row))
+        folder = storage.join(self.folder, UNFINISHED, slug(row))
         return [
             replace(
                 fixed_run(row.label, row.label, config, context, folder),
@@ -144,6 +160,9 @@ class TablePlan:
             )
             for config in self.todo(row)
         ]
+
+    def _results(self, row: Row) -> str:
+        return storage.join(self.folder, "rows", slug(row))
 
 
 def plan_table(config: ReproduceConfig, prepare_demo: Callable[[str], Manifest]) -> TablePlan:
@@ -156,7 +175,9 @@ def plan_table(config: ReproduceConfig, prepare_demo: Callable[[str], Manifest])
     Raises:
         UserError: If there is no such table, or no row of it can be run on these images.
     """
-    parent = Path(config.output).absolute().parent if config.output else RESULTS.absolute()
+    check_output(config.output, config.tracking)
+    output = absolute_output(config.output) if config.output else None
+    parent = parent_of(output) if output else str(RESULTS.absolute())
     manifest = open_manifest(config.context.data, parent, prepare_demo)
     rows = table_rows(config.table, manifest.name, len(manifest.domains), config.blocks)
     forget = None
@@ -170,8 +191,7 @@ def plan_table(config: ReproduceConfig, prepare_demo: Callable[[str], Manifest])
         rows = [replace(row, published={}) for row in rows]
     rows, left_out = enough_images(rows, manifest, config.context.data)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    default = parent / f"{config.table}-{manifest.name}-{stamp}"
-    folder = Path(config.output).absolute() if config.output else default
+    folder = output or storage.join(parent, f"{config.table}-{manifest.name}-{stamp}")
     return TablePlan(config, manifest, tuple(rows), folder, tuple(left_out), forget)
 
 
@@ -210,3 +230,8 @@ def enough_images(
 def slug(row: Row) -> str:
     """A row's name in file names and MLflow's metrics."""
     return "".join(c if c.isalnum() else "_" for c in row.label)
+
+
+def _stem(run: RunConfig) -> str:
+    """A run's name in file names, within its row."""
+    return f"{file_name(forget_name(run.forget))}-seed-{run.train.seed}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -134,7 +135,11 @@ class Output:
     def close(self) -> None:
         """Copies what is left and lets the next search in."""
         if self._copies is not None:
-            self._copies.close()
+            try:
+                self._copies.close()
+            except UserError as error:
+                # What was found is there; the last lines of Ray's log may not be.
+                print(f"output {error}", file=sys.stderr)
         if lease := _held.pop(self.url, None):
             lease.release()
 

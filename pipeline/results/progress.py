@@ -42,7 +42,7 @@ class _StudyView:
     trials_total: int
     state: StudyState = "waiting"
     ended: Counter[str] = field(default_factory=Counter)
-    # Runs that have ended since the study is in its state, trials aside.
+    # Runs that have ended, trials aside; of a study that is proved, since then.
     others: int = 0
     best_h: float | None = None
     started_at: float | None = None
@@ -116,7 +116,9 @@ class Progress(RunListener):
             view = self._studies[study]
             if view.state == state:
                 return
-            view.state, view.others = state, 0
+            view.state = state
+            if state == "proving":
+                view.others = 0
             if view.started_at is None and state != "waiting":
                 view.started_at = time.monotonic()
             if state in ("racing", "final runs"):

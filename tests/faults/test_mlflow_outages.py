@@ -131,6 +131,18 @@ def test_a_server_that_is_killed_and_started_again(server, calm, tmp_path):
     assert contents(server.url, truth) == calm
 
 
+def test_a_server_whose_disk_is_full_for_a_while(server, calm, tmp_path):
+    def fill() -> None:
+        time.sleep(1.5)
+        server.set_disk_full(True)
+        time.sleep(6)
+        server.set_disk_full(False)
+
+    truth, lines = search(server.url, tmp_path, fill)
+    assert lines[0].startswith("MLflow is behind by ") and lines[-1] == "MLflow has caught up"
+    assert contents(server.url, truth) == calm
+
+
 def test_a_server_that_stays_away_is_made_up_for_by_track(server, calm, tmp_path, capsys):
     facts_id = str(uuid.uuid4())
     truth = made_up.search_output(tmp_path, trials=TRIALS, id=facts_id)

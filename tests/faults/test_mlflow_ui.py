@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
+import time
 from urllib.parse import quote
 
 import pytest
 from mlflow import MlflowClient
 from optuna.storages import InMemoryStorage
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 
 from pipeline.names import forget_name
 from pipeline.tracking.mirror import Mirror
@@ -59,9 +62,27 @@ def test_trials_are_told_apart_filtered_and_compared(shown, tmp_path):
         page.get(f"{url}/#/experiments/{experiment}/runs?searchFilter={quote(wanted)}")
         text = wait_for_text(page, f"forget {forget}", "matching runs", timeout_s=PATIENCE_S)
         assert "Request error" not in text
-        runs = [run.info.run_id for run in client.search_runs([experiment], wanted)]
-        ids = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
-        page.get(f"{url}/#/compare-runs?{ids}")
+        click_through_compare(page, f"forget {forget}")
         text = wait_for_text(page, "Parallel Coordinates Plot", "test/h", timeout_s=PATIENCE_S)
         assert "Comparing 3 Runs" in text
         page.save_screenshot(str(tmp_path / "compare.png"))
+
+
+def click_through_compare(page: Chrome, study: str) -> None:
+    """Opens a study's row, ticks the runs below it, and presses Compare."""
+    name = page.find_element(By.XPATH, f"//a[contains(., '{study}')]")
+    name.find_element(By.XPATH, "./preceding::button[1]").click()
+    boxes = wait_for_elements(page, "[role=row][row-id] input.ag-checkbox-input", at_least=4)
+    # The first is the study's own.
+    for box in boxes[1:]:
+        box.click()
+    buttons = wait_for_elements(page, "button")
+    next(button for button in buttons if button.text == "Compare").click()
+
+
+def wait_for_elements(page: Chrome, selector: str, at_least: int = 1) -> list[WebElement]:
+    deadline = time.monotonic() + PATIENCE_S
+    while len(found := page.find_elements(By.CSS_SELECTOR, selector)) < at_least:
+        assert time.monotonic() < deadline, f"{selector}: {len(found)}"
+        time.sleep(0.3)
+    return found

@@ -327,3 +327,21 @@ def test_the_first_frame_of_several_is_used_and_told(images, tmp_path):
     first = Image.open(io.BytesIO(data)).convert("RGB")
     assert inspect_image(data, "x").phash == perceptual_hash(first)
     assert check_sums(tmp_path / "m")["converted"] == 1
+
+
+def test_what_a_layout_has_no_use_for_is_counted_and_has_its_reason(tmp_path):
+    names = ["CALTECH/train/0/1.png", "CALTECH/full/0/1.png", "CALTECH/test/0/2.png"]
+    names += ["SUN/train/0/3.png", "SUN/crossval/0/4.png", "SUN/test/0/5.png"]
+    for seed, name in enumerate(names):
+        file = tmp_path / "vlcs" / name
+        file.parent.mkdir(parents=True)
+        noise(seed).save(file)
+    out = tmp_path / "m"
+    assert run(tmp_path / "vlcs", out, "--layout", "vlcs") == 0
+    assert check_sums(out) == {"found": 6, "used": 5, "converted": 0, "left_out": 1}
+    assert load_manifest(str(out)).cell_counts("train") == {
+        ("caltech", "bird"): 1,
+        ("sun", "bird"): 2,
+    }
+    reason = "folder CALTECH/full: holds the images of train and crossval once more"
+    assert card_of(out)["rejected"] == [{"image_id": "CALTECH/full", "reason": reason}]

@@ -2,12 +2,14 @@
 
 import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+from adu import storage
 from adu.data.decoded import DataConfig
 from adu.data.manifest import load_manifest
 from adu.errors import UserError
@@ -71,7 +73,7 @@ def test_the_depth_table_ends_with_the_tower():
 def test_every_row_of_a_table_is_a_valid_configuration_of_its_own(tmp_path, table):
     manifest = SimpleNamespace(name="pacs", synthetic=False, domains=("a", "b", "c", "d"))
     rows = tuple(table_rows(table, "pacs", 4, n_blocks=12))
-    plan = TablePlan(ReproduceConfig(table=table, seeds=(0,)), manifest, rows, tmp_path)
+    plan = TablePlan(ReproduceConfig(table=table, seeds=(0,)), manifest, rows, str(tmp_path))
     found = {(row.shots, str(plan.configs(row))) for row in rows}
     # The defaults stand on both curves of the sensitivity.
     assert len(found) == len(rows) or table == "sensitivity"
@@ -111,17 +113,36 @@ def test_a_whole_table_is_run_logged_and_kept(flags, tmp_path, capfd):
     assert "holds another search: train.epochs is 1 there" in capfd.readouterr().err
 
 
+@pytest.mark.faults
+def test_a_table_in_a_bucket_is_sent_again_and_goes_on(flags, s3, tmp_path):
+    output, server = f"{s3}/table", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    arguments = ["domain-accuracy", *flags, "--output", output, "--tracking-uri", server]
+    arguments += ["--resume-or-start"]
+    code, out, err = commands.run("reproduce.py", [*arguments, "--forget", "photo"])
+    assert code == 0, out + err
+    rows = storage.names_in(f"{output}/rows")
+    assert rows == ["ADU", "Baseline", "Zero_shot"]
+    assert storage.exists(f"{output}/outcomes/ADU/photo-seed-1.npz")
+    assert not storage.exists(f"{output}/.lock")
+    # Another two forget sets; what is there stays.
+    first = storage.read_bytes(f"{output}/rows/ADU/photo-seed-1.json")
+    code, out, err = commands.run("reproduce.py", arguments)
+    assert code == 0, out + err
+    assert len(storage.names_in(f"{output}/rows/ADU")) == 2 * len(DOMAINS)
+    assert storage.read_bytes(f"{output}/rows/ADU/photo-seed-1.json") == first
+
+
 def measured(folder, data_set, **options):
     """The ablation of a data set of four domains, of which Baseline and ADU have been run."""
     domains = ("a", "b", "c", "d")
     manifest = SimpleNamespace(name=data_set, synthetic=False, domains=domains, url="")
     rows = tuple(table_rows("ablation", data_set, 4, 12))
     config = ReproduceConfig(table="ablation", seeds=(0, 1))
-    plan = TablePlan(config, manifest, rows, folder, **options)
+    plan = TablePlan(config, manifest, rows, str(folder), **options)
     for row, h in ((rows[0], 0.5), (rows[-1], 0.71)):
         for config in plan.configs(row):
             test = {"h": h + 0.01 * config.train.seed, "mem": 0.8, "for": 0.5}
-            file = plan.file(row, config)
+            file = Path(plan.file(row, config))
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"seed": config.train.seed, "test": test}))
     return plan
@@ -195,3 +216,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, tmp_path, capsys, argum
     assert message in err
     assert err.count("\n") == 1
     assert not output.exists()
+
+
+def test_a_table_in_a_bucket_needs_a_server_of_mlflows(flags, monkeypatch, capsys):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["main", *flags, "--output", "s3://bucket/table"]) == 2
+    assert "tracking.uri: must be set where the output is a URL" in capsys.readouterr().err
+
+
+def test_a_table_in_a_job_needs_an_output_that_stays(flags, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "working_dir_files" / "package"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert main(["main", *flags]) == 2
+    assert "output unset: must be an absolute path or a URL in a Ray job" in capsys.readouterr().err

@@ -205,6 +205,98 @@ def test_images_that_are_not_in_folders_by_wordnet_id_are_refused(tmp_path):
     refused("does not lie in a folder named by a WordNet id", str(tmp_path), "imagenet_sketch")
 
 
+def test_office_31_lies_as_it_is_unpacked_or_as_dassl_wants_it(tmp_path):
+    touch(
+        tmp_path,
+        "amazon/images/back_pack/frame_0001.jpg",
+        "dslr/images/back_pack/frame_0001.jpg",
+        "webcam/back_pack/frame_0001.jpg",
+    )
+    assert told(find_images(str(tmp_path), "domain_class")) == {
+        "amazon/images/back_pack/frame_0001.jpg": ("amazon", "back_pack", None),
+        "dslr/images/back_pack/frame_0001.jpg": ("dslr", "back_pack", None),
+        "webcam/back_pack/frame_0001.jpg": ("webcam", "back_pack", None),
+    }
+    touch(tmp_path, "amazon/pictures/back_pack/frame_0002.jpg")
+    refused("does not lie as domain/class/file", str(tmp_path), "domain_class")
+
+
+def test_vlcs_of_dassl_has_classes_by_number_and_its_training_side_twice(tmp_path):
+    touch(
+        tmp_path,
+        "CALTECH/train/0/train_imgs_1.jpg",
+        "CALTECH/crossval/4/crossval_imgs_1.jpg",
+        "CALTECH/test/3/test_imgs_1.jpg",
+        "CALTECH/full/0/train_imgs_1.jpg",
+        "CALTECH/full/4/crossval_imgs_1.jpg",
+        # Copies from which the parts were removed.
+        "PASCAL/full/1/train_imgs_1.jpg",
+        "SUN/full/2/train_imgs_1.jpg",
+        "SUN/test/2/test_imgs_1.jpg",
+    )
+    images, left_out = found_in(str(tmp_path), "vlcs")
+    assert told(images) == {
+        "CALTECH/train/0/train_imgs_1.jpg": ("caltech", "bird", "train"),
+        "CALTECH/crossval/4/crossval_imgs_1.jpg": ("caltech", "person", "train"),
+        "CALTECH/test/3/test_imgs_1.jpg": ("caltech", "dog", "test"),
+        "PASCAL/full/1/train_imgs_1.jpg": ("pascal", "car", None),
+        "SUN/full/2/train_imgs_1.jpg": ("sun", "chair", "train"),
+        "SUN/test/2/test_imgs_1.jpg": ("sun", "chair", "test"),
+    }
+    # A folder that is left out is one entry.
+    assert [(each.check, each.name) for each in left_out] == [("unused", "CALTECH/full")]
+
+
+@pytest.mark.parametrize("path", ["SUN/bird/1.jpg", "SUN/train/5/1.jpg", "SUN/val/0/1.jpg"])
+def test_what_is_no_vlcs_of_dassl_is_refused(tmp_path, path):
+    touch(tmp_path, path)
+    message = f"'{path}' does not lie as domain/split/class/file .* class: 0 to 4"
+    refused(message, str(tmp_path), "vlcs")
+
+
+def visda(root):
+    touch(
+        root,
+        # A class is called train as well.
+        "train/train/src_1_02691156_0__0_0_0.png",
+        "train/image_list.txt",
+        "validation/train/175483.jpg",
+        "validation/image_list.txt",
+        "test/trunk00/a.jpg",
+        "test/trunk01/b.jpg",
+    )
+    return {
+        "train/train/src_1_02691156_0__0_0_0.png": ("synthetic", "train", None),
+        "validation/train/175483.jpg": ("real", "train", None),
+    }
+
+
+def test_visda_has_two_domains_without_the_labels_of_its_test_images(tmp_path):
+    expected = visda(tmp_path)
+    images, left_out = found_in(str(tmp_path), "visda")
+    assert told(images) == expected
+    unused = [(each.name, each.reason) for each in left_out if each.check == "unused"]
+    assert unused == [("test", "folder test: has no labels (test/image_list.txt)")]
+
+
+def test_visda_has_a_third_domain_with_them(tmp_path):
+    expected = visda(tmp_path)
+    labels = tmp_path / "test" / "image_list.txt"
+    labels.write_text("trunk00/a.jpg 10\ntrunk02/gone.jpg 0\n")
+    images, left_out = found_in(str(tmp_path), "visda")
+    assert told(images) == expected | {
+        "test/trunk00/a.jpg": ("video", "train", None),
+        # It is told when it is read.
+        "test/trunk02/gone.jpg": ("video", "aeroplane", None),
+    }
+    assert [each.name for each in left_out if each.check == "unused"] == ["test/trunk01/b.jpg"]
+    labels.write_text("trunk00/a.jpg 12\n")
+    refused("test/image_list.txt, line 1: label 12 is no class", str(tmp_path), "visda")
+    touch(tmp_path, "other/bus/1.jpg")
+    labels.write_text("trunk00/a.jpg 1\n")
+    refused("'other/bus/1.jpg' does not lie as train/class/file", str(tmp_path), "visda")
+
+
 LISTED = {
     "path": ["a/1.jpg", "s3://elsewhere/2.jpg", "/data/3.jpg", "a/4.jpg"],
     "class": ["007", "Big Dog", "007", "big_dog"],

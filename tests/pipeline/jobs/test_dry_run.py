@@ -9,8 +9,8 @@ import torch
 
 from adu.context import ContextConfig, load_context
 from pipeline.jobs.config import SearchConfig
-from pipeline.jobs.dry_run import few_shot_bytes
 from pipeline.jobs.plan import make_plan
+from pipeline.jobs.sizing import few_shot_bytes
 from pipeline.search import main
 from tests.tiny import tiny_backbone, tiny_manifest
 
@@ -97,4 +97,5 @@ def test_it_tells_the_memory_that_the_images_take(tmp_path):
         for images in (loaded.train, loaded.val)
         for i in range(len(images))
     )
-    assert few_shot_bytes(plan) == held
+    split = plan.few_shot_split()
+    assert few_shot_bytes(plan.manifest, split, str(model)) == held

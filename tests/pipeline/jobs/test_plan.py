@@ -155,6 +155,15 @@ def test_the_password_of_a_database_is_not_written_down(plan, tmp_path):
     assert stored == f"{output.search_id}/photo"
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_papers_own_recipe_takes_any_number_of_epochs(plan, epochs):
+    """One is what a smoke test trains."""
+    stable = {"name": "adu", "recipe": "stable"}
+    made = plan(method=stable, train={"epochs": epochs, "warmup_epochs": 0})
+    paper = made.paper(("sketch",))
+    assert (paper.train.epochs, paper.train.warmup_epochs) == (epochs, epochs - 1)
+
+
 def test_the_ends_of_every_range_are_probed(plan):
     gammas = {run.method.gamma for run in plan().probes()}
     assert gammas == {0.1, 30}
