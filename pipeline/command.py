@@ -34,6 +34,7 @@ METAVARS = {
     "tuple[str,...]": "A,B,...",
     "tuple[int,...]": "1,2,...",
     "tuple[float,...]": "0.1,0.2,...",
+    "tuple[{never_shown,baseline,forget_only},...]": "never_shown,baseline,...",
     "dict[str,JSON]": "JSON",
     "dict[str,dict[str,JSON]]": "JSON",
 }

@@ -27,7 +27,6 @@ space:
 overrides:
   sketch: {{train.lr: {{low: 0.001, high: 0.1, log: true, default: 0.01}}}}
 search: {{trials: 9, target_h: 0.9, patience: 4, scheduler: median}}
-prove: {{quick: true}}
 output: {folder}/out
 """
 
@@ -36,7 +35,7 @@ def test_it_shows_studies_spaces_budgets_and_time_and_starts_nothing(tmp_path, c
     tiny_backbone(tmp_path / "model")
     tiny_manifest(tmp_path)
     (tmp_path / "search.yaml").write_text(CONFIG.format(folder=tmp_path))
-    assert main(["--config", str(tmp_path / "search.yaml"), "--dry-run"]) == 0
+    assert main(["--config", str(tmp_path / "search.yaml"), "--dry-run", "--prove.quick"]) == 0
     out = capsys.readouterr().out
     for text in (
         "6 studies",
