@@ -44,7 +44,7 @@ from adu.models.backbone import DEFAULT_TEMPLATE, Backbone, BackboneConfig
 from adu.serving.classifier import Classifier
 from adu.serving.export import export_onnx, export_open_clip
 from adu.serving.model import UnlearnedModel, load_model, save_model
-from adu.training.checkpoint import make_card
+from adu.training.checkpoint import check_trained_for, make_card
 from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport, Trainer
 
@@ -171,15 +171,7 @@ def evaluate(model: UnlearnedModel, images: Any) -> Scores:
         UserError: If the data set has other classes or domains.
     """
     manifest, card = open_images(images), model.card
-    for what, trained, have in (
-        ("classes", card.classes, manifest.classes),
-        ("domains", card.domains, manifest.domains),
-    ):
-        if trained != have:
-            raise UserError(
-                f"images: have the {what} {', '.join(have)}; the model was trained for "
-                f"{', '.join(trained)}"
-            )
+    check_trained_for(card, "model", manifest.classes, manifest.domains)
     context = _context(manifest, model.method.backbone, card.backbone.template, {}, model.device)
     return evaluate_test(model, context, card.run.forget).scores
 

@@ -119,15 +119,7 @@ def load_checkpoint(url: str, context: Context) -> tuple[Method, RunConfig]:
 def open_checkpoint(data: bytes, url: str, context: Context) -> tuple[Method, RunConfig]:
     """The same of a checkpoint that was read already; see `load_checkpoint`."""
     card = read_card(data, url)
-    for field, trained, have in (
-        ("classes", card.classes, context.classes),
-        ("domains", card.domains, context.domains),
-    ):
-        if trained != have:
-            raise UserError(
-                f"checkpoint {url}: was trained for {field} {', '.join(trained)}; "
-                f"the manifest has {', '.join(have)}"
-            )
+    check_trained_for(card, f"checkpoint {url}", context.classes, context.domains)
     template = context.config.backbone.template
     if card.backbone.template != template:
         raise UserError(
@@ -135,6 +127,31 @@ def open_checkpoint(data: bytes, url: str, context: Context) -> tuple[Method, Ru
             f"not '{template}'"
         )
     return rebuild(data, url, card, context.backbone, context.task(card.run.forget)), card.run
+
+
+def check_trained_for(
+    card: Card, source: str, classes: tuple[str, ...], domains: tuple[str, ...]
+) -> None:
+    """Refuses images that a model was not trained for.
+
+    Args:
+        card: The model's.
+        source: What it is called.
+        classes: Of the images.
+        domains: Of the images.
+
+    Raises:
+        UserError: If the model's are others.
+    """
+    for field, trained, have in (
+        ("classes", card.classes, classes),
+        ("domains", card.domains, domains),
+    ):
+        if trained != have:
+            raise UserError(
+                f"{source}: was trained for {field} {', '.join(trained)}; "
+                f"the images have {', '.join(have)}"
+            )
 
 
 def rebuild(data: bytes, source: str, card: Card, backbone: Backbone, task: Task) -> Method:

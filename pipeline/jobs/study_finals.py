@@ -68,7 +68,7 @@ class StudyFinals:
         # The last one is the untouched model.
         trained = [run for run, _ in self._references[:-1]]
         self._n_waited_for = 2
-        self._add([*self._shared, *trained])
+        self._add([*self._shared, *trained], self._references_ended)
 
     @property
     def configs(self) -> list[tuple[str, RunConfig]]:
@@ -83,7 +83,7 @@ class StudyFinals:
         self._best = self._runs(best_configs(self._study.spec.base, record.best.params, seeds))
         known = {run.place for run, _ in self._references}
         # The best may be the defaults.
-        self._add([run for run, _ in self._best if run.place not in known])
+        self._add([run for run, _ in self._best if run.place not in known], self._ended)
 
     def shown(self) -> dict[str, TestOutcome]:
         """An outcome of each stage: of several seeds the first stands for it."""
@@ -112,20 +112,22 @@ class StudyFinals:
             (fixed_run(name, stage, config, context, folder), config) for stage, config in configs
         ]
 
-    def _add(self, runs: list[Run]) -> None:
-        self._queue.add_fixed(FixedRuns(self._study.name, runs, self._keep, self._ended))
+    def _add(self, runs: list[Run], on_end: Callable[[FixedRuns], None]) -> None:
+        self._queue.add_fixed(FixedRuns(self._study.name, runs, self._keep, on_end))
 
     def _keep(self, run: Run, outcome: TestOutcome) -> None:
         # Nothing is built on it once another search has the output.
         self._output.check()
         self._outcomes[run.place] = outcome
 
+    def _references_ended(self, runs: FixedRuns) -> None:
+        for run in self._shared:
+            self._zero_shot.tell(self._outcomes.get(run.place), runs.failures.get(run.place, ""))
+        self._ended(runs)
+
     def _ended(self, runs: FixedRuns) -> None:
         self._failures |= runs.failures
         self._n_waited_for -= 1
-        shared, self._shared = self._shared, []
-        for run in shared:
-            self._zero_shot.tell(self._outcomes.get(run.place), runs.failures.get(run.place, ""))
         if not self._n_waited_for:
             self._zero_shot.then(self._conclude)
 

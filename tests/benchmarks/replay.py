@@ -32,13 +32,14 @@ from adu.training.config import RunConfig
 from pipeline.studies.samplers import make_sampler
 from pipeline.studies.space import Space, suggest
 from tests.benchmarks.signal_table import TABLE, demo_config
+from tests.benchmarks.transfer import Siblings, coordinates, most_promising
 
 RESULTS = Path("results").absolute()
 TRIALS = (2, 4, 7, 10, 15, 20, 30)
 CONFIDENCE_Z = 1.96
 
 Signal = Literal["val", "quick"]
-Transfer = Literal["none", "siblings", "portfolio"]
+Transfer = Literal["none", "siblings", "portfolio", "hurdles", "residual"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class Rule:
         sampler: Of the project's.
         signal: Whether all validation images are looked at, or a few.
         race: So many of the best are run again with further seeds.
-        transfer: What is tried first: each other forget set's best, or what is best over all.
+        transfer: What is taken from other forget sets: their bests are tried first (siblings), or
+            what is best over all of them (portfolio); or their bests are tried first and stop all
+            that is below them at a rung (hurdles, as in RUSH); or a Gaussian process learns what
+            theirs leaves open (residual, in the place of a sampler).
     """
 
     sampler: str = "tpe"
@@ -68,6 +72,8 @@ RULES = {
     "GP, all, race of 2": Rule("gp", "val", 2),
     "TPE, race of 2, siblings": Rule("tpe", "val", 2, "siblings"),
     "TPE, race of 2, portfolio": Rule("tpe", "val", 2, "portfolio"),
+    "TPE, race of 2, hurdles": Rule("tpe", "val", 2, "hurdles"),
+    "residual GP, race of 2": Rule("gp", "val", 2, "residual"),
 }
 
 
@@ -136,7 +142,17 @@ class Replay:
         order = np.random.default_rng(seed).permutation(table.n_seeds)
         self._first_seed, self._further_seeds = int(order[0]), [int(s) for s in order[1:]]
         self._left = list(range(len(table.params)))
-        self._first = [0, *_transferred(table, rule.transfer, forget, self._first_seed)]
+        others = [other for other in range(len(table.forget_sets)) if other != forget]
+        self._siblings = Siblings(table.h["val"][others, :, self._first_seed], seed)
+        firsts = {"portfolio": Siblings.portfolio, "siblings": Siblings.bests}
+        firsts["hurdles"] = Siblings.bests
+        transferred = firsts.get(rule.transfer)
+        self._hurdlers = transferred(self._siblings) if transferred else []
+        self._first = [0, *self._hurdlers]
+        self._points = coordinates(space, table.params)
+        self._prior = self._siblings.prior(self._points) if rule.transfer == "residual" else None
+        self._tried: dict[int, float] = {}
+        self._hurdle = -1.0
         self._rung: list[float] = []
         self._whole: dict[int, float] = {}
         self._study = optuna.create_study(direction="maximize")
@@ -149,6 +165,9 @@ class Replay:
         curve = self._h[number, self._first_seed]
         n_epochs = self._epochs_of(curve)
         self.epochs += n_epochs
+        self._tried[number] = float(curve[n_epochs - 1])
+        if self._rule.transfer == "hurdles" and number in self._hurdlers:
+            self._hurdle = max(self._hurdle, float(curve[self._grace - 1]))
         if n_epochs == self._table.epochs:
             self._whole[number] = float(curve[-1])
         self._study.add_trial(
@@ -188,6 +207,7 @@ class Replay:
             return self._table.epochs
         value = float(curve[self._grace - 1])
         cutoff = np.percentile(self._rung, 100 * (1 - 1 / self._factor)) if self._rung else -1.0
+        cutoff = max(cutoff, self._hurdle)
         self._rung.append(value)
         is_stopped = value < cutoff and len(self._left) < len(self._table.params) - 1
         return self._grace if is_stopped else self._table.epochs
@@ -196,6 +216,9 @@ class Replay:
         while self._first:
             if (number := self._first.pop(0)) in self._left:
                 return number
+        if self._prior is not None:
+            tried, h = list(self._tried), list(self._tried.values())
+            return most_promising(self._points, self._prior, tried, h, self._left)
         conditional = any(parameter.when for parameter in self._space.values())
         n_told = len(self._study.trials)
         self._study.sampler = make_sampler(
@@ -226,18 +249,6 @@ def _apart(parameter: Any, a: Any, b: Any) -> float:
     scale = np.log if parameter.log else float
     width = scale(parameter.high) - scale(parameter.low)
     return float(abs(scale(a) - scale(b)) / width)
-
-
-def _transferred(table: Recorded, how: Transfer, forget: int, seed: int) -> list[int]:
-    """Configurations to try first, by what other forget sets have shown of them."""
-    others = [other for other in range(len(table.forget_sets)) if other != forget]
-    if how == "none" or not others:
-        return []
-    h_ON = np.stack([table.h["val"][other, :, seed, -1] for other in others])
-    if how == "siblings":
-        return [int(number) for number in h_ON.argmax(axis=1)]
-    ranks_ON = h_ON.argsort(axis=1).argsort(axis=1)
-    return [int(number) for number in ranks_ON.sum(axis=0).argsort()[::-1][: len(others)]]
 
 
 def curve(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,10 @@ def read_runs(files: list[Path]) -> list[dict[str, Any]]:
 
 
 def pack(folder: Path, table: Path) -> None:
-    """Makes one Parquet file of what all shares have recorded."""
+    """Makes one Parquet file of the configurations that are recorded with every set and seed."""
+    runs = read_runs(sorted(folder.glob("signal-*-of-*.jsonl")))
+    n_runs = Counter(run["number"] for run in runs)
+    whole = {number for number, n in n_runs.items() if n == max(n_runs.values())}
     rows = [
         {
             "number": run["number"],
@@ -134,7 +138,8 @@ def pack(folder: Path, table: Path) -> None:
             "params": json.dumps(run["params"]),
             **row,
         }
-        for run in read_runs(sorted(folder.glob("signal-*-of-*.jsonl")))
+        for run in runs
+        if run["number"] in whole
         for row in run["rows"]
     ]
     columns = pa.Table.from_pylist(rows)

@@ -76,13 +76,16 @@ def test_more_images_and_seeds_have_less_regret(table):
 
 
 def test_every_rule_is_replayed_shown_and_drawn(table, tmp_path):
-    rules = {how: Rule("tpe", transfer=how) for how in ("none", "siblings", "portfolio")}
+    transfers = ("none", "siblings", "portfolio", "hurdles", "residual")
+    rules = {how: Rule("tpe", transfer=how) for how in transfers}
     found = replay_all(table, rules, 2, OPTIONS)
     draw(found, tmp_path / "regret.png")
     assert (tmp_path / "regret.png").stat().st_size > 10_000
-    assert shown(found).row_count == 3
+    assert shown(found).row_count == len(rules)
     # What is best elsewhere is best here too.
-    assert found["siblings"][:, 0, 1].mean() < found["none"][:, 0, 1].mean()
+    for how in ("siblings", "residual"):
+        assert found[how][:, 0, 1].mean() < found["none"][:, 0, 1].mean()
+    assert (found["hurdles"][:, -1, 0] <= found["siblings"][:, -1, 0]).all()
 
 
 def test_a_run_is_recorded_by_epochs(tmp_path):

@@ -131,7 +131,7 @@ def test_a_manifest_of_other_classes_is_refused(folder, tmp_path, capsys):
     (other / CARD_FILE).write_text(json.dumps(card))
     code = main([*arguments(folder, tmp_path), "--manifest", str(other)])
     assert code == 2
-    assert "was trained for classes cup, fish; the manifest has fish" in capsys.readouterr().err
+    assert "was trained for classes cup, fish; the images have fish" in capsys.readouterr().err
 
 
 def test_rows_that_lead_elsewhere_are_refused_unless_allowed(folder, tmp_path, capsys):

@@ -19,19 +19,9 @@ from adu.serving.export import (
     exported_program,
 )
 from tests.adu.serving.test_model import untrained
-from tests.tiny import CLASSES, tiny_context
+from tests.tiny import CLASSES
 
 OWN_TOWER = ("zero_shot", "lp++", "clipfit", "bbf", "coop")
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory):
-    return tiny_context(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def images_BCHW():  # noqa: N802 - a fixture is called like what it gives
-    return torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def shaken(context, name):

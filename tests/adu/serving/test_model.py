@@ -11,19 +11,8 @@ from adu.serving.model import UnlearnedModel
 from adu.training.checkpoint import make_card
 from adu.training.config import RunConfig
 from adu.training.trainer import Trainer
-from tests.tiny import tiny_context
 
 OPTIONS = {"coop": {"n_ctx": 4}}
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory):
-    return tiny_context(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def images_BCHW():  # noqa: N802 - a fixture is called like what it gives
-    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def untrained(context, name):
