@@ -126,11 +126,11 @@ def test_an_exception_fails_the_run_and_keeps_the_workers(warm, tmp_path):
 def test_a_model_is_attacked_by_one_worker_and_the_others_stay_in_step(executor, tmp_path):
     before = follow(executor, make_run("a", tmp_path / "a"))
     attacked = Attacked("untouched", 0, {}, {})
-    results = follow(executor, replace(make_run("b", tmp_path / "b"), attacked=attacked))
+    results = follow(executor, replace(make_run("b", tmp_path / "b"), attacked=attacked), until=0)
     assert [result["event"].attacks for result in results] == [(1, 2), (2, 2), None]
     assert (results[-1]["event"].kind, results[-1]["done"]) == ("done", True)
     failing = replace(make_run("c", tmp_path / "c", raise_in=2), attacked=attacked)
-    results = follow(executor, failing)
+    results = follow(executor, failing, until=0)
     assert results[-1]["event"].error == "ValueError: boom in attack 2"
     assert pids(follow(executor, make_run("d", tmp_path / "d"))) == pids(before)
 
