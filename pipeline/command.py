@@ -12,21 +12,19 @@ import inspect
 import os
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, get_args
 
-import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 from rich.console import Console
 
 from adu.config import StrictModel, parse_config
 from adu.errors import UserError
 from pipeline.names import parse_forget_name, shown
-from pipeline.text_files import decode_text
+from pipeline.text_files import read_yaml
 
 ConfigT = TypeVar("ConfigT", bound=StrictModel)
 
@@ -35,6 +33,8 @@ METAVARS = {
     "{JSON,tuple[tuple[str,...],...]}": "A,B,...",
     "tuple[str,...]": "A,B,...",
     "tuple[int,...]": "1,2,...",
+    "tuple[float,...]": "0.1,0.2,...",
+    "tuple[{never_shown,baseline,forget_only},...]": "never_shown,baseline,...",
     "dict[str,JSON]": "JSON",
     "dict[str,dict[str,JSON]]": "JSON",
 }
@@ -292,39 +292,6 @@ def _kind_names(annotation: Any) -> list[str]:
     # One may have any name: a method of another package.
     allowed = [get_args(kind.model_fields["name"].annotation) for kind in named]
     return [names[0] for names in allowed if names]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a YAML mapping.
-
-    Raises:
-        UserError: If the file is missing, not YAML, in an encoding that it does not tell, or not a
-            mapping, or if it holds a key twice.
-    """
-    try:
-        text = decode_text(path.read_bytes(), f"config file {path}")
-    except OSError as error:
-        raise UserError(f"config file {path}: {error.strerror}") from error
-    try:
-        values = yaml.load(text, _StrictLoader)
-    except Exception as error:
-        # Beside its own errors, whatever the loader comes to with a date or number that is none.
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"config file {path}: not YAML: {reason}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"config file {path}: holds a {type(values).__name__}, not a mapping")
-    return values
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Of a key that stands there twice, YAML would take the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key, count in Counter(keys).items():
-            if count > 1 and key != "<<":
-                raise UserError(f"the key '{key}' stands there {count} times")
-        return super().construct_mapping(node, deep)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

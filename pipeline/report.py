@@ -48,6 +48,7 @@ from pipeline.tracking import registry
 from pipeline.tracking.facts import Facts, StudyFacts, read_facts
 from pipeline.tracking.fixed import SeedRun
 from pipeline.tracking.truth import Truth
+from pipeline.tracking.wanted import EVIDENCE
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -112,6 +113,9 @@ class StudyPage:
     best: dict[str, str]
     accuracy: list[tuple[str, Figure, Figure]]
     pictures: list[Picture] = field(default_factory=list)
+    # What attacks came to, and the page about them.
+    verdict: str = ""
+    evidence: str = ""
 
     def score(self, stage: str, name: str) -> Figure:
         """A figure of a stage; an empty one if it was not run."""
@@ -144,6 +148,8 @@ def _study_page(truth: Truth, study: StudyFacts) -> StudyPage:
     rows, gains = stage_rows(finals), gains_over_defaults(finals)
     searched = list(dict.fromkeys(name for trial in trials for name in trial.params))
     folder = storage.join(truth.output, study.folder)
+    record = truth.finished(study)
+    proof = record.proof if record else {}
     return StudyPage(
         study.name,
         f"study-{file_name(study.name)}",
@@ -158,6 +164,8 @@ def _study_page(truth: Truth, study: StudyFacts) -> StudyPage:
         best_options(finals, searched),
         accuracy_rows(finals, forget_domains(study.forget, truth.facts.domains)),
         _pictures(folder, trials),
+        proof.get("verdict", ""),
+        storage.join(study.folder, EVIDENCE[0]) if proof else "",
     )
 
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from adu import storage
 from adu.errors import UserError
@@ -52,6 +57,39 @@ def decode_text(data: bytes, what: str) -> str:
         line = len(lines_of(text[: text.index("\0")]))
         raise UserError(f"{what}, line {max(line, 1)}: holds a zero byte (allowed: {ENCODINGS})")
     return text
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping.
+
+    Raises:
+        UserError: If the file is missing, not YAML, in an encoding that it does not tell, or not a
+            mapping, or if it holds a key twice.
+    """
+    try:
+        text = decode_text(path.read_bytes(), f"config file {path}")
+    except OSError as error:
+        raise UserError(f"config file {path}: {error.strerror}") from error
+    try:
+        values = yaml.load(text, _StrictLoader)
+    except Exception as error:
+        # Beside its own errors, whatever the loader comes to with a date or number that is none.
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"config file {path}: not YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"config file {path}: holds a {type(values).__name__}, not a mapping")
+    return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Of a key that stands there twice, YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, count in Counter(keys).items():
+            if count > 1 and key != "<<":
+                raise UserError(f"the key '{key}' stands there {count} times")
+        return super().construct_mapping(node, deep)
 
 
 def lines_of(text: str) -> list[str]:

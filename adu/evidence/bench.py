@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,7 +73,10 @@ class Progress:
 
 
 def run_battery(
-    contestants: Sequence[Contestant], attacks: Mapping[str, Attack], place: str
+    contestants: Sequence[Contestant],
+    attacks: Mapping[str, Attack],
+    place: str,
+    write: Callable[[str, bytes], None] = storage.write_bytes,
 ) -> Iterator[Progress]:
     """Runs what has not been run, and gives every outcome.
 
@@ -81,6 +84,7 @@ def run_battery(
         contestants: The models.
         attacks: The attacks, by name.
         place: Folder or URL where outcomes are kept.
+        write: Writes a file there.
     """
     total = len(contestants) * len(attacks)
     done = 0
@@ -88,7 +92,7 @@ def run_battery(
         subject: Subject | None = None
         for name, attack in attacks.items():
             done += 1
-            file = outcome_file(place, contestant, name)
+            file = outcome_file(place, contestant.label, contestant.seed, name)
             asked = _asked(contestant, attack)
             if (found := _read(file, asked)) is not None:
                 yield Progress(found, done, total, was_there=True)
@@ -100,14 +104,28 @@ def run_battery(
             took_s = time.perf_counter() - start_s
             outcome = Outcome(contestant.label, contestant.seed, name, figures, took_s)
             document = {"asked": asked, **asdict(outcome)}
-            storage.write_bytes(file, json.dumps(document, indent=1).encode())
+            write(file, json.dumps(document, indent=1).encode())
             yield Progress(outcome, done, total, was_there=False)
 
 
-def outcome_file(place: str, contestant: Contestant, attack: str) -> str:
+def outcome_file(place: str, label: str, seed: int, attack: str) -> str:
     """Where an outcome is kept."""
-    name = f"{contestant.label}-seed-{contestant.seed}"
-    return storage.join(place, OUTCOMES, name, f"{attack}.json")
+    return storage.join(place, OUTCOMES, f"{label}-seed-{seed}", f"{attack}.json")
+
+
+def read_outcomes(
+    place: str, entries: Iterable[tuple[str, int]], attacks: Iterable[str]
+) -> list[Outcome]:
+    """All outcomes of a battery that has come to its end.
+
+    Args:
+        place: Folder or URL where they are kept.
+        entries: Label and seed of each model.
+        attacks: The attacks' names.
+    """
+    names = list(attacks)
+    files = [outcome_file(place, *entry, name) for entry in entries for name in names]
+    return [_outcome(json.loads(storage.read_bytes(file))) for file in files]
 
 
 def _asked(contestant: Contestant, attack: Attack) -> str:
@@ -120,11 +138,15 @@ def _read(file: str, asked: str) -> Outcome | None:
     if not storage.exists(file):
         return None
     document: dict[str, Any] = json.loads(storage.read_bytes(file))
-    if document.pop("asked") != asked:
-        return None
-    figures = document.pop("figures")
+    return _outcome(document) if document["asked"] == asked else None
+
+
+def _outcome(document: dict[str, Any]) -> Outcome:
+    """What a file of an outcome holds."""
+    figures = document["figures"]
     curves = {
         name: [(int(step), float(value)) for step, value in curve]
-        for name, curve in figures.pop("curves").items()
+        for name, curve in figures["curves"].items()
     }
-    return Outcome(**document, figures=Figures(**figures, curves=curves))
+    named = {name: document[name] for name in ("label", "seed", "attack", "took_s")}
+    return Outcome(**named, figures=Figures(**{**figures, "curves": curves}))

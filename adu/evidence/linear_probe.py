@@ -5,8 +5,12 @@ Tensor names carry their shape: N images, E feature width.
 
 from __future__ import annotations
 
-from sklearn.linear_model import LogisticRegression
+from typing import TYPE_CHECKING
+
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 # Of domains; after the CLIP paper's own (Radford et al., ICML 2021, appendix A.3).
 DOMAIN_PROBE_C = 0.316
@@ -21,6 +25,10 @@ def fit_probe(features_NE: Tensor, label_N: Tensor, c: float) -> LogisticRegress
         label_N: What is to be read out of them.
         c: Inverse strength of the L2 penalty.
     """
+    from sklearn.linear_model import (
+        LogisticRegression,  # takes a second, which others need not wait
+    )
+
     probe = LogisticRegression(C=c, max_iter=ITERATIONS)
     return probe.fit(features_NE.float().cpu().numpy(), label_N.cpu().numpy())
 

@@ -54,15 +54,22 @@ def train_reference(name: TrainedReference, run: RunConfig, context: Context) ->
         run: What trained the model.
         context: What it was trained on.
     """
-    shown = _without_forgotten(context, run) if name == NEVER_SHOWN else context
-    trainer = Trainer(reference_run(name, run), shown)
+    trainer = Trainer(reference_run(name, run), shown_to(name, run, context))
     for _ in trainer.epochs():
         pass
     return trainer.model.eval()
 
 
-def _without_forgotten(context: Context, run: RunConfig) -> Context:
-    """A context whose training images are all to be kept; its task is the same."""
+def shown_to(name: str, run: RunConfig, context: Context) -> Context:
+    """What a run is trained on: of ``never_shown``, all but the images of the forget domains.
+
+    Args:
+        name: What the run stands for.
+        run: What is trained.
+        context: All that there is.
+    """
+    if name != NEVER_SHOWN:
+        return context
     images = context.train
     is_kept_N = context.task(run.forget).retain_mask(images.class_N, images.domain_N)
     other = replace(context)

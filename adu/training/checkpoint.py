@@ -113,7 +113,11 @@ def load_checkpoint(url: str, context: Context) -> tuple[Method, RunConfig]:
         UserError: If it is broken, or was trained for other classes, domains or captions, or on
             another backbone.
     """
-    data = storage.read_bytes(url)
+    return open_checkpoint(storage.read_bytes(url), url, context)
+
+
+def open_checkpoint(data: bytes, url: str, context: Context) -> tuple[Method, RunConfig]:
+    """The same of a checkpoint that was read already; see `load_checkpoint`."""
     card = read_card(data, url)
     check_trained_for(card, f"checkpoint {url}", context.classes, context.domains)
     template = context.config.backbone.template

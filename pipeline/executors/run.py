@@ -18,6 +18,26 @@ AGAIN = "again"
 # The untouched model on the validation images.
 REFERENCE = "reference"
 
+# A model that is attacked.
+PROOF = "proof"
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A model of a proof, and what is tried on it; see `adu.evidence.proof`.
+
+    Attributes:
+        label: What it is called.
+        seed: Which of its runs.
+        config: A `ProofConfig` as plain values, written out.
+        trained: Outcome files of what was trained for it, by label.
+    """
+
+    label: str
+    seed: int
+    config: Mapping[str, Any]
+    trained: Mapping[str, str]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -34,6 +54,7 @@ class Run:
         number: A trial's number in Optuna.
         params: What was searched, by option path.
         deciding: Epochs after which something is decided by its validation scores, beside the last.
+        attacked: A model that it attacks in place of training one.
     """
 
     study: str
@@ -46,6 +67,7 @@ class Run:
     number: int = -1
     params: Mapping[str, Any] = field(default_factory=dict)
     deciding: tuple[int, ...] = ()
+    attacked: Attacked | None = None
 
     @property
     def key(self) -> str:
@@ -74,16 +96,19 @@ class Event:
     """What has become of a run, or of the executor that has it.
 
     Attributes:
-        kind: ``epoch`` is followed by more. After ``done`` and ``failed`` the run is over. After
-            ``broken`` and ``lost`` the executor is, and the run goes on with another one.
+        kind: ``epoch`` and ``attack`` are followed by more. After ``done`` and ``failed`` the run
+            is over. After ``broken`` and ``lost`` the executor is, and the run goes on with
+            another one.
         epoch: The epoch's report as plain values (kind ``epoch``).
+        attacks: How many are done, and of how many (kind ``attack``).
         before: The reports of the epochs before it, if the run has just gone on from its state.
         error: Why, in one line.
         user_error: Whether that is a mistake of the user's.
     """
 
-    kind: Literal["epoch", "done", "failed", "broken", "lost"]
+    kind: Literal["epoch", "attack", "done", "failed", "broken", "lost"]
     epoch: Mapping[str, Any] | None = None
+    attacks: tuple[int, int] | None = None
     before: tuple[Mapping[str, Any], ...] = ()
     error: str = ""
     user_error: bool = False

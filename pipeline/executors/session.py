@@ -16,6 +16,8 @@ from adu.data.cache import ImageCache
 from adu.evaluation.attention import sample_attention, shown_domains
 from adu.evaluation.evaluate import count_images, evaluate_test, scores_of
 from adu.evaluation.metrics import Scores
+from adu.evidence.references import shown_to
+from adu.evidence.subject import Material
 from adu.methods import build_method
 from adu.training.checkpoint import checkpoint_bytes
 from adu.training.config import RunConfig
@@ -54,6 +56,8 @@ class AduSession:
 
     def __init__(self, config: Mapping[str, Any], device: torch.device) -> None:
         self._device = device
+        # Images of the last proof.
+        self._material: Material | None = None
         self._open(config)
 
     def close(self) -> None:
@@ -63,13 +67,28 @@ class AduSession:
 
     def start(self, run: Run, state: bytes | None) -> AduTraining:
         """Begins a run, or goes on with one; other images than the last run's are read first."""
+        self._turn_to(run)
+        self._material = None
+        return AduTraining(run, self.context, state)
+
+    def attack(self, run: Run) -> Iterator[tuple[int, int]]:
+        """Runs a battery on one model; gives how many attacks are done, and of how many."""
+        self._turn_to(run)
+        # Not needed by who proves nothing.
+        from pipeline.executors.attacked import AttackedModel
+
+        model = AttackedModel(run, self.context, self._material)
+        # For the next model of the same study.
+        self._material = model.material
+        return model.attacks()
+
+    def _turn_to(self, run: Run) -> None:
         if self._device.type == "cuda":
             # What the last run has left; this one may need it, and so may who shares the GPU.
             torch.cuda.empty_cache()
         if run.context != self._config:
             self.close()
             self._open(run.context)
-        return AduTraining(run, self.context, state)
 
     def _open(self, config: Mapping[str, Any]) -> None:
         self._config = config
@@ -87,7 +106,8 @@ class AduTraining:
         self._run = RunConfig.model_validate(run.config)
         self._stage = run.stage
         self._context = context
-        self._trainer = Trainer(self._run, context, run.deciding)
+        shown = shown_to(run.stage, self._run, context)
+        self._trainer = Trainer(self._run, shown, run.deciding)
         if state is not None:
             self._trainer.load_state(torch.load(io.BytesIO(state), weights_only=True))
 

@@ -54,6 +54,9 @@ class Session(Protocol):
     def start(self, run: Run, state: bytes | None) -> Training:
         """Begins a run, or goes on with one."""
 
+    def attack(self, run: Run) -> Iterator[tuple[int, int]]:
+        """Attacks a model, asked of rank 0 only; how many attacks are done, and of how many."""
+
     def close(self) -> None:
         """Gives up what outlives the process."""
 
@@ -123,7 +126,7 @@ def serve(setup: WorkerSetup, line: Line) -> None:
     while (taken := ranks.share(lambda: line.ask("take"))) is not None:
         ticket, run = taken
         try:
-            _execute(session, ticket, run, line, ranks)
+            (_attack if run.attacked else _execute)(session, ticket, run, line, ranks)
         except Exception as error:
             if _spoils_process(error) or not line.ask(
                 "fail", ticket, ranks.rank, _event("failed", error)
@@ -167,6 +170,25 @@ def _execute(session: Session, ticket: int, run: Run, line: Line, ranks: Ranks) 
             _keep(run.outcome_file, outcome)
     if ranks.rank == 0:
         line.ask("finish", ticket, Event("done"))
+
+
+def _attack(session: Session, ticket: int, run: Run, line: Line, ranks: Ranks) -> None:
+    """Has rank 0 attack a model: nothing is trained that would need the others."""
+
+    def attack() -> Exception | None:
+        try:
+            for attacks in session.attack(run):
+                if not line.ask("report", ticket, Event("attack", attacks=attacks)):
+                    return None
+            line.ask("finish", ticket, Event("done"))
+        except Exception as error:
+            return error
+        return None
+
+    error = ranks.share(attack)
+    if error is not None:
+        # On all ranks, so that they stay in step.
+        raise error
 
 
 def _keep(file: str, outcome: bytes) -> None:

@@ -9,6 +9,7 @@ from adu import storage
 from adu.errors import UserError
 from pipeline.executors.outcome_file import TestOutcome
 from pipeline.jobs.plan import Plan
+from pipeline.jobs.proof import StudyProof
 from pipeline.jobs.tracked import SYNTHETIC_NOTE
 from pipeline.names import forget_name
 from pipeline.patience import patiently
@@ -30,26 +31,33 @@ class Closing:
         self._pool = ThreadPoolExecutor(1, "closing")
         self._futures: list[Future[str]] = []
 
-    def close(self, record: StudyRecord, shown: Mapping[str, TestOutcome]) -> None:
+    def close(
+        self, record: StudyRecord, shown: Mapping[str, TestOutcome], proof: StudyProof | None
+    ) -> None:
         """Has a study closed.
 
         Args:
             record: The study.
             shown: An outcome of each stage.
+            proof: The study's, if it has come to its end.
         """
-        self._futures.append(self._pool.submit(self._close, record, shown))
+        self._futures.append(self._pool.submit(self._close, record, shown, proof))
 
     def finish(self) -> list[str]:
         """Waits until all are; returns what could not be written."""
         self._pool.shutdown()
         return [failure for future in self._futures if (failure := future.result())]
 
-    def _close(self, record: StudyRecord, shown: Mapping[str, TestOutcome]) -> str:
+    def _close(
+        self, record: StudyRecord, shown: Mapping[str, TestOutcome], proof: StudyProof | None
+    ) -> str:
         name = forget_name(record.forget)
         file = self._output.study_file(name)
         try:
             if {"best", "zero_shot"} <= shown.keys():
                 self._draw(record, shown["zero_shot"], shown["best"])
+            if proof is not None:
+                record.proof = proof.evidence()
             # Last: a study that has its record is not looked at again.
             patiently(file, lambda: write_study_record(record, file))
             self._output.forget_unfinished(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -17,11 +16,12 @@ from adu.training.trainer import EpochReport
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK
 from pipeline.executors.run import Run
 from pipeline.jobs.closing import Closing
-from pipeline.jobs.finals import ZeroShot
+from pipeline.jobs.finals import ZeroShot, final_failures
 from pipeline.jobs.interrupt import Interrupt
 from pipeline.jobs.job import EXIT_FAILED, Job
 from pipeline.jobs.metrics import SearchMetrics
-from pipeline.jobs.plan import Plan, with_split
+from pipeline.jobs.plan import PROVE, Plan, with_split
+from pipeline.jobs.proof import n_attacked
 from pipeline.jobs.study_finals import StudyFinals
 from pipeline.jobs.tracked import SYNTHETIC_NOTE, Tracked
 from pipeline.names import forget_name
@@ -35,7 +35,7 @@ from pipeline.studies.budget import JobBudget
 from pipeline.studies.chosen import write_chosen
 from pipeline.studies.listener import RunListener
 from pipeline.studies.race import Race, n_again
-from pipeline.studies.records import StudyRecord, TrialRecord, read_study_record
+from pipeline.studies.records import StudyRecord, grouped_failures, read_study_record
 from pipeline.studies.reference import Reference
 from pipeline.studies.rules import likely_epochs, make_rule
 from pipeline.studies.selection import best_trial
@@ -118,7 +118,7 @@ class Conductor(RunListener):
         if not storage.exists(file):
             return False
         record = read_study_record(file)
-        if not record.complete or record.asked != self._plan.asked():
+        if not self._plan.has_ended(record):
             return False
         self._records[forget] = record
         return True
@@ -210,7 +210,7 @@ class Conductor(RunListener):
         """Has the best configuration tested."""
         record = self._record_of(forget, study)
         if record.best is None:
-            self._failures.append(f"{study.name}: {_grouped_failures(record.trials)}")
+            self._failures.append(f"{study.name}: {grouped_failures(record.trials)}")
             self._progress.study_state(study.name, "failed")
             self._records[forget] = record
             self._finals[forget].drop()
@@ -222,21 +222,29 @@ class Conductor(RunListener):
         patiently(chosen, lambda: write_chosen(chosen, finals.configs, study.spec.context))
 
     def _finals_ended(self, finals: StudyFinals) -> None:
+        """Has the best model attacked, if that is asked for, and closes the study."""
         record = self._records[finals.record.forget] = finals.record
-        record.complete, record.asked = True, self._plan.asked()
-        self._failures += self._final_failures(record)
-        self._progress.study_state(forget_name(record.forget), "done")
+        self._failures += final_failures(record)
         self._write_summary()
-        self._closing.close(record, finals.shown())
-
-    @staticmethod
-    def _final_failures(record: StudyRecord) -> list[str]:
         name = forget_name(record.forget)
-        return [
-            f"{name}: final run {final.label}, seed {seed}: {error}"
-            for final in record.finals.values()
-            for seed, error in final.errors.items()
-        ]
+        proof = finals.proof()
+
+        def end(failures: Sequence[str] = ()) -> None:
+            record.complete, record.asked = True, self._plan.asked()
+            if failures:
+                # It is tried again when the search is resumed.
+                del record.asked[PROVE]
+            self._failures += failures
+            self._progress.study_state(name, "done")
+            self._write_summary()
+            self._closing.close(record, finals.shown(), None if failures else proof)
+
+        if proof is None:
+            end()
+            return
+        assert self._job is not None
+        self._progress.study_state(name, "proving")
+        proof.begin(self._job.queue.add_fixed, end)
 
     def _record_of(self, forget: Forget, study: Study) -> StudyRecord:
         best = best_trial(study.records, study.goal)
@@ -253,10 +261,11 @@ class Conductor(RunListener):
     def _view(self, n_executors: int) -> Progress:
         synthetic = f" ({SYNTHETIC_NOTE})" if self._plan.manifest.synthetic else ""
         search, epochs = self._plan.config.search, self._plan.config.train.epochs
-        further = self._plan.n_finals + n_again(search.race)
+        n_references, n_proofs = n_attacked(self._plan)
+        further = self._plan.n_finals + n_again(search.race) + n_references
         budget = JobBudget(self._plan.config.budget, 0, len(self._plan.forget_sets))
         work = StudyWork(
-            budget.share(search.trials), epochs, likely_epochs(search, epochs), further
+            budget.share(search.trials), epochs, likely_epochs(search, epochs), further, n_proofs
         )
         return Progress(
             self._console,
@@ -271,7 +280,7 @@ class Conductor(RunListener):
         record = self._record()
         ui = self._tracked.server.ui_command()
         self._console.print(render_summary(record, self._output.url, ui))
-        earlier = [line for each in record.studies for line in self._final_failures(each)]
+        earlier = [line for each in record.studies for line in final_failures(each)]
         for failure in dict.fromkeys([*self._failures, *earlier]):
             self._console.print(f"failed    {failure}", markup=False, highlight=False)
         if record.interrupted and not self._without_executors:
@@ -298,10 +307,3 @@ class Conductor(RunListener):
             self._interrupt.stop.is_set() or self._without_executors,
             details,
         )
-
-
-def _grouped_failures(trials: Sequence[TrialRecord]) -> str:
-    """Why all trials failed, the most frequent reason first."""
-    reasons = Counter(trial.error or "" for trial in trials)
-    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
-    return f"all {len(trials)} trials failed: {listed}"

@@ -11,6 +11,7 @@ from adu import storage
 from adu.config import StrictModel
 from adu.context import ContextConfig
 from adu.errors import UserError
+from adu.evidence.proof import ProofConfig
 from adu.methods import MethodConfig
 from adu.methods.adu import AduConfig
 from adu.training.config import TrainConfig
@@ -36,6 +37,12 @@ def _split_domains(value: Any) -> Any:
 
 def _one_or_many(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _as_proof(value: Any) -> Any:
+    """``true`` alone: with all defaults."""
+    text = str(value).lower()
+    return {"true": {}, "false": None}.get(text, value)
 
 
 ImagesPerS = Annotated[
@@ -112,6 +119,11 @@ class SearchConfig(StrictModel):
     search: StudyConfig = StudyConfig()
     budget: BudgetConfig = BudgetConfig()
     final: FinalConfig = FinalConfig()
+    prove: Annotated[ProofConfig | None, BeforeValidator(_as_proof)] = Field(
+        None,
+        description="true: attack the best model and its references after the final runs, as "
+        "prove.py does; or with these options",
+    )
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
     output: str | None = Field(

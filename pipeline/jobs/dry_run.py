@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.jobs.plan import Plan
+from pipeline.jobs.proof import n_attacked
 from pipeline.jobs.sizing import (
     STEP_OVER_FORWARD,
     duration,
@@ -49,6 +50,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     for line in (
         resources_line(config),
         f"budgets    {_budgets(plan)}",
+        *_proof(plan),
         sizing_line(config, n_bytes),
         *_time(plan),
     ):
@@ -83,6 +85,18 @@ def _space(title: str, space: Space) -> Table:
         default = str(parameter.default).lower()
         table.add_row(path, values, default, ", ".join(conditions))
     return table
+
+
+def _proof(plan: Plan) -> list[str]:
+    """What is attacked after the final runs, if anything is."""
+    n_references, n_models = n_attacked(plan)
+    if plan.config.prove is None:
+        return []
+    n_attacks = len(plan.config.prove.battery.attacks())
+    return [
+        f"prove      {n_attacks} attacks on each of {n_models} models a study, of which "
+        f"{n_references} are trained for it (the attacks are not in the time below)"
+    ]
 
 
 def _budgets(plan: Plan) -> str:
@@ -142,8 +156,9 @@ def trial_forwards(plan: Plan, deciding: Sequence[int]) -> float:
 def search_forwards(plan: Plan) -> float:
     """The same for all trials and final runs of all studies, none of which is stopped early."""
     search = plan.config.search
+    n_finals = plan.n_finals + n_attacked(plan)[0]
     deciding = deciding_epochs(search, plan.config.train.epochs)
     forwards = trial_forwards(plan, deciding) * search.trials
-    forwards += trial_forwards(plan, ()) * (n_again(search.race) + plan.n_finals)
-    forwards += len(plan.manifest.test_rows()) * (plan.n_finals + 1)
+    forwards += trial_forwards(plan, ()) * (n_again(search.race) + n_finals)
+    forwards += len(plan.manifest.test_rows()) * (n_finals + 1)
     return forwards * len(plan.forget_sets)

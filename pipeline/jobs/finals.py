@@ -19,8 +19,9 @@ from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.config import RunConfig, TrainConfig
 from pipeline.executors.outcome_file import TestOutcome, outcome_bytes, outcome_place, read_outcome
 from pipeline.executors.run import Run
+from pipeline.names import forget_name
 from pipeline.patience import patiently
-from pipeline.studies.records import FinalRecord
+from pipeline.studies.records import FinalRecord, StudyRecord
 from pipeline.studies.space import Space, configure, defaults
 
 ZERO_SHOT = "zero_shot"
@@ -188,6 +189,16 @@ def final_records(
             errors,
         )
     return records
+
+
+def final_failures(record: StudyRecord) -> list[str]:
+    """What has failed of a study's final runs, a line each."""
+    name = forget_name(record.forget)
+    return [
+        f"{name}: final run {final.label}, seed {seed}: {error}"
+        for final in record.finals.values()
+        for seed, error in final.errors.items()
+    ]
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:

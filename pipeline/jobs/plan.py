@@ -26,7 +26,7 @@ from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConf
 from pipeline.names import forget_name, parse_forget_name
 from pipeline.results.output import STUDIES, Output, absolute_output, open_output, parent_of
 from pipeline.studies.goal import Goal
-from pipeline.studies.records import read_study_record
+from pipeline.studies.records import StudyRecord, read_study_record
 from pipeline.studies.rules import deciding_epochs, make_rule
 from pipeline.studies.samplers import GRID, check_sampler
 from pipeline.studies.space import Space, check_space, configure, examples, grid
@@ -34,6 +34,9 @@ from pipeline.studies.study import StudySpec
 
 # The recipe that is compared with, whatever a search starts from.
 PAPER = "paper"
+
+# In what a study has come to its end by: its proof.
+PROVE = "prove"
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,18 @@ class Plan:
         budgets = ("trials", "wall_time_s", "target_h", "patience", "race")
         values = self.config.search.model_dump(include=set(budgets))
         values["seeds"] = list(self.config.final.seeds)
-        budget = self.config.budget.model_dump(exclude_none=True)
-        return {**values, "budget": budget} if budget else values
+        if budget := self.config.budget.model_dump(exclude_none=True):
+            values["budget"] = budget
+        if self.config.prove is not None:
+            values[PROVE] = self.config.prove.model_dump(mode="json")
+        return values
+
+    def has_ended(self, record: StudyRecord) -> bool:
+        """Whether a study has come to all that it is to come to; a proof more does no harm."""
+        asked, known = self.asked(), dict(record.asked)
+        if PROVE not in asked:
+            known.pop(PROVE, None)
+        return record.complete and known == asked
 
     def _identity(self) -> dict[str, Any]:
         """What makes trials comparable: all else may change between a start and a resumption."""

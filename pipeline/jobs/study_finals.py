@@ -15,6 +15,7 @@ from pipeline.jobs.finals import (
     reference_configs,
 )
 from pipeline.jobs.plan import Plan
+from pipeline.jobs.proof import StudyProof
 from pipeline.results.output import Output
 from pipeline.studies.queue import RunQueue
 from pipeline.studies.records import StudyRecord
@@ -103,6 +104,18 @@ class StudyFinals:
             if run.place in self._outcomes:
                 found.setdefault(run.stage, self._outcomes[run.place])
         return found
+
+    def proof(self) -> StudyProof | None:
+        """Attacks on what was tested; None if they are not asked for, or there is no best model."""
+        best = [
+            (config, run.outcome_file)
+            for run, config in self._best
+            if run.place in self._outcomes and self._outcomes[run.place].checkpoint
+        ]
+        if self._plan.config.prove is None or not best:
+            return None
+        name, context = self._study.name, self._study.spec.context
+        return StudyProof(self._plan, name, self._output.study_pictures(name), context, best)
 
     def _runs(self, configs: Sequence[tuple[str, RunConfig]]) -> list[Final]:
         name, context = self._study.name, self._study.spec.context

@@ -28,7 +28,7 @@ from pipeline.results.time_left import StudyWork, TimeLeft
 from pipeline.studies.listener import RunListener
 from pipeline.studies.records import TrialRecord
 
-StudyState = Literal["waiting", "searching", "racing", "final runs", "done", "failed"]
+StudyState = Literal["waiting", "searching", "racing", "final runs", "proving", "done", "failed"]
 
 REFRESH_HZ = 4
 
@@ -42,11 +42,13 @@ class _StudyView:
     trials_total: int
     state: StudyState = "waiting"
     ended: Counter[str] = field(default_factory=Counter)
-    finals: int = 0
+    # Runs that have ended, trials aside; of a study that is proved, since then.
+    others: int = 0
     best_h: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
-    running: dict[str, tuple[int, int]] = field(default_factory=dict)
+    # What each run at work is at.
+    running: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_ended(self) -> int:
@@ -115,6 +117,8 @@ class Progress(RunListener):
             if view.state == state:
                 return
             view.state = state
+            if state == "proving":
+                view.others = 0
             if view.started_at is None and state != "waiting":
                 view.started_at = time.monotonic()
             if state in ("racing", "final runs"):
@@ -136,14 +140,22 @@ class Progress(RunListener):
             self.study_state(run.study, "searching")
         with self._lock:
             self._time_left.run_started(run)
-            self._studies[run.study].running[run.name] = (0, run.epochs)
+            now = "attacking" if run.attacked else f"epoch 0/{run.epochs}"
+            self._studies[run.study].running[run.name] = now
 
     def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
         """A run has finished an epoch."""
         with self._lock:
             self._message = ""
             self._time_left.run_epoch(run, report, is_news)
-            self._studies[run.study].running[run.name] = (report.epoch, report.epochs)
+            now = f"epoch {report.epoch}/{report.epochs}"
+            self._studies[run.study].running[run.name] = now
+
+    def run_attacked(self, run: Run, done: int, total: int) -> None:
+        """An attack on a model is over."""
+        with self._lock:
+            self._message = ""
+            self._studies[run.study].running[run.name] = f"attack {done}/{total}"
 
     def run_suspended(self, run: Run) -> None:
         """A run waits for another executor, or for the search to be resumed."""
@@ -160,7 +172,7 @@ class Progress(RunListener):
             if run.stage == REFERENCE:
                 return
             if run.stage != TRIAL:
-                self._studies[run.study].finals += 1
+                self._studies[run.study].others += 1
                 return
         self._count(run.study, record)
         h = f"validation H {100 * record.val.h:.1f} %" if record.val else record.error or ""
@@ -218,7 +230,7 @@ class Progress(RunListener):
 
 # Which studies are shown where there is no room for all of them.
 SHOWN_FIRST: tuple[StudyState, ...] = (
-    *("searching", "racing", "final runs"),
+    *("searching", "racing", "final runs", "proving"),
     *("failed", "done", "waiting"),
 )
 
@@ -226,13 +238,14 @@ SHOWN_FIRST: tuple[StudyState, ...] = (
 def _row(view: _StudyView) -> tuple[str, ...]:
     trials = f"{view.n_ended}/{view.trials_total}"
     best = "" if view.best_h is None else f"{100 * view.best_h:.1f}"
-    now = [f"epoch {epoch}/{epochs}" for epoch, epochs in view.running.values()]
+    now = list(view.running.values())
     if view.state in ("done", "failed") and view.started_at and view.ended_at:
         took = _duration(view.ended_at - view.started_at)
         now = [f"{view.ended['stopped']} stopped early, took {took}"]
     if view.ended["failed"]:
         now.append(f"{view.ended['failed']} failed")
-    state = f"{view.state}, {view.finals} done" if view.state == "final runs" else view.state
+    counted = view.state in ("final runs", "proving")
+    state = f"{view.state}, {view.others} done" if counted else view.state
     return state, trials, best, ", ".join(now[:4])
 
 

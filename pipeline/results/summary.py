@@ -104,6 +104,11 @@ def render_summary(record: SearchRecord, output: str, ui_command: str) -> Render
         _add_study(table, study)
     # Where nobody watches, paths stay whole and nothing else is folded later.
     said = [verdict(study) for study in record.studies if study.finals]
+    said += [
+        f"{forget_name(study.forget)}, attacked: {study.proof['verdict']}"
+        for study in record.studies
+        if study.proof
+    ]
     if any(lost(study, final) for study in record.studies for final in study.finals.values()):
         said.insert(0, LOST_NOTE)
     lines = [textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in said]
@@ -167,6 +172,7 @@ def _study_summary(study: StudyRecord) -> dict[str, Any]:
         "noise_h_points": noise(study),
         "within_noise": within_noise(study),
         "outlook": outlook(study),
+        "proof": study.proof or None,
         "lost": [stage for stage, final in study.finals.items() if lost(study, final)],
         "compared": [_compared(trial) for trial in study.trials if trial.again],
         "pareto_front": [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adu.training.trainer import EpochReport
-from pipeline.executors.run import REFERENCE, TRIAL, Run
+from pipeline.executors.run import PROOF, REFERENCE, TRIAL, Run
 from pipeline.studies.listener import RunListener
 from pipeline.studies.records import TrialRecord
 
@@ -17,6 +17,10 @@ PRIOR_TRIALS = 2
 # A final run looks at the test split and leaves a checkpoint: so many epochs' time, until the
 # first one has told.
 TEST_EPOCHS = 1.0
+
+# So many epochs' time for the attacks on a model, until the first one has told: 13 attacks on the
+# demo, where they are quick.
+PROOF_EPOCHS = 12.0
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,14 @@ class StudyWork:
         epochs: Of a run that is not stopped.
         likely_epochs: Of a trial on average, stopped ones included, before any has ended.
         further_runs: Runs of its race and its final runs, which are not stopped.
+        proofs: Models that are attacked.
     """
 
     trials: int
     epochs: int
     likely_epochs: float
     further_runs: int
+    proofs: int = 0
 
 
 @dataclass
@@ -52,6 +58,7 @@ class _Pace:
 class _Study:
     trials: int = 0
     further: int = 0
+    proofs: int = 0
     is_over: bool = False
 
 
@@ -82,6 +89,8 @@ class TimeLeft(RunListener):
     _trials: _Pace = field(init=False, default_factory=_Pace)
     _tested: _Pace = field(init=False, default_factory=_Pace)
     _ended: _Pace = field(init=False, default_factory=_Pace)
+    # Of models that were attacked, each an epoch.
+    _proofs: _Pace = field(init=False, default_factory=_Pace)
     _n_ended: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -112,6 +121,10 @@ class TimeLeft(RunListener):
         """A run is over."""
         if self._running.pop(run.key, None) is None:
             return
+        if run.stage == PROOF:
+            self._seen[run.study].proofs += 1
+            self._proofs.add(record.wall_s, 1)
+            return
         pace = self._tested if run.tested else self._trials
         pace.add(record.wall_s, record.epochs_done)
         if run.stage == TRIAL:
@@ -141,7 +154,7 @@ class TimeLeft(RunListener):
         if tested.epochs:
             tested_s = tested.seconds / tested.epochs
         left_s = self._trial_epochs() * epoch_s + self._further_epochs() * tested_s
-        return left_s / max(self.n_at_once, 1)
+        return (left_s + self._attacks_s(epoch_s)) / max(self.n_at_once, 1)
 
     def _trial_epochs(self) -> float:
         prior = PRIOR_TRIALS * self.work.likely_epochs
@@ -154,6 +167,11 @@ class TimeLeft(RunListener):
         n_left = sum(max(self.work.further_runs - s.further, 0) for s in self._at_work())
         done = sum(r.epoch for r in self._running.values() if r.run.stage != TRIAL)
         return max(n_left * self.work.epochs - done, 0.0)
+
+    def _attacks_s(self, epoch_s: float) -> float:
+        n_left = sum(max(self.work.proofs - s.proofs, 0) for s in self._at_work())
+        told = self._proofs
+        return n_left * (told.seconds / told.epochs if told.epochs else PROOF_EPOCHS * epoch_s)
 
     def _at_work(self) -> list[_Study]:
         return [study for study in self._seen.values() if not study.is_over]

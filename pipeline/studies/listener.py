@@ -22,6 +22,9 @@ class RunListener:
     def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
         """A run has finished an epoch; no news if an earlier session of the job was told."""
 
+    def run_attacked(self, run: Run, done: int, total: int) -> None:
+        """A run that attacks a model is through with so many attacks of so many."""
+
     def run_ended(self, run: Run, record: TrialRecord) -> None:
         """A run is over."""
 

@@ -273,6 +273,9 @@ class RunQueue(Searcher):
 
     def _keep(self, live: _Live, event: Event) -> None:
         self._capacity.has_worked = True
+        if event.attacks is not None:
+            self._losses.pop(live.run.key, None)
+            self._tell("run_attacked", live.run, *event.attacks)
         if event.epoch is None:
             return
         self._losses.pop(live.run.key, None)

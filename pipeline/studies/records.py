@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import mean
 from typing import Any, Literal
@@ -133,6 +134,7 @@ class StudyRecord:
         ended_by: The budget that was spent: ``trials``, ``wall time``, ``target H``, ``patience``
             or ``the search's budget``.
         asked: The budgets and seeds that it has come to its end with.
+        proof: What attacks on its best model came to: ``verdict``, and ``distance`` from 0 to 1.
     """
 
     forget: tuple[str, ...]
@@ -143,6 +145,14 @@ class StudyRecord:
     ended_by: str = "trials"
     asked: dict[str, Any] = field(default_factory=dict)
     goal: Goal = Goal()
+    proof: dict[str, Any] = field(default_factory=dict)
+
+
+def grouped_failures(trials: Sequence[TrialRecord]) -> str:
+    """Why all trials failed, the most frequent reason first."""
+    reasons = Counter(trial.error or "" for trial in trials)
+    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+    return f"all {len(trials)} trials failed: {listed}"
 
 
 def write_study_record(record: StudyRecord, file: str) -> None:
@@ -165,6 +175,7 @@ def read_study_record(file: str) -> StudyRecord:
         ended_by=values["ended_by"],
         asked=values.get("asked", {}),
         goal=Goal(**values.get("goal", {})),
+        proof=values.get("proof", {}),
     )
 
 

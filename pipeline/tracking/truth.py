@@ -20,18 +20,18 @@ from pipeline.names import forget_name, mlflow_name
 from pipeline.studies.attributes import RECORD, ZERO_SHOT_MEM, stored_again, stored_record
 from pipeline.studies.chosen import read_chosen
 from pipeline.studies.listener import RunListener
-from pipeline.studies.records import read_study_record
+from pipeline.studies.records import StudyRecord, read_study_record
 from pipeline.studies.selection import best_trial
 from pipeline.tracking.facts import Facts, StudyFacts
 from pipeline.tracking.fixed import SeedRun, configuration_runs, metrics_of_test
 from pipeline.tracking.server import NOTE_TAG
 from pipeline.tracking.wanted import (
     Metric,
-    WantedFile,
     WantedRun,
     common_tags,
     domain_tags,
     run_key,
+    study_files,
     text_of,
     trial_runs,
 )
@@ -192,13 +192,15 @@ class Truth:
         assert outcome is not None and outcome.checkpoint is not None
         return outcome.checkpoint
 
-    def _is_finished(self, study: StudyFacts) -> bool:
+    def finished(self, study: StudyFacts) -> StudyRecord | None:
+        """The record of a study that has come to its end."""
         file = storage.join(self.output, study.record)
-        return storage.exists(file) and read_study_record(file).complete
+        record = read_study_record(file) if storage.exists(file) else None
+        return record if record and record.complete else None
 
     def status(self, study: StudyFacts, trials: Sequence[FrozenTrial]) -> str:
         """A study's status in MLflow's words."""
-        if self._is_finished(study):
+        if self.finished(study):
             return "FINISHED"
         ended = [trial for trial in trials if RECORD in trial.user_attrs]
         if ended and all(trial.state == TrialState.FAIL for trial in trials):
@@ -217,18 +219,21 @@ class Truth:
         began_ms = min((run.began_ms for run in below if run.began_ms), default=None)
         ended_ms = max((run.ended_ms for run in below if run.ended_ms), default=began_ms)
         is_over = status != "RUNNING"
+        record = self.finished(study)
+        proof = record.proof if record else {}
+        tags = {"verdict": text_of(proof["verdict"])} if proof else {}
         return WantedRun(
             run_key(study.name),
             None,
             f"forget {study.name}",
             status,
-            self._parent_tags(study.forget, "study"),
+            {**self._parent_tags(study.forget, "study"), **tags},
             self.facts.params,
-            self._closing(trials, attributes, seeds, ended_ms or 0) if is_over else (),
+            self._closing(trials, attributes, seeds, proof, ended_ms or 0) if is_over else (),
             began_ms,
             ended_ms if is_over else None,
             "train",
-            self._pictures(study) if status == "FINISHED" else {},
+            study_files(storage.join(self.output, study.folder)) if record else {},
         )
 
     def _parent_tags(self, forget: Sequence[str], stage: str) -> dict[str, str]:
@@ -249,6 +254,7 @@ class Truth:
         trials: Sequence[FrozenTrial],
         attributes: Mapping[str, Any],
         seeds: Sequence[SeedRun],
+        proof: Mapping[str, Any],
         at_ms: int,
     ) -> tuple[Metric, ...]:
         again = stored_again(attributes)
@@ -263,21 +269,12 @@ class Truth:
             values |= {f"best/val_{k}": v for k, v in best.mean.as_dict().items()}
         for stage, scores in _test_means(seeds).items():
             values |= {f"{mlflow_name(stage)}/test_{k}": v for k, v in scores.items()}
+        if proof:
+            values["best/distance"] = proof["distance"]
         return tuple((name, value, at_ms, n) for name, value in values.items())
 
-    def _pictures(self, study: StudyFacts) -> dict[str, WantedFile]:
-        folder = storage.join(self.output, study.folder)
-        names = [name for name in storage.names_in(folder) if name.endswith(".png")]
-        files = {}
-        for name in names:
-            file = storage.join(folder, name)
-            size = str(storage.size_bytes(file))
-            read = lambda file=file: storage.read_bytes(file)  # noqa: E731
-            files[f"pictures/{name}"] = WantedFile(size, read)
-        return files
-
     def _model(self, study: StudyFacts) -> WantedModel | None:
-        if not self._is_finished(study):
+        if not self.finished(study):
             return None
         finals = self.finals(study)
         best = [s for s in finals if s.stage == "best" and s.outcome is not None]

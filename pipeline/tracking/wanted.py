@@ -11,12 +11,13 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import mean, stdev
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from adu import storage
 from pipeline.names import forget_name, mlflow_name
 from pipeline.studies.attributes import RECORD, stored_epochs, stored_record
 from pipeline.studies.records import TrialRecord
@@ -27,6 +28,9 @@ STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 # Characters of a tag or parameter that every server takes.
 MAX_VALUE = 5000
+
+# The page and the figures of a proof.
+EVIDENCE = ("evidence.html", "evidence.json")
 
 Metric = tuple[str, float, int, int]
 
@@ -81,6 +85,22 @@ class WantedRun:
         points = sorted((name, repr(value), step) for name, value, _, step in self.metrics)
         held = [self.name, self.tags, self.params, points, self.split, files]
         return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def study_files(folder: str) -> dict[str, WantedFile]:
+    """What of a finished study's folder is an artifact: its pictures, and its proof if it has one.
+
+    Args:
+        folder: Folder or URL.
+    """
+    files = {}
+    for name in storage.names_in(folder):
+        if name.endswith(".png") or name in EVIDENCE:
+            file = storage.join(folder, name)
+            path = name if name in EVIDENCE else f"pictures/{name}"
+            size = str(storage.size_bytes(file))
+            files[path] = WantedFile(size, partial(storage.read_bytes, file))
+    return files
 
 
 def run_key(*parts: object) -> str:

@@ -91,6 +91,12 @@ class StubSession:
     def start(self, run, state):
         return StubRun(run, state)
 
+    def attack(self, run):
+        for done in (1, 2):
+            if run.config.get("raise_in") == done:
+                raise ValueError(f"boom in attack {done}")
+            yield done, 2
+
     def close(self):
         pass
 

@@ -55,7 +55,7 @@ def test_it_says_keeps_and_logs_what_it_finds_and_goes_on(folder, tmp_path, caps
     assert figures["verdict"] in page
     for text in ("trained part left out", "never shown", "knows nothing", "What was not tested"):
         assert text in page
-    assert "Run with --quick" in page
+    assert "A quick proof" in page
     assert "only one class that was not trained on" in page
     assert "39/52" in out and "52/52" in out
     assert figures["standings"].keys() == {"baseline", "untouched", "knows_nothing", "never_shown"}

@@ -26,7 +26,8 @@ MODEL = {
 def searched(tmp_path_factory):
     """The output of a search of two forget sets; one has a registered model."""
     folder = tmp_path_factory.mktemp("report") / "out"
-    search_output(folder, [("sketch",), ("[photo] 50%",)], trials=8)
+    proof = {"verdict": "Suppressed, not forgotten: it is back after 20 steps.", "distance": 0.4}
+    search_output(folder, [("sketch",), ("[photo] 50%",)], trials=8, proof=proof)
     (folder / "studies" / "sketch" / "model.json").write_text(json.dumps(MODEL))
     (folder / "figures.csv").write_text("forget,stage\n")
     return folder
@@ -59,6 +60,7 @@ def test_the_page_opens_with_what_was_forgotten_and_at_what_cost(page):
         "Learning curves",
         "fANOVA",
         "Features of test images",
+        "Attacked: Suppressed, not forgotten: it is back after 20 steps.",
     ):
         assert text in page, text
 
@@ -68,7 +70,8 @@ def test_the_page_is_whole_and_its_links_lead_somewhere(page, searched):
     assert 'src="http' not in page and "<link" not in page
     links = [unquote(part.split('"')[0]) for part in page.split('href="')[1:]]
     files = [link for link in links if not link.startswith("#")]
-    assert {"figures.csv", "tracking.json", "studies/sketch/configs/best.yaml"} <= set(files)
+    known = {"figures.csv", "tracking.json", "studies/sketch/configs/best.yaml"}
+    assert known | {"studies/sketch/evidence.html"} <= set(files)
     for file in files:
         assert (searched / file).exists(), file
     anchors = [link[1:] for link in links if link.startswith("#")]

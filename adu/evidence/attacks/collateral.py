@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from adu.evaluation.metrics import calibration_error, entropy
@@ -51,6 +50,8 @@ class Collateral(Attack):
 
 def mean_average_precision(similarity_NC: Tensor, class_N: Tensor) -> float:
     """Of a search for each class among all images."""
+    from sklearn.metrics import average_precision_score  # takes a second, others need not wait
+
     precisions = [
         average_precision_score((class_N == c).numpy(), similarity_NC[:, c].numpy())
         for c in class_N.unique().tolist()

@@ -14,7 +14,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from adu.evidence.attacks.base import Attack, Figures
@@ -43,6 +42,8 @@ class Membership(Attack):
 
 def auc(inside_N: Tensor, outside_N: Tensor) -> float:
     """Area under the ROC curve of telling two sets apart, whichever scores higher; 0.5: chance."""
+    from sklearn.metrics import roc_auc_score  # takes a second, which others need not wait
+
     scores = torch.cat([inside_N, outside_N]).numpy()
     truth = np.repeat([1, 0], [len(inside_N), len(outside_N)])
     area = float(roc_auc_score(truth, scores))

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
-from sklearn.neighbors import KNeighborsClassifier
 
 from adu.evidence.attacks.base import Attack, Figures
 from adu.evidence.linear_probe import DOMAIN_PROBE_C, fit_probe, probe_accuracy
@@ -59,6 +58,8 @@ class Probes(Attack):
         return probe_accuracy(probe, subject.features(test), test.class_N)
 
     def _nearest(self, subject: Subject, shots: Pictures) -> float:
+        from sklearn.neighbors import KNeighborsClassifier  # takes a second, others need not wait
+
         probe = KNeighborsClassifier(min(self.neighbours, len(shots)), metric="cosine")
         probe.fit(subject.features(shots).numpy(), shots.class_N.numpy())
         test = subject.forgotten_test

@@ -6,6 +6,7 @@ All tests share one cluster, and each executor costs a start of its workers.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 import ray
@@ -16,6 +17,7 @@ from pipeline.executors.capacity import Capacity
 from pipeline.executors.cluster import LOCAL_SETTINGS, SETTINGS
 from pipeline.executors.executor import Executor, ExecutorSetup
 from pipeline.executors.resources import ResourcesConfig
+from pipeline.executors.run import Attacked
 from pipeline.executors.worker import WorkerSetup
 from tests.pipeline.stub_session import make_run
 
@@ -119,6 +121,18 @@ def test_an_exception_fails_the_run_and_keeps_the_workers(warm, tmp_path):
     assert epochs(failed) == [1]
     assert failed[-1]["event"].error == "ValueError: boom in epoch 2"
     assert pids(before) == pids(after)
+
+
+def test_a_model_is_attacked_by_one_worker_and_the_others_stay_in_step(executor, tmp_path):
+    before = follow(executor, make_run("a", tmp_path / "a"))
+    attacked = Attacked("untouched", 0, {}, {})
+    results = follow(executor, replace(make_run("b", tmp_path / "b"), attacked=attacked), until=0)
+    assert [result["event"].attacks for result in results] == [(1, 2), (2, 2), None]
+    assert (results[-1]["event"].kind, results[-1]["done"]) == ("done", True)
+    failing = replace(make_run("c", tmp_path / "c", raise_in=2), attacked=attacked)
+    results = follow(executor, failing, until=0)
+    assert results[-1]["event"].error == "ValueError: boom in attack 2"
+    assert pids(follow(executor, make_run("d", tmp_path / "d"))) == pids(before)
 
 
 def test_a_configuration_that_does_not_fit_is_the_users_mistake(executor, tmp_path):

@@ -35,7 +35,7 @@ def test_it_shows_studies_spaces_budgets_and_time_and_starts_nothing(tmp_path, c
     tiny_backbone(tmp_path / "model")
     tiny_manifest(tmp_path)
     (tmp_path / "search.yaml").write_text(CONFIG.format(folder=tmp_path))
-    assert main(["--config", str(tmp_path / "search.yaml"), "--dry-run"]) == 0
+    assert main(["--config", str(tmp_path / "search.yaml"), "--dry-run", "--prove.quick"]) == 0
     out = capsys.readouterr().out
     for text in (
         "6 studies",
@@ -45,6 +45,7 @@ def test_it_shows_studies_spaces_budgets_and_time_and_starts_nothing(tmp_path, c
         "0.001 to 0.1, log",
         "9 trials or validation H 90 % or 4 trials without a better one; the median rule",
         "an executor is 1 x (1 CPU)",
+        "13 attacks on each of 8 models a study, of which 3 are trained for it",
         "of training on ",
         "GiB of decoded images",
         "worker-hours",

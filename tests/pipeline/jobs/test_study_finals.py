@@ -1,10 +1,12 @@
 """A study's final runs: references first, the best when it is known, and an end when all is in."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from adu import storage
+from adu.evidence.proof import ProofConfig
 from adu.training.config import RunConfig, TrainConfig
 from pipeline.executors.outcome_file import outcome_bytes
 from pipeline.jobs.finals import ZeroShot
@@ -34,9 +36,14 @@ def made(outcome, tmp_path):
 
     finals = StudyFinals(
         SimpleNamespace(
-            config=SimpleNamespace(final=SimpleNamespace(seeds=[1, 2])), paper=lambda _: None
+            config=SimpleNamespace(final=SimpleNamespace(seeds=[1, 2]), prove=ProofConfig()),
+            paper=lambda _: None,
         ),
-        SimpleNamespace(finals=lambda name: str(tmp_path / name), check=lambda: None),
+        SimpleNamespace(
+            finals=lambda name: str(tmp_path / name),
+            study_pictures=lambda name: str(tmp_path),
+            check=lambda: None,
+        ),
         SimpleNamespace(add_fixed=add, add_spare=add),
         ZeroShot(outcome[0], TrainConfig(), str(tmp_path)),
         SimpleNamespace(
@@ -53,14 +60,15 @@ def record_of(gamma):
     return SimpleNamespace(best=best, forget=FORGET, finals={})
 
 
-def work(source, outcome):
+def work(source, outcome, checkpoint=None):
     """Does all runs of a source; gives their names."""
     names = []
     while source.wants:
         run = source.propose()
         names.append(run.name)
         config = RunConfig.model_validate(run.config)
-        storage.write_bytes(run.outcome_file, outcome_bytes(config, outcome[1]))
+        left = replace(outcome[1], checkpoint=checkpoint)
+        storage.write_bytes(run.outcome_file, outcome_bytes(config, left))
         source.end(run, SimpleNamespace(state="complete", error=None))
     source.on_end(source)
     return names
@@ -109,3 +117,14 @@ def test_a_study_without_a_best_leaves_its_references_but_for_what_others_need(m
     finals.drop()
     assert work(sources[0], outcome) == ["zero_shot-0"]
     assert not ended
+
+
+def test_the_best_models_are_what_is_proved_also_if_they_are_the_defaults(made, outcome):
+    finals, sources, _ = made
+    finals.test_best(record_of(3.0))
+    work(sources[1], outcome)
+    assert finals.proof() is None, "nothing was trained yet"
+    work(sources[0], outcome, checkpoint=b"weights")
+    proof = finals.proof()
+    assert [run.train.seed for run, _ in proof.best] == [1, 2]
+    assert all(storage.exists(file) for _, file in proof.best)

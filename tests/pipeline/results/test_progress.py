@@ -12,11 +12,12 @@ import pytest
 from rich.console import Console
 
 from adu.training.trainer import EpochReport
-from pipeline.executors.run import TRIAL, Run
+from pipeline.executors.run import PROOF, TRIAL, Attacked, Run
 from pipeline.results.progress import Progress, console_on
 from pipeline.results.time_left import StudyWork
 from tests.pipeline import records
 
+ATTACKED = Attacked("adu", 1, {}, {})
 WORK = StudyWork(trials=8, epochs=9, likely_epochs=9, further_runs=3)
 
 
@@ -80,6 +81,22 @@ def test_where_not_all_studies_have_room_those_at_work_are_shown():
     assert shown == ["study-0", "study-1", "study-2", "study-40", "study-50"]
     assert "final runs, 1 done" in lines[-2]
     assert lines[-1].split() == ["and", "17", "done,", "40", "waiting"]
+
+
+def test_attacks_are_counted_model_by_model():
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    view = progress(console)
+    view.study_state("photo", "final runs")
+    view.run_ended(run(0, tested=True), records.trial(0, 0.9, 0.5))
+    view.study_state("photo", "proving")
+    models = [Run("photo", name, PROOF, {}, {}, "", True, attacked=ATTACKED) for name in "ab"]
+    for model in models:
+        view.run_started(model)
+        view.run_attacked(model, 4, 13)
+    assert "proving, 0 done" in frame(view, console)[2]
+    view.run_ended(models[0], records.trial(-1, 0.9, 0.5))
+    line = frame(view, console)[2]
+    assert "proving, 1 done" in line and line.endswith("attack 4/13")
 
 
 def test_a_terminal_that_is_gone_or_full_ends_nothing(tmp_path):

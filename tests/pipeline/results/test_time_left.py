@@ -7,8 +7,8 @@ import heapq
 import pytest
 
 from adu.training.trainer import EpochReport
-from pipeline.executors.run import AGAIN, TRIAL, Run
-from pipeline.results.time_left import StudyWork, TimeLeft
+from pipeline.executors.run import AGAIN, PROOF, TRIAL, Run
+from pipeline.results.time_left import PROOF_EPOCHS, StudyWork, TimeLeft
 from pipeline.studies.config import StudyConfig
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.rules import likely_epochs
@@ -105,6 +105,19 @@ def test_nothing_is_estimated_before_the_first_epoch(clock):
     assert view.seconds() == pytest.approx(2 * (11 + 6 + 1))
     view.study_over("a")
     assert view.seconds() == 0
+
+
+def test_attacks_take_what_the_first_of_them_have_taken(clock):
+    view = TimeLeft(["a"], StudyWork(1, EPOCHS, EPOCHS, 0, proofs=4), 1)
+    view.run_started(make_run("0", TRIAL))
+    clock[0] = 2.0 * EPOCHS
+    view.run_epoch(make_run("0", TRIAL), report(EPOCHS), True)
+    view.run_ended(make_run("0", TRIAL), TrialRecord(0, {}, EPOCHS, "complete", None, 12.0, 12.0))
+    assert view.seconds() == pytest.approx(4 * PROOF_EPOCHS * 2)
+    for name in "xy":
+        view.run_started(make_run(name, PROOF))
+        view.run_ended(make_run(name, PROOF), TrialRecord(-1, {}, 0, "complete", None, 30.0, 0.0))
+    assert view.seconds() == pytest.approx(2 * 30)
 
 
 def test_a_study_that_ends_early_has_no_more_trials(clock):

@@ -66,6 +66,9 @@ class Listener(RunListener):
     def run_epoch(self, run, report, is_news):
         self.told.append(("epoch", run.key, report.epoch, is_news))
 
+    def run_attacked(self, run, done, total):
+        self.told.append(("attacked", run.key, done, total))
+
     def run_ended(self, run, record):
         self.told.append((record.state, run.key))
 

@@ -6,6 +6,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from pipeline.executors.run import Event
 from pipeline.studies.queue import MAX_LOSSES
 from pipeline.studies.source import FixedRuns
 from pipeline.studies.study import Study
@@ -133,6 +134,17 @@ def test_a_run_that_loses_every_executor_fails_in_the_end(study):
         queue.on_trial_complete(str(number), None, error=True)
     (record,) = study.records
     assert (record.state, record.error) == ("failed", "its executor was lost 4 times")
+
+
+def test_attacks_are_told_and_are_progress(tmp_path):
+    queue = Queue()
+    queue.add_fixed(FixedRuns("proof", [make_run("best", tmp_path / "best", tested=True)]))
+    for number in range(2 * MAX_LOSSES):
+        assert queue.propose(str(number)) == "stub/best"
+        attacked = {**over("attack"), "event": Event("attack", attacks=(number, 13))}
+        queue.on_trial_result(str(number), attacked)
+        assert ("attacked", "stub/best", number, 13) in queue.heard()
+        queue.on_trial_complete(str(number), None, error=True)
 
 
 def test_a_run_that_makes_progress_may_lose_any_number_of_executors(study):

@@ -28,6 +28,7 @@ from pipeline.studies.records import StudyRecord, TrialRecord, write_study_recor
 from pipeline.studies.storage import open_storage
 from pipeline.tracking.facts import Facts, StudyFacts, write_facts
 from pipeline.tracking.truth import Truth
+from pipeline.tracking.wanted import EVIDENCE
 
 DOMAINS = ("clipart", "photo", "sketch")
 EPOCHS = 2
@@ -84,6 +85,7 @@ def search_output(
     best_h: float = 0.8,
     checkpoint: bytes = b"weights",
     storage: BaseStorage | None = None,
+    proof: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Truth:
     """Writes a finished search; its last trial has failed, the one before was stopped."""
@@ -94,8 +96,10 @@ def search_output(
         records = write_trials(stored, study.stored_name, trials, facts.domains)
         write_finals(folder, study, best_h, checkpoint, facts.domains)
         best = max(records, key=lambda each: each.val.h if each.val else 0)
-        record = StudyRecord(study.forget, records, best, {}, complete=True)
+        record = StudyRecord(study.forget, records, best, {}, complete=True, proof=proof or {})
         write_study_record(record, str(folder / study.record))
+        for name in EVIDENCE if proof else ():
+            (folder / study.folder / name).write_text("found")
         (folder / study.folder / "features.png").write_bytes(picture())
     write_facts(facts, str(folder))
     return Truth(facts, str(folder), stored)

@@ -88,6 +88,19 @@ def test_runs_hold_curves_parameters_figures_and_files(calm):
     assert found["sketch: trial 2"][2]["error"] == "ValueError: boom"
 
 
+def test_a_proof_is_a_page_a_verdict_and_a_distance(server, client, calm, tmp_path):
+    proof = {"verdict": "Suppressed, not forgotten.", "distance": 0.43}
+    truth = new_search(tmp_path / "out", proof=proof)
+    Mirror(server, truth).sync()
+    _, _, tags, _, curves, files, _ = contents(client, truth)["forget sketch"]
+    assert tags["verdict"] == proof["verdict"]
+    assert [value for _, value in curves["best/distance"]] == [0.43]
+    assert {"evidence.html", "evidence.json"} <= set(files)
+    _, _, tags, _, curves, files, _ = calm[1]["forget sketch"]
+    assert "verdict" not in tags and "best/distance" not in curves
+    assert not {"evidence.html", "evidence.json"} & set(files)
+
+
 def test_what_is_there_is_not_written_again(server, calm, monkeypatch):
     truth, _ = calm
 

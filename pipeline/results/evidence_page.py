@@ -1,31 +1,27 @@
-"""What a proof ends with: its figures, a table for the terminal, and a page with all of it."""
+"""What a proof ends with: a page with all of it, and its figures beside it."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import jinja2
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.table import Table
 
-from adu.evidence.attacks import Attack
-from adu.evidence.bench import Outcome
+from adu import storage
 from adu.evidence.references import KNOWS_NOTHING, NEVER_SAW, UNTOUCHED
-from adu.evidence.verdict import (
-    NOTHING_GONE,
-    Estimate,
-    Standing,
-    accuracies,
-    estimate,
-    steps_to_half,
-)
+from adu.evidence.verdict import NOTHING_GONE, Standing, accuracies, estimate, steps_to_half
+from pipeline.patience import patiently
+from pipeline.results.evidence import Evidence, evidence_figures, with_interval
+from pipeline.tracking.wanted import EVIDENCE
+
+PAGE, FIGURES = EVIDENCE
 
 TEMPLATE = Path(__file__).with_name("evidence.html.j2")
 
@@ -41,34 +37,6 @@ LEAST_LOST = 0.1
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """All that the page shows.
-
-    Attributes:
-        label: The model in question.
-        verdict: The sentence at the top.
-        standings: What is left of the domain in each model, the one in question first.
-        outcomes: What was found.
-        attacks: The attacks, by name.
-        facts: What was asked of what.
-        quick: Whether less was tried than could have been.
-    """
-
-    label: str
-    verdict: str
-    standings: Mapping[str, Standing]
-    outcomes: Sequence[Outcome]
-    attacks: Mapping[str, Attack]
-    facts: Mapping[str, str]
-    quick: bool
-
-    @property
-    def counted(self) -> list[str]:
-        """Names of the attacks that the distance is made of."""
-        return list(self.standings[self.label].by_attack)
-
-
-@dataclass(frozen=True)
 class Row:
     """A row of a table: what was tried, and a cell for each model."""
 
@@ -76,11 +44,17 @@ class Row:
     cells: list[str]
 
 
-def with_interval(value: Estimate, factor: float = 100, digits: int = 0) -> str:
-    """A figure as it is shown, with half of its interval if there is one."""
-    half = value.half_width
-    spread = "" if half is None else f" ± {factor * half:.{digits}f}"
-    return f"{factor * value.mean:.{digits}f}{spread}"
+def write_evidence(evidence: Evidence, place: str) -> None:
+    """Writes the page and the figures.
+
+    Args:
+        evidence: What they show.
+        place: Folder or URL.
+    """
+    figures = json.dumps(evidence_figures(evidence), indent=2)
+    for name, text in ((FIGURES, figures), (PAGE, evidence_page(evidence))):
+        url = storage.join(place, name)
+        patiently(url, partial(storage.write_bytes, url, text.encode()))
 
 
 def evidence_page(evidence: Evidence) -> str:
@@ -120,46 +94,6 @@ def evidence_page(evidence: Evidence) -> str:
         untested=_untested(evidence),
         facts=evidence.facts,
     )
-
-
-def evidence_figures(evidence: Evidence) -> dict[str, Any]:
-    """All that was found, as plain values."""
-    return {
-        "verdict": evidence.verdict,
-        "facts": evidence.facts,
-        "standings": {label: _standing(its) for label, its in evidence.standings.items()},
-        "outcomes": [asdict(outcome) for outcome in evidence.outcomes],
-    }
-
-
-def _standing(standing: Standing) -> dict[str, Any]:
-    worst = None
-    if standing.worst is not None:
-        (attack, variant), found = standing.worst
-        worst = {"attack": attack, "variant": variant, **asdict(found)}
-    return {
-        "distance": asdict(standing.distance),
-        "kept": asdict(standing.kept),
-        "worst": worst,
-        "by_attack": {name: asdict(found) for name, found in standing.by_attack.items()},
-    }
-
-
-def evidence_table(evidence: Evidence) -> Table:
-    """Residuals by attack and model, in %."""
-    table = Table(
-        title="What is left of the domain, % of the untouched model", title_justify="left"
-    )
-    table.add_column("attack")
-    for label in evidence.standings:
-        table.add_column(label.replace("_", " "), justify="right")
-    for name in evidence.counted:
-        cells = (with_interval(its.by_attack[name]) for its in evidence.standings.values())
-        table.add_row(evidence.attacks[name].title, *cells)
-    table.add_section()
-    distances = (with_interval(its.distance) for its in evidence.standings.values())
-    table.add_row("distance", *distances)
-    return table
 
 
 def _has_seam(standing: Standing) -> bool:
@@ -284,5 +218,5 @@ def _untested(evidence: Evidence) -> list[str]:
         if outcome.label == evidence.label
         for what, why in outcome.figures.untested.items()
     }
-    quick = ["Run with --quick: fewer images, variants and references."] if evidence.quick else []
+    quick = ["A quick proof: fewer images, variants and references."] if evidence.quick else []
     return [*quick, *found, *NEVER_TESTED]
