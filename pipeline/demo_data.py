@@ -10,7 +10,8 @@ from adu.data.manifest import CARD_FILE, Manifest, load_manifest
 from adu.demo.dataset import write_images
 from adu.demo.manifest import IMAGES_PER_CELL, SEED, drawing_fingerprint
 from adu.errors import UserError
-from pipeline.ingest import LOCAL, IngestConfig, ingest
+from pipeline.ingest import ingest
+from pipeline.ingestion.config import LOCAL, IngestConfig
 
 
 def prepare_demo(folder: str | Path) -> Manifest:

@@ -15,16 +15,15 @@ import os
 import posixpath
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
 from rich.console import Console
 
 from adu import storage
-from adu.config import StrictModel
 from adu.data.images import cores
 from adu.data.manifest import CARD_FILE, Manifest
 from adu.data.shards import SHARD_FOLDER
@@ -34,9 +33,10 @@ from adu.errors import UserError
 from pipeline.command import EXIT_INTERRUPTED, EXIT_OK, run_command
 from pipeline.ingestion.checked import CheckedRows
 from pipeline.ingestion.checks import CheckResult
+from pipeline.ingestion.config import LOCAL, IngestConfig
 from pipeline.ingestion.image_reader import ReadSettings
-from pipeline.ingestion.layouts import Layout, find_images
-from pipeline.ingestion.listing import common_classes, of_classes, of_split
+from pipeline.ingestion.layouts import find_images
+from pipeline.ingestion.listing import Cell, common_classes, of_classes, of_split
 from pipeline.ingestion.pieces import Journal, Piece, loose_pieces, packed_pieces, piece_images
 from pipeline.ingestion.report import (
     ReadProgress,
@@ -50,109 +50,11 @@ from pipeline.ingestion.splits import draw_limits, with_splits
 from pipeline.ingestion.spread import ReadPieces, read_all, read_here, read_on_cluster
 from pipeline.names import shown
 
+if TYPE_CHECKING:
+    from pipeline.ingestion.pseudo_domains import PseudoDomains
+
 SHORTCUTS: dict[str, str] = {}
 MIB = 2**20
-THREADS_PER_CORE = 2
-STORE_THREADS = 16
-
-# In the place of a cluster's address: this process.
-LOCAL = "local"
-
-
-class IngestConfig(StrictModel):
-    """Write a manifest of a folder or bucket of images."""
-
-    source: str = Field(description="folder or URL of the images; the file for layout listing")
-    out: str = Field(description="folder or URL of the manifest to write")
-    layout: Layout = Field(
-        "domain_class",
-        description="domain_class: DOMAIN/CLASS/FILE; split_files: lists DOMAIN_train.txt and "
-        "DOMAIN_test.txt of 'path label'; imagenet_sketch: folders by WordNet id; vlcs: "
-        "DOMAIN/SPLIT/NUMBER/FILE; visda: train, validation, test; listing: CSV or Parquet with "
-        "path, class, domain and perhaps split",
-    )
-    splits: str | None = Field(None, description="split_files: folder of the lists in the source")
-    sketch_source: str | None = Field(
-        None, description="imagenet_sketch: the sketches, if they do not lie in the source"
-    )
-    class_names: str | None = Field(
-        None, description="imagenet_sketch: file of 'wnid name'; unset: CLIP's names of the 1,000"
-    )
-    allow_uri: tuple[str, ...] = Field(
-        (), description="listing: where images may lie beside below its folder: URI prefixes"
-    )
-    classes: Literal["same", "intersection"] = Field(
-        "same", description="intersection: leave out the classes that a domain lacks"
-    )
-    name: str | None = Field(None, description="name of the data set; unset: the source's")
-    test_fraction: float = Field(
-        0.5, gt=0, lt=1, description="share set aside for testing, where the layout has no split"
-    )
-    seed: int = Field(0, ge=0, description="which images are set aside")
-    pack: bool = Field(False, description="write the images too, in shards beside the manifest")
-    pack_short_side: int | None = Field(
-        None, ge=1, description="reduce packed images to this short side; unset: bytes as they are"
-    )
-    shard_mib: int = Field(256, ge=1, description="size of a shard")
-    shots: int = Field(8, ge=1, description="training images that a class should have in a domain")
-    val_shots: int = Field(4, ge=1, description="validation images that it should have beside")
-    strict: bool = Field(False, description="write nothing if any check finds anything")
-    overwrite: bool = Field(False, description="replace a manifest that is already there")
-    threads: int | None = Field(
-        None,
-        ge=1,
-        description="images read at a time; unset: 2 a core from files here, 16 from a store",
-    )
-    address: str | None = Field(
-        None,
-        description="HOST:PORT or auto of a Ray cluster whose nodes read; local: this process; "
-        "unset: RAY_ADDRESS, else this process",
-    )
-    synthetic: bool = Field(False, description="mark the images as made up by a program")
-
-    @model_validator(mode="after")
-    def _options_fit(self) -> IngestConfig:
-        if self.pack_short_side is not None and not self.pack:
-            raise ValueError("pack_short_side needs pack")
-        for option, layout in (
-            ("splits", "split_files"),
-            ("sketch_source", "imagenet_sketch"),
-            ("class_names", "imagenet_sketch"),
-            ("allow_uri", "listing"),
-        ):
-            if getattr(self, option) not in (None, ()) and self.layout != layout:
-                raise ValueError(f"{option} is for layout {layout}, not {self.layout}")
-        return self
-
-    @property
-    def n_threads(self) -> int:
-        """Images read at a time. Threads that wait for no store get into each other's way."""
-        here = storage.is_local(self.source)
-        return self.threads or (THREADS_PER_CORE * cores() if here else STORE_THREADS)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What makes two ingests to one place the same, so that one may go on with the other."""
-        no_part = {"classes", "name", "shots", "val_shots", "strict", "overwrite", "threads"}
-        no_part |= {"out", "address", "synthetic", "allow_uri"}
-        return self.model_dump(mode="json", exclude=no_part)
-
-    def read_pieces(self, journal: Journal) -> ReadPieces:
-        """Where the images are read: in this process, or on the nodes of a cluster."""
-        address = self.address or os.environ.get("RAY_ADDRESS") or LOCAL
-        settings = ReadSettings(
-            self.out,
-            self.n_threads,
-            cores() if address == LOCAL else 1,
-            self.pack,
-            self.pack_short_side,
-        )
-        if address == LOCAL:
-            return read_here(settings, journal)
-        from pipeline.executors.cluster import connect  # Ray takes seconds
-
-        connect(address)
-        return read_on_cluster(settings, journal, [self.source, self.out])
 
 
 def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
@@ -176,9 +78,10 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
         sketch_source=config.sketch_source,
         class_names=config.class_names,
         allow_uri=config.allow_uri,
+        may_lack_domain=config.n_styles is not None,
     )
     with contextlib.closing(listing), CheckedRows(listing.n_images) as checked:
-        kept = common_classes(listing.plain_cells(), config.classes)
+        kept = _classes_to_read(listing.plain_cells(), config)
         limits = draw_limits(of_classes(listing.rows(), kept), config.test_fraction, config.seed)
         storage.check_reachable(config.out, write=True)
         journal = Journal(config.out, config.identity)
@@ -195,17 +98,64 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
         # What is packed behind a broken image need not be packed anew, unless it may be mended.
         known = journal.known(again=config.strict or not config.pack)
         with ReadProgress(console, listing.n_images) as progress:
-            read = config.read_pieces(journal)
+            read = _read_pieces(config, journal)
             parts = read_all(pieces, known, read, progress.start, progress.advance)
+        pseudo = _pseudo_domains(config, listing.plain_cells(), map(journal.read, parts))
         for part in parts:
-            checked.add(journal.read(part))
+            read_rows = journal.read(part)
+            checked.add(read_rows if pseudo is None else pseudo.filled(read_rows))
         checked.leave_out(_without_output(listing.left_out, config), listed=False)
         checked.lack(of_classes(listing.rows(), kept, others=True))
-        return _written(config, checked, journal, console)
+        return _written(config, checked, journal, pseudo, console)
+
+
+def _read_pieces(config: IngestConfig, journal: Journal) -> ReadPieces:
+    """Where the images are read: in this process, or on the nodes of a cluster."""
+    address = config.address or os.environ.get("RAY_ADDRESS") or LOCAL
+    settings = ReadSettings(
+        config.out,
+        config.n_threads,
+        cores() if address == LOCAL else 1,
+        config.pack,
+        config.pack_short_side,
+        config.backbone,
+    )
+    if address == LOCAL:
+        return read_here(settings, journal)
+    from pipeline.executors.cluster import connect  # Ray takes seconds
+
+    connect(address)
+    return read_on_cluster(settings, journal, [config.source, config.out])
+
+
+def _classes_to_read(cells: Mapping[Cell, int], config: IngestConfig) -> set[str]:
+    """The classes that all domains have; all of them, as long as domains are not known."""
+    if config.n_styles is None or config.backbone is None:
+        return common_classes(cells, config.classes)
+    from adu.models.openclip import image_side  # torch takes seconds
+    from pipeline.ingestion.pseudo_domains import check_styles
+
+    check_styles(cells, config.n_styles)
+    image_side(config.backbone)  # told now, not by whoever reads the first image
+    return {class_ for _, class_ in cells}
+
+
+def _pseudo_domains(
+    config: IngestConfig, cells: Mapping[Cell, int], read: Iterable[pa.Table]
+) -> PseudoDomains | None:
+    if config.n_styles is None or config.backbone is None:
+        return None
+    from pipeline.ingestion.pseudo_domains import find_domains
+
+    return find_domains(read, cells, config.n_styles, config.backbone)
 
 
 def _written(
-    config: IngestConfig, checked: CheckedRows, journal: Journal, console: Console | None
+    config: IngestConfig,
+    checked: CheckedRows,
+    journal: Journal,
+    pseudo: PseudoDomains | None,
+    console: Console | None,
 ) -> Manifest:
     """Shows what was found, and writes the manifest."""
     if not checked.cells:
@@ -217,6 +167,8 @@ def _written(
     if console:
         show_checks(console, results, [reason for _, reason in checked.reasons])
         show_entries(console, checked.entries)
+        if pseudo is not None:
+            console.print(pseudo.report, soft_wrap=True)
     if config.strict:
         _refuse(results)
     manifest = write_manifest(
@@ -228,6 +180,7 @@ def _written(
         rejected=[{"image_id": name, "reason": reason} for name, reason in checked.reasons],
         checks={result.name: result.card for result in results},
         entries=checked.entries,
+        pseudo_domains=None if pseudo is None else pseudo.card,
     )
     journal.remove()
     _remove_stray_shards(config.out, manifest)

@@ -40,6 +40,7 @@ def write_manifest(
     rejected: Sequence[Mapping[str, str]] = (),
     checks: Mapping[str, Any] | None = None,
     entries: Mapping[str, int] | None = None,
+    pseudo_domains: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Writes a manifest, or replaces the one that is there.
 
@@ -53,6 +54,7 @@ def write_manifest(
         rejected: Images that were left out, with ``image_id`` and ``reason``.
         checks: What was noticed about the images, for the card.
         entries: How many entries the source has and what became of them, for the card.
+        pseudo_domains: How domains were found that nobody has labelled, for the card.
 
     Raises:
         UserError: If the folder cannot be written, or there are no rows.
@@ -88,6 +90,7 @@ def write_manifest(
         "counts": dict(counts),
         "checks": dict(checks or {}),
         "entries": dict(entries or {}),
+        "pseudo_domains": dict(pseudo_domains or {}),
         "rejected": [dict(image) for image in rejected],
         "files": paths,
         "shards": sorted(shards),

@@ -7,7 +7,7 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,6 +47,7 @@ class Inspected:
         phash: Its perceptual hash; None if it has too little structure for one.
         source_sha256: Hash of the bytes as found, which a reduced image no longer has.
         warnings: What the decoder had to say of it.
+        view: What a model sees of it, None if nobody asked for it.
     """
 
     width: int
@@ -61,6 +62,7 @@ class Inspected:
     reason: str | None = None
     data: bytes | None = None
     warnings: tuple[str, ...] = ()
+    view: np.ndarray | None = None
 
 
 def rejected(error: UserError, n_bytes: int) -> Inspected:
@@ -70,7 +72,11 @@ def rejected(error: UserError, n_bytes: int) -> Inspected:
 
 
 def inspect_image(
-    data: bytes, name: str, short_side: int | None = None, keep: bool = False
+    data: bytes,
+    name: str,
+    short_side: int | None = None,
+    keep: bool = False,
+    view: Callable[[Image.Image], np.ndarray] | None = None,
 ) -> Inspected:
     """Decodes an image fully and says everything that the manifest and the checks need of it.
 
@@ -79,6 +85,7 @@ def inspect_image(
         name: What errors call it.
         short_side: A larger image is reduced to this short side and encoded anew.
         keep: Whether the encoded image is wanted.
+        view: What a model sees of an image, if that is wanted.
     """
     with warnings_of_this_image() as told:
         try:
@@ -103,6 +110,7 @@ def inspect_image(
         phash,
         data=stored if keep else None,
         warnings=tuple(told),
+        view=None if view is None else view(rgb),
     )
 
 

@@ -17,8 +17,14 @@ from adu import storage
 from adu.data.listing import plain_name
 from adu.data.uris import check_listed
 from adu.errors import UserError
-from pipeline.ingestion.listing import Found, Listing
-from pipeline.ingestion.lists import WNID, read_class_names, read_listing, read_split_file
+from pipeline.ingestion.listing import NO_DOMAIN, Found, Listing
+from pipeline.ingestion.lists import (
+    NEEDED,
+    WNID,
+    read_class_names,
+    read_listing,
+    read_split_file,
+)
 from pipeline.ingestion.sources import (
     IMAGE_SUFFIXES,
     LeftOut,
@@ -59,6 +65,7 @@ def find_images(
     sketch_source: str | None = None,
     class_names: str | None = None,
     allow_uri: Sequence[str] = (),
+    may_lack_domain: bool = False,
 ) -> Listing:
     """Lists the images of a source; the listing is to be closed.
 
@@ -73,6 +80,8 @@ def find_images(
         sketch_source: For ``imagenet_sketch``: where the sketches lie, if not below the source.
         class_names: For ``imagenet_sketch``: a file with lines ``wnid name``.
         allow_uri: For ``listing``: where its images may lie beside below its folder.
+        may_lack_domain: Whether there may be images without a domain: ``CLASS/FILE``, and rows of a
+            listing.
 
     Raises:
         UserError: If there is no source, no image in it in this layout, or two images with one
@@ -80,7 +89,7 @@ def find_images(
     """
     left_out: list[LeftOut] = []
     if layout == "domain_class":
-        images = _domain_class(source, left_out)
+        images = _domain_class(source, left_out, may_lack_domain)
     elif layout == "split_files":
         images = _split_files(source, splits)
     elif layout == "imagenet_sketch":
@@ -90,7 +99,7 @@ def find_images(
     elif layout == "visda":
         images = _visda(source, left_out)
     else:
-        images = _listing(source, allow_uri)
+        images = _listing(source, allow_uri, may_lack_domain)
     listing = Listing(source, left_out, one_spelling=layout != "imagenet_sketch")
     try:
         listing.take(images)
@@ -105,7 +114,7 @@ def find_images(
     return listing
 
 
-def _domain_class(source: str, left_out: list[LeftOut]) -> Iterator[Found]:
+def _domain_class(source: str, left_out: list[LeftOut], may_lack_domain: bool) -> Iterator[Found]:
     place = list_source(source)
     elsewhere, n_elsewhere = "", 0
     for path, n_bytes in place.images:
@@ -115,6 +124,8 @@ def _domain_class(source: str, left_out: list[LeftOut]) -> Iterator[Found]:
             del parts[1]
         if len(parts) == 3:
             yield Found(path, place.uri_of(path), parts[0], parts[1], None, n_bytes)
+        elif len(parts) == 2 and may_lack_domain:
+            yield Found(path, place.uri_of(path), NO_DOMAIN, parts[0], None, n_bytes)
         else:
             elsewhere = min(elsewhere or path, path)
             n_elsewhere += 1
@@ -294,13 +305,15 @@ def _visda_frames(source: str, place: Source) -> Iterator[Found]:
         yield Found(image_id, place.uri_of(image_id), VISDA_TEST_DOMAIN, class_)
 
 
-def _listing(source: str, allow_uri: Sequence[str]) -> Iterator[Found]:
+def _listing(source: str, allow_uri: Sequence[str], may_lack_domain: bool) -> Iterator[Found]:
     uri_of = uri_maker(posixpath.dirname(source.rstrip("/")) or ".")
-    for number, row in read_listing(source):
+    needed = NEEDED if may_lack_domain else (*NEEDED, "domain")
+    for number, row in read_listing(source, needed):
         place = f"listing {source}, row {number}"
         path, split = row["path"].strip(), row.get("split", "").strip().lower()
+        domain = row.get("domain", "").strip() or NO_DOMAIN
         if split and split not in SPLIT_NAMES:
             raise UserError(f"{place}: split '{split}' is not train or test")
         uri = uri_of(path) if storage.is_relative(path) else path
         check_listed(uri, source, allow_uri, place)
-        yield Found(path, uri, row["domain"], row["class"], SPLIT_NAMES.get(split))
+        yield Found(path, uri, domain, row["class"], SPLIT_NAMES.get(split))

@@ -35,6 +35,7 @@ LISTED_SCHEMA = pa.schema(
 )
 
 Cell = tuple[str, str]  # (domain, class)
+NO_DOMAIN = ""  # of an image that has none: no plain name is empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Found:
     Attributes:
         image_id: Its name in the data set, the same wherever the data set lies.
         uri: Where it lies.
-        domain: Its domain.
+        domain: Its domain, or `NO_DOMAIN`.
         class_: Its class.
         split: ``train``, ``test`` or None where the layout does not say.
         n_bytes: Its size, where a listing told it.
@@ -145,7 +146,7 @@ class Listing:
             chosen.setdefault(name.replace("-", "_"), name)
         return {
             (domain, class_): (
-                plain_name(domain),
+                domain and plain_name(domain),
                 chosen[plain_name(class_).replace("-", "_")],
             )
             for domain, class_ in self.cells

@@ -20,8 +20,8 @@ from adu.errors import UserError
 from pipeline.names import shown
 from pipeline.text_files import decode_text, lines_of, quoted, read_text
 
-COLUMNS = ("path", "class", "domain")
-SPLIT_COLUMN = "split"
+NEEDED = ("path", "class")
+COLUMNS = (*NEEDED, "domain", "split")
 SEPARATORS = ",;\t|"
 PARQUET_MAGIC = b"PAR1"
 WNID = re.compile(r"n[0-9]{8}")
@@ -29,18 +29,19 @@ WNID_LENGTH = 9
 # A path and a label. No data set has a million classes, and Python reads no number of any length.
 SPLIT_LINE = re.compile(r"(.*[^ \t])[ \t]+([0-9]{1,9})")
 
-# Path, class, domain and perhaps split, with its number among the rows.
+# Path, class, and perhaps domain and split, with its number among the rows.
 ListedRow = tuple[int, dict[str, str]]
 
 
-def read_listing(url: str) -> Iterator[ListedRow]:
+def read_listing(url: str, needed: Sequence[str] = (*NEEDED, "domain")) -> Iterator[ListedRow]:
     """Reads a listing of images: path, class, domain and perhaps split.
 
     Args:
         url: A Parquet file, or text with a header and commas, semicolons, tabs or bars between.
+        needed: Columns that must be filled.
 
     Yields:
-        The rows; a split that is not told is empty.
+        The rows; what is not told is empty or not there.
 
     Raises:
         UserError: Naming the column or row that is missing or cannot be read as text.
@@ -49,11 +50,12 @@ def read_listing(url: str) -> Iterator[ListedRow]:
         raise UserError(f"source {url}: no such file")
     data = storage.read_bytes(url)
     is_parquet = url.lower().endswith(".parquet") or data.startswith(PARQUET_MAGIC)
-    rows = _parquet_rows(data, url) if is_parquet else _text_rows(data, url)
+    rows = (_parquet_rows if is_parquet else _text_rows)(data, url, needed)
     for number, row in rows:
-        for column in COLUMNS:
+        for column in needed:
             if not row[column].strip():
-                raise UserError(f"listing {url}, row {number}: has no {column}")
+                hint = " (--domains pseudo:K finds one)" if column == "domain" else ""
+                raise UserError(f"listing {url}, row {number}: has no {column}{hint}")
         yield number, row
 
 
@@ -101,13 +103,13 @@ def _filled_lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line.strip(" \t")
 
 
-def _text_rows(data: bytes, url: str) -> Iterator[ListedRow]:
+def _text_rows(data: bytes, url: str, needed: Sequence[str]) -> Iterator[ListedRow]:
     text = decode_text(data, f"listing {url}")
     separator = _separator(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         header = next((row for row in reader if any(row)), [])
-        places = _places(header, url)
+        places = _places(header, url, needed)
         for number, row in enumerate((row for row in reader if any(row)), 1):
             if len(row) > len(header):
                 raise UserError(
@@ -126,16 +128,16 @@ def _separator(text: str) -> str:
 
     def n_columns(separator: str) -> int:
         names = {_plain(name.strip('"')) for name in header.split(separator)}
-        return len(names & {*COLUMNS, SPLIT_COLUMN})
+        return len(names & {*COLUMNS})
 
     return max(SEPARATORS, key=n_columns)
 
 
-def _parquet_rows(data: bytes, url: str) -> Iterable[ListedRow]:
+def _parquet_rows(data: bytes, url: str, needed: Sequence[str]) -> Iterable[ListedRow]:
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         schema = file.schema_arrow
-        places = _places(schema.names, url)
+        places = _places(schema.names, url, needed)
         for column, place in places.items():
             if not _is_text(schema.field(place).type):
                 kind = " ".join(str(schema.field(place).type).split())
@@ -170,20 +172,20 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string())
 
 
-def _places(header: Sequence[str], url: str) -> dict[str, int]:
+def _places(header: Sequence[str], url: str, needed: Sequence[str]) -> dict[str, int]:
     """Where the columns stand."""
     names = [_plain(name) for name in header]
     count = Counter(names)
-    for column in (*COLUMNS, SPLIT_COLUMN):
+    for column in COLUMNS:
         if count[column] > 1:
             raise UserError(f"listing {url}: has the column {column} {count[column]} times")
-        if not count[column] and column != SPLIT_COLUMN:
+        if not count[column] and column in needed:
             there = shown(", ".join(names))[:200] or "none"
             raise UserError(
                 f"listing {url}: lacks the column {column} (needs path, class, domain; split may "
                 f"be there; found: {there})"
             )
-    return {column: names.index(column) for column in (*COLUMNS, SPLIT_COLUMN) if count[column]}
+    return {column: names.index(column) for column in COLUMNS if count[column]}
 
 
 def _plain(name: str) -> str:

@@ -49,6 +49,7 @@ READ_SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("shard", pa.string()),
         ("shard_row", pa.int32()),
+        ("feature", pa.binary()),
     ]
 )
 

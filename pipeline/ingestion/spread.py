@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,8 @@ def _read_alone(
         if storage.is_local(folder) and not Path(storage.local_path(folder)).exists():
             node = ray.util.get_node_ip_address()
             return "", f"{folder}: is not seen on node {node} (give a URL, or a shared folder)"
-    reader = ImageReader(settings, journal)
     try:
-        with collected_warnings():
+        with closing(ImageReader(settings, journal)) as reader, collected_warnings():
             return reader.read(piece), ""
     except UserError as error:
         return "", str(error)
-    finally:
-        reader.close()

@@ -21,8 +21,9 @@ from adu.data.images import cores
 from adu.data.manifest import CARD_FILE, load_manifest
 from adu.data.shards import read_shard_images
 from adu.errors import UserError
-from pipeline.ingest import STORE_THREADS, IngestConfig, ingest, main
+from pipeline.ingest import IngestConfig, ingest, main
 from pipeline.ingestion.checks import CHECKS
+from pipeline.ingestion.config import STORE_THREADS
 from tests.adu.data.test_images import huge_png
 from tests.pipeline.commands import start
 from tests.tiny import CLASSES, DOMAINS, tiny_images

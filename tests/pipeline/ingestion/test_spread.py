@@ -13,7 +13,7 @@ from pipeline.ingestion.listing import Found
 from pipeline.ingestion.pieces import Journal, Piece, loose_pieces, packed_pieces
 from pipeline.ingestion.spread import read_on_cluster
 from tests.pipeline.ingestion.listed import rows_of
-from tests.tiny import tiny_images
+from tests.tiny import tiny_backbone, tiny_images
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +27,19 @@ def cluster():
         ray.shutdown()
 
 
-@pytest.mark.parametrize("options", [{}, {"pack": True, "shard_mib": 1}], ids=["loose", "packed"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pack": True, "shard_mib": 1},
+        pytest.param({"domains": "pseudo:3"}, marks=pytest.mark.faults),
+    ],
+    ids=["loose", "packed", "pseudo"],
+)
 def test_a_cluster_writes_what_one_process_writes(cluster, tmp_path, monkeypatch, options):
     images = tiny_images(tmp_path / "images", per_cell=30)
+    if "domains" in options:
+        options = options | {"backbone": str(tiny_backbone(tmp_path / "model"))}
     (images / "photo" / "cup" / "bad.png").write_bytes(b"bad")
     shutil.copy(images / "photo" / "cup" / "0.png", images / "sketch" / "cup" / "again.png")
     monkeypatch.setattr("pipeline.ingestion.pieces.FEWEST_IMAGES", 16)
