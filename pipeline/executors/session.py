@@ -43,7 +43,7 @@ def open_session(setup: WorkerSetup) -> AduSession:
     return session
 
 
-def _job_on_node() -> str:
+def job_on_node() -> str:
     """A name that only the workers of this job on this node have; node ids are never used again."""
     import ray
 
@@ -92,7 +92,7 @@ class AduSession:
 
     def _open(self, config: Mapping[str, Any]) -> None:
         self._config = config
-        cache = ImageCache(_job_on_node())
+        cache = ImageCache(job_on_node())
         self.context = load_context(ContextConfig.model_validate(config), self._device, cache)
         # Read now what every run needs, so that the first one is not slower than the others.
         _ = self.context.train, self.context.val

@@ -75,7 +75,6 @@ class Conductor(RunListener):
         self._timing = Timing()
         self._studies: dict[Forget, Study] = {}
         self._records: dict[Forget, StudyRecord] = {}
-        self._finals: dict[Forget, StudyFinals] = {}
         self._failures: list[str] = []
         self._without_executors = False
         self._job: Job | None = None
@@ -172,9 +171,6 @@ class Conductor(RunListener):
         spec = self._plan.study(forget, self._output, stored, self._siblings)
         study = self._studies[forget] = Study(spec, lambda study: self._trials_ended(forget, study))
         job.rules.add(study, make_rule(spec.config, spec.base.train.epochs))
-        self._finals[forget] = StudyFinals(
-            self._plan, self._output, job.queue, self._zero_shot, study, self._finals_ended
-        )
         for record in study.records:
             for listener in (self._progress, self._metrics):
                 listener.run_restored(study.name, record, {})
@@ -200,24 +196,23 @@ class Conductor(RunListener):
     # What becomes of a study.
 
     def _trials_ended(self, forget: Forget, study: Study) -> None:
-        """Has the best configurations run again, and what they are compared with tested."""
+        """Has the best configurations compared once more."""
         assert self._job is not None
         self._progress.study_state(study.name, "racing")
         self._job.queue.add_fixed(Race(study, lambda _: self._race_ended(forget, study)))
-        self._finals[forget].test_references()
 
     def _race_ended(self, forget: Forget, study: Study) -> None:
-        """Has the best configuration tested."""
+        """Has the best configuration and what it is compared with tested."""
+        assert self._job is not None
         record = self._record_of(forget, study)
         if record.best is None:
             self._failures.append(f"{study.name}: {grouped_failures(record.trials)}")
             self._progress.study_state(study.name, "failed")
             self._records[forget] = record
-            self._finals[forget].drop()
             return
         self._progress.study_state(study.name, "final runs")
-        finals = self._finals[forget]
-        finals.test_best(record)
+        queue, shared, end = self._job.queue, self._zero_shot, self._finals_ended
+        finals = StudyFinals(self._plan, self._output, queue, shared, study, record, end)
         chosen = self._output.study_pictures(study.name)
         patiently(chosen, lambda: write_chosen(chosen, finals.configs, study.spec.context))
 

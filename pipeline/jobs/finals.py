@@ -1,6 +1,6 @@
 """The final runs of a study: trained once more and then shown the test split.
 
-Nothing else reads test images, and nothing that is chosen depends on these runs.
+This is the first and only time that test images are read.
 """
 
 from __future__ import annotations
@@ -124,32 +124,24 @@ def fixed_run(
     )
 
 
-def best_configs(
-    base: RunConfig, best: Mapping[str, Any], seeds: Sequence[int]
+def final_configs(
+    base: RunConfig,
+    space: Space,
+    best: Mapping[str, Any],
+    seeds: Sequence[int],
+    paper: RunConfig | None = None,
 ) -> list[tuple[str, RunConfig]]:
-    """The stage of a study's best configuration, once with each seed.
-
-    Args:
-        base: The run's configuration apart from what is searched.
-        best: The best trial's parameters.
-        seeds: No seeds of trials.
-    """
-    return [("best", seeded_run(configure(base, best), seed)) for seed in seeds]
-
-
-def reference_configs(
-    base: RunConfig, space: Space, seeds: Sequence[int], paper: RunConfig | None = None
-) -> list[tuple[str, RunConfig]]:
-    """The stages that a study's best configuration is compared with, zero-shot last.
+    """The stages that a study is judged by and their configurations, the longest first.
 
     Args:
         base: The run's configuration apart from what is searched.
         space: What was searched, with its defaults.
+        best: The best trial's parameters.
         seeds: Every stage that trains is run once with each.
         paper: The paper's own configuration, where the defaults are another recipe's.
     """
     first = configure(base, defaults(space))
-    stages = {"paper_defaults": first, "baseline": _baseline(first)}
+    stages = {"best": configure(base, best), "paper_defaults": first, "baseline": _baseline(first)}
     if paper is not None:
         stages["paper"] = paper
     seeded = [(stage, seeded_run(run, seed)) for stage, run in stages.items() for seed in seeds]

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adu import storage
+from adu.data.cache import ImageCache
 from adu.errors import UserError
 from adu.training.config import RunConfig
 from pipeline.executors.capacity import Capacity, NoExecutorsError
 from pipeline.executors.cluster import Cluster, connect
 from pipeline.executors.executor import ExecutorSetup
 from pipeline.executors.resources import ResourcesConfig, count_executors
-from pipeline.executors.session import SESSION
+from pipeline.executors.session import SESSION, job_on_node
 from pipeline.executors.worker import WorkerSetup
 from pipeline.jobs.interrupt import Interrupt
 from pipeline.studies.listener import RunListener
@@ -92,6 +93,8 @@ class Job:
             plain,
             output if storage.is_local(output) else None,
         )
+        # Executors come and go: what they have read is not read again, on this machine at least.
+        cache = ImageCache(job_on_node())
         try:
             with self._interrupt.graceful():
                 setup = ExecutorSetup(worker, self.resources)
@@ -100,4 +103,6 @@ class Job:
             if not self.has_worked:
                 raise UserError(str(error)) from error
             return f"{error}; go on with --resume"
+        finally:
+            cache.close()
         return None

@@ -62,7 +62,7 @@ class RunQueue(Searcher):
 
     Trials come before fixed runs, of which nobody waits for the answer. Studies take turns, each
     with one trial at a time, so that it learns from every one before the next; trials of one study
-    run side by side only where an executor would have nothing to do. Then come spare runs.
+    run side by side only where an executor would have nothing to do.
 
     Args:
         capacity: How many runs the cluster takes at a time.
@@ -85,7 +85,6 @@ class RunQueue(Searcher):
         self._at_once = studies_at_once
         self._studies: list[Source] = []
         self._fixed: list[Source] = []
-        self._spare: list[Source] = []
         self.begun: set[str] = set()
         self._again: deque[tuple[Run, Source]] = deque()
         self._live: dict[str, _Live] = {}
@@ -103,16 +102,7 @@ class RunQueue(Searcher):
 
     def add_fixed(self, runs: Source) -> None:
         """Adds runs that are known beforehand."""
-        if runs in self._spare:
-            self._spare.remove(runs)
         self._fixed.append(runs)
-
-    def add_spare(self, runs: Source) -> None:
-        """Adds runs for executors that would have nothing to do: Tune would send these home.
-
-        Whoever adds them adds them once more with `add_fixed` when they are due.
-        """
-        self._spare.append(runs)
 
     @property
     def ending(self) -> bool:
@@ -211,7 +201,7 @@ class RunQueue(Searcher):
             self._tell("run_suspended", live.run)
         self._live.clear()
         self._paused.clear()
-        for source in (*self._studies, *self._fixed, *self._spare):
+        for source in (*self._studies, *self._fixed):
             source.suspend()
         self.deliver()
 
@@ -221,12 +211,10 @@ class RunQueue(Searcher):
         if self._again:
             return self._again.popleft()
         source = self._study_at_rest() or self._first(self._fixed) or self._least_busy()
-        if source is not None:
-            self.begun.add(source.name)
-        else:
-            # No work for its study, of which no trial may have begun.
-            source = self._first(self._spare)
-        return None if source is None else (source.propose(), source)
+        if source is None:
+            return None
+        self.begun.add(source.name)
+        return source.propose(), source
 
     def _study_at_rest(self) -> Source | None:
         """A study that nobody works for: one that has begun, else the next one."""
@@ -254,7 +242,7 @@ class RunQueue(Searcher):
         """Lets go of sources that have come to their end, and of those that they add if need be."""
         while ended := [
             (sources, source)
-            for sources in (self._studies, self._fixed, self._spare)
+            for sources in (self._studies, self._fixed)
             for source in sources
             if not source.n_live and not source.wants
         ]:

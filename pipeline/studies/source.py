@@ -109,11 +109,6 @@ class FixedRuns:
         self.n_live += 1
         return self._waiting.popleft()
 
-    def keep_only(self, needed: Sequence[Run]) -> None:
-        """Nobody needs the others any more, as far as they have not begun."""
-        places = {run.place for run in needed}
-        self._waiting = deque(run for run in self._waiting if run.place in places)
-
     def keep(self, run: Run, report: EpochReport) -> bool:
         """Counts an epoch; returns whether that is news."""
         return self._epochs.add(run, report)

@@ -1,4 +1,4 @@
-"""A study's final runs: references first, the best when it is known, and an end when all is in."""
+"""A study's final runs: what is run, and what is known when all of them have ended."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -26,38 +26,35 @@ def outcome(tmp_path_factory):
 
 
 @pytest.fixture
-def made(outcome, tmp_path):
-    """Final runs of a study, the sources that they have queued, and who was told of their end."""
-    sources, ended = [], []
+def begin(outcome, tmp_path):
+    """Queues a study's final runs; gives them, their source, and a list of what has ended."""
 
-    def add(source):
-        if source not in sources:
-            sources.append(source)
+    def begin_with(gamma):
+        sources, ended = [], []
+        best = SimpleNamespace(params={"method.gamma": gamma})
+        finals = StudyFinals(
+            SimpleNamespace(
+                config=SimpleNamespace(final=SimpleNamespace(seeds=[1, 2]), prove=ProofConfig()),
+                paper=lambda _: None,
+            ),
+            SimpleNamespace(
+                finals=lambda name: str(tmp_path / name),
+                study_pictures=lambda name: str(tmp_path),
+                check=lambda: None,
+            ),
+            SimpleNamespace(add_fixed=sources.append),
+            ZeroShot(outcome[0], TrainConfig(), str(tmp_path)),
+            SimpleNamespace(
+                name="sketch",
+                spec=SimpleNamespace(base=RunConfig(forget=FORGET), space=SPACE, context={}),
+            ),
+            SimpleNamespace(best=best, forget=FORGET, finals={}),
+            ended.append,
+        )
+        (source,) = sources
+        return finals, source, ended
 
-    finals = StudyFinals(
-        SimpleNamespace(
-            config=SimpleNamespace(final=SimpleNamespace(seeds=[1, 2]), prove=ProofConfig()),
-            paper=lambda _: None,
-        ),
-        SimpleNamespace(
-            finals=lambda name: str(tmp_path / name),
-            study_pictures=lambda name: str(tmp_path),
-            check=lambda: None,
-        ),
-        SimpleNamespace(add_fixed=add, add_spare=add),
-        ZeroShot(outcome[0], TrainConfig(), str(tmp_path)),
-        SimpleNamespace(
-            name="sketch",
-            spec=SimpleNamespace(base=RunConfig(forget=FORGET), space=SPACE, context={}),
-        ),
-        ended.append,
-    )
-    return finals, sources, ended
-
-
-def record_of(gamma):
-    best = SimpleNamespace(params={"method.gamma": gamma})
-    return SimpleNamespace(best=best, forget=FORGET, finals={})
+    return begin_with
 
 
 def work(source, outcome, checkpoint=None):
@@ -74,57 +71,28 @@ def work(source, outcome, checkpoint=None):
     return names
 
 
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_it_ends_once_the_references_and_the_best_are_tested(made, outcome, order):
-    finals, sources, ended = made
-    finals.test_references()
-    assert len(sources) == 1, "the references do not wait for the race"
-    finals.test_best(record_of(5.0))
+def test_the_best_is_tested_beside_what_it_is_compared_with(begin, outcome):
+    finals, source, ended = begin(5.0)
     assert [stage for stage, _ in finals.configs][:2] == ["best", "best"]
-    work(sources[order[0]], outcome)
-    assert not ended
-    work(sources[order[1]], outcome)
+    names = work(source, outcome)
+    assert names[0] == "zero_shot-0" and {"best-1", "baseline-2"} < set(names)
     assert ended == [finals]
     stages = {"best", "paper_defaults", "baseline", "zero_shot"}
     assert {name for name, final in finals.record.finals.items() if final.test} == stages
     assert finals.shown().keys() == stages
 
 
-def test_defaults_that_are_best_are_not_run_again(made, outcome):
-    """Nothing is left to run for the best then, and that is known before a reference is tested."""
-    finals, sources, ended = made
-    finals.test_best(record_of(3.0))
-    assert work(sources[1], outcome) == []
-    assert not ended
-    assert "zero_shot-0" in work(sources[0], outcome)
-    assert ended == [finals]
-    assert finals.record.finals["best"].test == finals.record.finals["paper_defaults"].test
-    assert finals.record.finals["zero_shot"].test
+def test_defaults_that_are_best_are_run_once(begin, outcome):
+    finals, source, _ = begin(3.0)
+    assert len(work(source, outcome)) == 5
+    found = finals.record.finals
+    assert found["best"].test == found["paper_defaults"].test
 
 
-def test_references_that_idle_executors_have_tested_are_not_queued_again(made, outcome):
-    finals, sources, ended = made
-    work(sources.pop(), outcome)
-    finals.test_references()
-    assert sources == []
-    finals.test_best(record_of(5.0))
-    work(sources[0], outcome)
-    assert ended == [finals]
-
-
-def test_a_study_without_a_best_leaves_its_references_but_for_what_others_need(made, outcome):
-    finals, sources, ended = made
-    finals.drop()
-    assert work(sources[0], outcome) == ["zero_shot-0"]
-    assert not ended
-
-
-def test_the_best_models_are_what_is_proved_also_if_they_are_the_defaults(made, outcome):
-    finals, sources, _ = made
-    finals.test_best(record_of(3.0))
-    work(sources[1], outcome)
+def test_the_best_models_are_what_is_proved_also_if_they_are_the_defaults(begin, outcome):
+    finals, source, _ = begin(3.0)
     assert finals.proof() is None, "nothing was trained yet"
-    work(sources[0], outcome, checkpoint=b"weights")
+    work(source, outcome, checkpoint=b"weights")
     proof = finals.proof()
     assert [run.train.seed for run, _ in proof.best] == [1, 2]
     assert all(storage.exists(file) for _, file in proof.best)

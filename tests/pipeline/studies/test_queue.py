@@ -84,23 +84,6 @@ def test_what_follows_a_study_is_run_before_the_queue_is_over(tmp_path):
     assert list(finals.failures.values()) == ["diverged"]
 
 
-def test_executors_that_would_idle_take_spare_runs_and_no_others_do(tmp_path):
-    queue = Queue(*studies(tmp_path, "a", trials=2, at_once=1), size=2)
-    runs = [make_run(str(n), tmp_path / str(n), tested=True) for n in range(3)]
-    queue.add_spare(spare := FixedRuns("finals", runs))
-    assert [queue.propose("0"), queue.propose("1")] == ["a/0", "stub/0"]
-    assert queue.begun == {"a"}
-    queue.on_trial_complete("0", result(EPOCHS, 0.5))
-    assert queue.propose("2") == "a/1"
-    queue.add_fixed(spare)
-    queue.on_trial_complete("1", over("done"))
-    assert queue.propose("3") == "stub/1"
-    spare.keep_only([])
-    queue.on_trial_complete("2", result(EPOCHS, 0.5))
-    queue.on_trial_complete("3", over("done"))
-    assert queue.propose("4") is Searcher.FINISHED
-
-
 def test_what_is_added_at_an_end_and_has_nothing_to_run_ends_too(tmp_path):
     """As where a search is resumed whose last final run is there, but not its study's record."""
 
