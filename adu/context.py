@@ -102,6 +102,12 @@ class Context:
         return self._hold_views(manifest, split.val_rows)
 
     @cached_property
+    def train_views(self) -> ImageSet:
+        """The few-shot training images, as evaluation sees them."""
+        manifest, split = self._few_shot
+        return self._hold_views(manifest, split.train_rows)
+
+    @cached_property
     def quick_val(self) -> list[int]:
         """Numbers of the validation images for a quick look: always the same ones."""
         most = self.config.data.quick_val_shots

@@ -26,6 +26,8 @@ class Scores:
         h: Harmonic mean of ``mem`` and ``for_``, of this run.
         accuracy_by_domain: Accuracy of every domain by itself.
         n_by_domain: Number of images behind each accuracy.
+        distance: How much of the forget domains attacks get out of the model, from 0 to 1 (see
+            `adu.evidence.distance`); None where that was not measured.
     """
 
     mem: float
@@ -33,10 +35,12 @@ class Scores:
     h: float
     accuracy_by_domain: dict[str, float]
     n_by_domain: dict[str, int]
+    distance: float | None = None
 
     def as_dict(self) -> dict[str, float]:
-        """The three figures under the names that the paper prints them with."""
-        return {"mem": self.mem, "for": self.for_, "h": self.h}
+        """The figures under the names that the paper prints them with, the distance if known."""
+        figures = {"mem": self.mem, "for": self.for_, "h": self.h}
+        return figures if self.distance is None else {**figures, "distance": self.distance}
 
 
 def harmonic_mean(mem: float, for_: float) -> float:

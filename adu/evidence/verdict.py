@@ -40,6 +40,9 @@ CONFIDENCE = 0.95
 # An attack's name and the name of one of its variants.
 Variant = tuple[str, str]
 
+# Accuracies: what an attack gets out of a model that never saw the domain, and of the untouched.
+Ends = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -102,16 +105,15 @@ def accuracies(outcomes: Iterable[Outcome]) -> dict[str, dict[int, dict[Variant,
 
 def standings(outcomes: Sequence[Outcome]) -> dict[str, Standing]:
     """What is left of the domain in each model, by label."""
-    found = accuracies(outcomes)
-    floor = found[NEVER_SAW if NEVER_SAW in found else KNOWS_NOTHING]
-    ends = {
-        attack: (_mean_of_best(floor, attack), _mean_of_best(found[UNTOUCHED], attack))
-        for attack in _attacks(found[UNTOUCHED])
-        if attack in _attacks(floor)
-    }
-    ends = {attack: (a, b) for attack, (a, b) in ends.items() if b - a >= LEAST_ROOM}
-    kept = _kept(outcomes)
+    found, kept = accuracies(outcomes), _kept(outcomes)
+    ends = _ends(found)
     return {label: _standing(label, by_seed, ends, kept[label]) for label, by_seed in found.items()}
+
+
+def distance_of(outcomes: Sequence[Outcome], label: str) -> float:
+    """The distance of one model, the mean over its seeds; the ends of the scale must be there."""
+    found = accuracies(outcomes)
+    return mean(_distances(_residuals(found[label], _ends(found))))
 
 
 def residual(accuracy: float, floor: float, untouched: float) -> float:
@@ -119,26 +121,47 @@ def residual(accuracy: float, floor: float, untouched: float) -> float:
     return min(1.0, max(0.0, (accuracy - floor) / (untouched - floor)))
 
 
-def _standing(
-    label: str,
-    by_seed: Mapping[int, Mapping[Variant, float]],
-    ends: Mapping[str, tuple[float, float]],
-    kept: Sequence[float],
-) -> Standing:
-    residuals = {
+def _ends(found: Mapping[str, Mapping[int, Mapping[Variant, float]]]) -> dict[str, Ends]:
+    """What attacks get out of a model that never saw the domain, and out of the untouched one."""
+    floor = found[NEVER_SAW if NEVER_SAW in found else KNOWS_NOTHING]
+    ends = {
+        attack: (_mean_of_best(floor, attack), _mean_of_best(found[UNTOUCHED], attack))
+        for attack in _attacks(found[UNTOUCHED])
+        if attack in _attacks(floor)
+    }
+    return {attack: (a, b) for attack, (a, b) in ends.items() if b - a >= LEAST_ROOM}
+
+
+def _residuals(
+    by_seed: Mapping[int, Mapping[Variant, float]], ends: Mapping[str, Ends]
+) -> dict[str, list[float]]:
+    """Of each attack that says something, seed by seed."""
+    return {
         attack: [
             residual(max(_of(its, attack).values()), *ends[attack]) for its in by_seed.values()
         ]
         for attack in _attacks(by_seed)
         if attack in ends
     }
+
+
+def _distances(residuals: Mapping[str, Sequence[float]]) -> list[float]:
+    """Seed by seed; a model of which nothing can be said counts as untouched."""
+    return [mean(values) for values in zip(*residuals.values(), strict=True)] or [1.0]
+
+
+def _standing(
+    label: str,
+    by_seed: Mapping[int, Mapping[Variant, float]],
+    ends: Mapping[str, Ends],
+    kept: Sequence[float],
+) -> Standing:
+    residuals = _residuals(by_seed, ends)
     by_attack = {attack: estimate(values) for attack, values in residuals.items()}
-    by_seed_values = [mean(values) for values in zip(*residuals.values(), strict=True)]
     worst = max(by_attack, key=lambda attack: by_attack[attack].mean, default=None)
     return Standing(
         label,
-        # A model of which nothing can be said counts as untouched.
-        estimate(by_seed_values or [1.0]),
+        estimate(_distances(residuals)),
         by_attack,
         None if worst is None else ((worst, _best_variant(by_seed, worst)), by_attack[worst]),
         estimate(kept),

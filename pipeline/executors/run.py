@@ -55,6 +55,7 @@ class Run:
         params: What was searched, by option path.
         deciding: Epochs after which something is decided by its validation scores, beside the last.
         attacked: A model that it attacks in place of training one.
+        distance: Whether it is measured after the last epoch; see `adu.evidence.distance`.
     """
 
     study: str
@@ -68,6 +69,7 @@ class Run:
     params: Mapping[str, Any] = field(default_factory=dict)
     deciding: tuple[int, ...] = ()
     attacked: Attacked | None = None
+    distance: bool = False
 
     @property
     def key(self) -> str:

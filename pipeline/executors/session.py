@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 
 from adu.context import Context, ContextConfig, load_context
 from adu.data.cache import ImageCache
+from adu.distributed import rank_and_world_size
 from adu.evaluation.attention import sample_attention, shown_domains
 from adu.evaluation.evaluate import count_images, evaluate_test, scores_of
 from adu.evaluation.metrics import Scores
@@ -104,7 +105,7 @@ class AduTraining:
     def __init__(self, run: Run, context: Context, state: bytes | None) -> None:
         self._began_s = time.time()
         self._run = RunConfig.model_validate(run.config)
-        self._stage = run.stage
+        self._stage, self._distance = run.stage, run.distance
         self._context = context
         shown = shown_to(run.stage, self._run, context)
         self._trainer = Trainer(self._run, shown, run.deciding)
@@ -120,7 +121,19 @@ class AduTraining:
             val = self._trainer.validate()
             yield asdict(EpochReport(1, 1, 0.0, {}, val, 0.0, time.time() - self._began_s, 0.0))
         for report in self._trainer.epochs():
-            yield asdict(report)
+            is_last = report.epoch == report.epochs
+            yield asdict(self._measured(report) if self._distance and is_last else report)
+
+    def _measured(self, report: EpochReport) -> EpochReport:
+        """The report of the last epoch with the distance, which rank 0 alone measures."""
+        if rank_and_world_size()[0] > 0:
+            return report
+        from adu.evidence.distance import distance  # not needed by most searches
+
+        start_s = time.perf_counter()
+        value = distance(self._trainer.model, self._run, self._context)
+        val_s = report.val_s + time.perf_counter() - start_s
+        return replace(report, val=replace(report.val, distance=value), val_s=val_s)
 
     def state(self) -> bytes:
         """The trainer's state."""

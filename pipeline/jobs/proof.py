@@ -23,6 +23,7 @@ from pipeline.jobs.finals import fixed_run, seeded_run
 from pipeline.jobs.plan import Plan
 from pipeline.patience import patiently
 from pipeline.results.evidence import make_evidence, proof_facts
+from pipeline.studies.records import TrialRecord
 from pipeline.studies.source import FixedRuns, Source
 
 REFERENCES = "references"
@@ -62,7 +63,7 @@ class Attacks:
         """There are no epochs."""
         return False
 
-    def end(self, run: Run, record: Any) -> None:
+    def end(self, run: Run, record: TrialRecord) -> None:
         """Notes why a model could not be attacked."""
         self.n_live -= 1
         if record.error is not None:

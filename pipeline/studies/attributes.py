@@ -61,7 +61,8 @@ def stored_again(attributes: Mapping[str, Any]) -> dict[int, dict[int, Scores]]:
 
 def plain_scores(scores: Mapping[str, float]) -> Scores:
     """Scores whose figures by class and by domain are not kept."""
-    return Scores(scores["mem"], scores["for"], scores["h"], {}, {})
+    distance = scores.get("distance")
+    return Scores(scores["mem"], scores["for"], scores["h"], {}, {}, distance)
 
 
 def stored_record(trial: FrozenTrial) -> TrialRecord:

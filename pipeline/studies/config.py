@@ -37,8 +37,9 @@ class StudyConfig(StrictModel):
     )
     objective: ObjectiveText = Field(
         "h",
-        description="what is searched for: an expression of h, mem and for, such as "
-        "'0.7*mem+0.3*for'; package.module:function of them; or mem_for: their Pareto front",
+        description="what is searched for: an expression of h, mem, for and distance, such as "
+        "'0.7*mem+0.3*for' or 'mem-distance'; package.module:function of the first three; or "
+        "mem_for: the Pareto front of two",
     )
     min_mem: Least | None = Field(
         None,

@@ -14,8 +14,8 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, replace
+from functools import cache
 from statistics import mean
 from typing import Annotated
 
@@ -25,7 +25,10 @@ from adu.errors import UserError
 from adu.evaluation.metrics import Scores, harmonic_mean
 from pipeline.studies.imported import imported
 
-METRICS = ("h", "mem", "for")
+# Measured after a trial's last epoch, of trials whose objective names it.
+DISTANCE = "distance"
+
+METRICS = ("h", "mem", "for", DISTANCE)
 
 # Two objectives of Optuna's, with their Pareto front; what else compares follows H.
 FRONT = "mem_for"
@@ -54,7 +57,7 @@ def parse_objective(text: str) -> Objective:
 
     Args:
         text: An expression such as ``0.7*mem+0.3*for``, with `METRICS`, numbers, ``+ - * /``,
-            ``min`` and ``max``; or ``package.module:function``, given the metrics by name.
+            ``min`` and ``max``; or ``package.module:function``, given h, mem and for by name.
 
     Raises:
         ValueError: If it is neither, or not a finite number for every Mem and For.
@@ -109,17 +112,30 @@ class Goal:
         """The least Mem as a fraction."""
         return least_mem(self.min_mem, self.zero_shot_mem)
 
+    @property
+    def measures_distance(self) -> bool:
+        """Whether it is searched for by the distance of `adu.evidence.distance`."""
+        return _names_distance(self.objective)
+
     def merit(self, *looks: Scores) -> float:
         """What a configuration is worth, by its scores with each seed.
 
         Feasible ones are worth the mean of their objective, infeasible ones less than the
-        objective's lowest value, by how far the mean Mem and For miss.
+        objective's lowest value, by how far the mean Mem and For miss. Where the objective names
+        a distance that is not known, H stands in for it.
         """
+        is_known = all(look.distance is not None for look in looks)
+        by_h = self.measures_distance and not is_known
+        objective, lowest = _parsed("h" if by_h else self.objective)
         missed = self.missed(*looks)
         if missed > 0:
-            return self._lowest - missed
+            return lowest - missed
         # Not below what the lattice has found, under which infeasible ones lie.
-        return mean(max(self._objective(look.as_dict()), self._lowest) for look in looks)
+        return mean(max(objective(look.as_dict()), lowest) for look in looks)
+
+    def between(self, look: Scores) -> float:
+        """What a run is worth to whoever compares epochs: no distance is known between them."""
+        return self.merit(replace(look, distance=None))
 
     def missed(self, *looks: Scores) -> float:
         """How far the mean scores are from what is asked for, all constraints together."""
@@ -146,14 +162,6 @@ class Goal:
         """How many values Optuna is told."""
         return 2 if self.objective == FRONT else 1
 
-    @cached_property
-    def _objective(self) -> Objective:
-        return _parsed(self.objective)[0]
-
-    @cached_property
-    def _lowest(self) -> float:
-        return _parsed(self.objective)[1]
-
 
 def least_mem(min_mem: float | str | None, zero_shot_mem: float | None) -> float | None:
     """The least Mem as a fraction; see `Goal`."""
@@ -178,10 +186,18 @@ def _parsed(text: str) -> tuple[Objective, float]:
     objective = _imported(text) if ":" in text else _expression(text)
     lowest = math.inf
     steps = [step / LATTICE for step in range(LATTICE + 1)]
-    for mem, for_ in itertools.product(steps, steps):
+    distances = steps if _names_distance(text) else [None]
+    for mem, for_, distance in itertools.product(steps, steps, distances):
         metrics = {"h": harmonic_mean(mem, for_), "mem": mem, "for": for_}
+        if distance is not None:
+            metrics[DISTANCE] = distance
         lowest = min(lowest, _number(objective, metrics))
     return objective, lowest
+
+
+def _names_distance(text: str) -> bool:
+    """Whether an expression does; a function is given none."""
+    return ":" not in text and re.search(rf"\b{DISTANCE}\b", text) is not None
 
 
 def _number(objective: Objective, metrics: Mapping[str, float]) -> float:

@@ -83,6 +83,7 @@ class Race:
             storage.join(spec.place, f"{record.number}-{self._seed}"),
             number=record.number,
             params=record.params,
+            distance=self._study.goal.measures_distance,
         )
 
     def keep(self, run: Run, report: EpochReport) -> bool:
@@ -95,7 +96,10 @@ class Race:
         (own,) = (each for each in self._study.records if each.number == run.number)
         seed = RunConfig.model_validate(run.config).train.seed
         scores = record.val if record.state != "failed" else None
-        self._study.keep_again(own, seed, scores or NOTHING)
+        if scores is None:
+            all_is_left = 1.0 if self._study.goal.measures_distance else None
+            scores = replace(NOTHING, distance=all_is_left)
+        self._study.keep_again(own, seed, scores)
         with contextlib.suppress(UserError):
             storage.remove(run.state_file)
 

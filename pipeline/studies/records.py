@@ -84,11 +84,13 @@ class TrialRecord:
         if self.val is None:
             return None
         looks = self.looks
+        distances = [look.distance for look in looks if look.distance is not None]
         return replace(
             self.val,
             mem=mean(look.mem for look in looks),
             for_=mean(look.for_ for look in looks),
             h=mean(look.h for look in looks),
+            distance=mean(distances) if len(distances) == len(looks) else None,
         )
 
 

@@ -258,7 +258,7 @@ class _Study:
                 continue
             known.epoch = epoch["epoch"]
             # Its goal may have been waiting for zero-shot when the rule was set.
-            merit = self._study.goal.merit(epoch_report(epoch).val)
+            merit = self._study.goal.between(epoch_report(epoch).val)
             told = {**result, "epoch": known.epoch, METRIC: merit}
             decision = self.rule.on_trial_result(self.view(controller), known, told)
             if decision == STOP and run.number == DEFAULTS:

@@ -230,6 +230,7 @@ class Study:
             number=trial.number,
             params=params,
             deciding=spec.deciding,
+            distance=self.goal.measures_distance,
         )
 
     def keep(self, run: Run, report: EpochReport) -> bool:
@@ -239,7 +240,7 @@ class Study:
             return False
         # Optuna takes intermediate values of one objective only.
         if self.goal.n_objectives == 1:
-            live.trial.report(self.goal.merit(report.val), report.epoch)
+            live.trial.report(self.goal.between(report.val), report.epoch)
         live.trial.set_user_attr(f"{SCORES}{report.epoch}", epoch_figures(report))
         live.known.add(report.epoch)
         return True
@@ -258,7 +259,7 @@ class Study:
 
     def keep_again(self, record: TrialRecord, seed: int, scores: Scores) -> None:
         """Keeps what a trial's configuration came to with a further seed."""
-        record.again[seed] = Scores(scores.mem, scores.for_, scores.h, {}, {})
+        record.again[seed] = replace(scores, accuracy_by_domain={}, n_by_domain={})
         # Of the study: Optuna changes no trial that has ended.
         self._optuna.set_user_attr(f"{AGAIN}{record.number}, {seed}", scores.as_dict())
         self.spec.commit()

@@ -209,7 +209,7 @@ def curve(epochs: Mapping[int, Mapping[str, float]], began_ms: int) -> tuple[lis
 
 
 def _metric_name(figure: str) -> str:
-    return f"val/{figure}" if figure in ("mem", "for", "h") else figure
+    return f"val/{figure}" if figure in ("mem", "for", "h", "distance") else figure
 
 
 def _closing(record: TrialRecord, again: Mapping[int, Any], at_ms: int) -> list[Metric]:

@@ -9,10 +9,13 @@ import time
 from pathlib import Path
 from urllib.parse import unquote
 
+import optuna
 import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from pipeline import report
 from tests.pipeline import commands
@@ -37,7 +40,7 @@ def config(folder: Path) -> dict:
         "forget": [["sketch"]],
         "train": {"epochs": 2, "batch_size": 8},
         "space": {"method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30}},
-        "search": {"trials": 2, "scheduler": "none", "race": 1},
+        "search": {"trials": 2, "scheduler": "none", "race": 2, "objective": "mem-distance"},
         "final": {"seeds": [0]},
         "resources": {"executors": 1},
         "output": str(folder / "results" / "out"),
@@ -76,6 +79,7 @@ def test_a_search_that_has_ended_is_proved_and_killed_and_goes_on(folder):
     study = output / "studies" / "sketch"
     code, out, err = commands.run("search.py", start(folder))
     assert code == 0, out + err
+    check_searched(output)
     trained = contents(study, "finals/*.npz")
     summary = json.loads((output / "summary.json").read_text())
     assert summary["studies"][0]["proof"] is None
@@ -112,6 +116,18 @@ def test_a_search_that_has_ended_is_proved_and_killed_and_goes_on(folder):
     code, out, err = commands.run("search.py", start(folder, *asked))
     assert code == 0, out + err
     assert "proving" not in out and words in " ".join(out.split())
+
+
+def check_searched(output: Path) -> None:
+    """Trials were judged by their distance."""
+    stored = JournalStorage(JournalFileBackend(str(output / "optuna.journal")))
+    trials = optuna.load_study(study_name="sketch", storage=stored).get_trials()
+    for trial in trials:
+        val = json.loads(trial.user_attrs["record"])["val"]
+        assert 0 <= val["distance"] <= 1
+        assert trial.value == pytest.approx(val["mem"] - val["distance"])
+    (study,) = json.loads((output / "summary.json").read_text())["studies"]
+    assert study["best"]["val"].keys() == {"mem", "for", "h", "distance"}
 
 
 def check_shown(output: Path, figures: dict) -> None:

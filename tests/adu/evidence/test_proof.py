@@ -16,6 +16,7 @@ from adu.data.decoded import DataConfig, eval_batch
 from adu.evidence.attacks import BatteryConfig
 from adu.evidence.attacks.relearning import Relearning
 from adu.evidence.bench import Contestant, run_battery
+from adu.evidence.distance import distance
 from adu.evidence.references import knows_nothing, never_saw, untouched
 from adu.evidence.subject import Material, MaterialConfig, Subject
 from adu.evidence.verdict import standings, verdict
@@ -59,9 +60,9 @@ def manifest(tmp_path_factory):
     return out
 
 
-def opened(folder, manifest):
+def opened(folder, manifest, val_shots=1):
     backbone = BackboneConfig(name=str(folder))
-    data = DataConfig(manifest=manifest, shots=8, val_shots=1)
+    data = DataConfig(manifest=manifest, shots=8, val_shots=val_shots)
     return load_context(ContextConfig(backbone=backbone, data=data), torch.device("cpu"))
 
 
@@ -86,12 +87,18 @@ def pre_trained(folder, manifest, domains, seed):
 
 
 @pytest.fixture(scope="module")
-def found(manifest, tmp_path_factory):
-    """Standings of the untouched model, one that never saw the domain, and one of a random head."""
+def models(manifest, tmp_path_factory):
+    """A model pre-trained on all domains, and four that never saw one of them."""
     folder = tmp_path_factory.mktemp("models")
     kept = [domain for domain in DOMAINS if domain not in FORGET]
     whole = pre_trained(folder / "whole", manifest, DOMAINS, seed=0)
-    others = [pre_trained(folder / f"kept-{seed}", manifest, kept, seed) for seed in range(4)]
+    return whole, [pre_trained(folder / f"kept-{n}", manifest, kept, n) for n in range(4)]
+
+
+@pytest.fixture(scope="module")
+def found(manifest, models, tmp_path_factory):
+    """Standings of the untouched model, one that never saw the domain, and one of a random head."""
+    whole, others = models
     context = opened(whole, manifest)
     many = MaterialConfig(test_per_cell=TEST_PER_CELL)
     task, material = context.task(FORGET), Material(context, context.manifest, FORGET, many)
@@ -101,17 +108,17 @@ def found(manifest, tmp_path_factory):
     with torch.no_grad():
         head.alpha_C.zero_()
         head.weight_CE.normal_(generator=torch.Generator().manual_seed(0))
-    models = {
+    proved = {
         ("untouched", 0): (bare, untouched(context.backbone, task)),
         ("knows_nothing", 0): (bare, knows_nothing(context.backbone, task, seed=0)),
         ("reference", 0): (bare, never_saw(str(others[0]), context, task)),
         ("random_head", 0): (head_run, head),
     }
     for seed, other in enumerate(others[1:]):
-        models["never_saw", seed] = (bare, never_saw(str(other), context, task))
+        proved["never_saw", seed] = (bare, never_saw(str(other), context, task))
     contestants = [
         Contestant(*who, str(who), lambda w=who, r=run, m=model: Subject(*w, r, m, material))
-        for who, (run, model) in models.items()
+        for who, (run, model) in proved.items()
     ]
     battery = BatteryConfig(relearning=Relearning(shots=(1, 4), at_steps=(0, 5, 20))).quick()
     attacks = battery.attacks()
@@ -143,3 +150,12 @@ def test_a_random_head_does_not_look_forgotten(found):
     assert standing.by_attack["removal"].mean == 1
     assert standing.by_attack["probes"].mean > 0.8
     assert not found[1]["random_head"].startswith("Forgotten")
+
+
+def test_what_a_search_may_follow_tells_them_apart_on_validation_images(manifest, models):
+    whole, others = models
+    context = opened(whole, manifest, val_shots="all")
+    task, bare = context.task(FORGET), tiny_run("zero_shot")
+    assert distance(untouched(context.backbone, task), bare, context) == 1
+    never = [distance(never_saw(str(other), context, task), bare, context) for other in others]
+    assert max(never) < 0.5, never

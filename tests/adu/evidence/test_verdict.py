@@ -4,7 +4,14 @@ import pytest
 
 from adu.evidence.attacks import Figures
 from adu.evidence.bench import Outcome
-from adu.evidence.verdict import estimate, residual, standings, steps_to_half, verdict
+from adu.evidence.verdict import (
+    distance_of,
+    estimate,
+    residual,
+    standings,
+    steps_to_half,
+    verdict,
+)
 
 TITLES = {"asked": "asked as trained", "probes": "probes on features"}
 
@@ -36,6 +43,14 @@ def test_a_model_that_never_saw_it_is_forgotten():
     found, sentence = judged(outcomes("adu", asked=0.15, linear=0.35))
     assert found["adu"].distance.mean == pytest.approx((0.05 / 0.8 + 0.05 / 0.6) / 2)
     assert sentence.startswith("Forgotten, as far as was tested")
+
+
+def test_the_distance_alone_needs_no_look_at_kept_domains():
+    model = [*outcomes("adu", asked=0.15, linear=0.35), *outcomes("adu", 1, asked=0.4, linear=0.7)]
+    known = [each for each in (*ENDS, *model) if each.attack != "collateral"]
+    assert distance_of(known, "adu") == pytest.approx(judged(model)[0]["adu"].distance.mean)
+    narrow = [*outcomes("untouched", asked=0.2, linear=0.4), *ENDS[3:], *model]
+    assert distance_of(narrow, "adu") == 1, "of which nothing can be said"
 
 
 def test_what_a_probe_finds_is_suppressed_and_not_forgotten():

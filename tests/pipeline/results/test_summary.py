@@ -91,6 +91,19 @@ def test_a_model_that_has_lost_what_it_should_keep_is_flagged(tmp_path):
     assert "LOST" not in printed(search(records.study()))
 
 
+def test_what_attacks_came_to_is_said_and_kept(tmp_path):
+    study = records.study()
+    write_summary(search(study), str(tmp_path / "summary.json"))
+    assert json.loads((tmp_path / "summary.json").read_text())["studies"][0]["proof"] is None
+    study.proof = {"verdict": "Forgotten, as far as was tested.", "distance": 0.1}
+    write_summary(search(study), str(tmp_path / "summary.json"))
+    (kept,) = json.loads((tmp_path / "summary.json").read_text())["studies"]
+    assert kept["proof"] == study.proof
+    assert "sketch, attacked: Forgotten, as far as was tested." in printed(search(study))
+    write_study_record(study, str(tmp_path / "study.json"))
+    assert read_study_record(str(tmp_path / "study.json")).proof == study.proof
+
+
 def test_a_configuration_and_its_seeds_are_one_row(tmp_path):
     study = records.study()
     study.trials[2].again[1000] = records.scores(0.8, 0.6)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from optuna.trial import TrialState
 
 from adu.errors import UserError
+from pipeline.executors.run import Event
 from pipeline.studies.config import StudyConfig
 from pipeline.studies.goal import FRONT, Goal, parse_objective
 from pipeline.studies.race import Race
+from pipeline.studies.records import TrialRecord
 from pipeline.studies.reference import Reference
 from pipeline.studies.rules import Rules, make_rule
 from pipeline.studies.selection import best_trial
 from pipeline.studies.study import Study
 from tests.pipeline.records import scores
-from tests.pipeline.studies.made_up import Queue, make_spec, over, result, stored
+from tests.pipeline.studies.made_up import EPOCHS, Queue, make_spec, over, result, stored
 
 METRICS = {"h": 0.6, "mem": 0.9, "for": 0.45}
 
@@ -47,7 +50,10 @@ def forgotten(metrics):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("accuracy", "holds 'accuracy' (allowed: h, mem, for, numbers, + - * /, min(), max())"),
+        (
+            "accuracy",
+            "holds 'accuracy' (allowed: h, mem, for, distance, numbers, + - * /, min(), max())",
+        ),
         ("__import__('os').system('true')", "holds '__import__"),
         ("9**9**9", "holds '9 ** 9 ** 9'"),
         ("h if mem else for", "holds 'h if mem else for'"),
@@ -55,6 +61,7 @@ def forgotten(metrics):
         ("mem.real", "holds 'mem.real'"),
         ("True", "holds 'True'"),
         ("min(h)", "holds 'min(h)'"),
+        ("mem/distance", "fails where mem is 0 and for is 0 (float division by zero)"),
         ("mem/for", "fails where mem is 0 and for is 0 (float division by zero)"),
         ("1e308*10*h+1e999", "not a finite number"),
         ("(" * 300, "has 300 characters, at most 200"),
@@ -93,6 +100,51 @@ def test_several_looks_are_feasible_by_their_mean_and_worth_their_mean():
     looks = scores(0.7, 0.6), scores(0.95, 0.4)
     assert goal.merit(*looks) == pytest.approx((looks[0].h + looks[1].h) / 2)
     assert goal.merit(looks[0]) < 0
+
+
+def with_distance(mem, for_, distance):
+    return replace(scores(mem, for_), distance=distance)
+
+
+def test_an_objective_may_name_the_distance_and_h_stands_in_where_none_is_known():
+    goal = Goal("mem - 0.5*distance", min_mem=0.5)
+    assert goal.measures_distance and not Goal("mem").measures_distance
+    looks = [with_distance(0.9, 0.3, 0.8), with_distance(0.7, 0.9, 0.2)]
+    assert goal.merit(*looks) == pytest.approx(((0.9 - 0.4) + (0.7 - 0.1)) / 2)
+    assert goal.between(looks[0]) == goal.merit(scores(0.9, 0.3)) == scores(0.9, 0.3).h
+    # The lowest that a feasible one may have, and below it by what is missing.
+    assert goal.merit(with_distance(0.4, 1.0, 0.0)) == pytest.approx(-0.5 - 0.1)
+    assert goal.between(with_distance(0.4, 1.0, 0.0)) == pytest.approx(0 - 0.1)
+    assert Goal("mem").between(looks[0]) == 0.9
+
+
+def test_the_distance_is_measured_of_trials_and_further_seeds_that_are_judged_by_it(tmp_path):
+    study = Study(make_spec(tmp_path, trials=2, objective="mem-distance"))
+    queue = Queue(study)
+    for number, left in enumerate((0.9, 0.2)):
+        run = queue.suggest(str(number))["run"]
+        assert run.distance
+        queue.started(str(number))
+        queue.on_trial_result(str(number), result(1, 0.4))
+        queue.on_trial_complete(str(number), ended(0.6, left))
+    first, second = stored(study.spec)
+    assert (first.value, second.value) == (pytest.approx(0.6 - 0.9), pytest.approx(0.6 - 0.2))
+    assert first.intermediate_values == {1: 0.4, EPOCHS: 0.6}, "between epochs there is H alone"
+    race = Race(study, lambda _: None)
+    run = race.propose()
+    assert run.distance and not Study(make_spec(tmp_path, name="other")).propose().distance
+    race.end(run, TrialRecord(run.number, {}, 0, "failed", None, 1.0, 0.0, "diverged"))
+    assert study.records[run.number].again[1000].distance == 1, "nothing is known to be gone"
+    again = Study(study.spec)
+    assert [record.val.distance for record in again.records] == [0.9, 0.2]
+    assert again.records[run.number].mean.distance == pytest.approx((0.2 + 1) / 2)
+
+
+def ended(h, distance):
+    told = result(EPOCHS, h)
+    epoch = dict(told["event"].epoch)
+    epoch["val"] = {**epoch["val"], "distance": distance}
+    return {**told, "event": Event("epoch", epoch)}
 
 
 def test_of_two_objectives_an_infeasible_trial_is_surpassed_by_every_feasible_one():
