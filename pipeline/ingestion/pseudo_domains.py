@@ -66,12 +66,11 @@ class PseudoDomains:
     def filled(self, table: pa.Table) -> pa.Table:
         """What was read of some images, with domains in the place of features."""
         domains = table["domain"].to_pylist()
-        usable = np.flatnonzero(np.asarray(pc.is_valid(table["feature"])))
-        if len(usable):
-            style_N = self.styles.of(
-                *_seen(table.filter(pc.is_valid(table["feature"])), self.classes)
-            )
-            for row, style in zip(usable.tolist(), style_N.tolist(), strict=True):
+        has_feature = pc.is_valid(table["feature"])
+        usable = table.filter(has_feature)
+        if usable.num_rows:
+            style_N = self.styles.of(*_seen(usable, self.classes)).tolist()
+            for row, style in zip(np.flatnonzero(has_feature).tolist(), style_N, strict=True):
                 if domains[row] == NO_DOMAIN or not self.kept:
                     domains[row] = self.names[style]
         place = table.column_names.index("domain")
@@ -145,13 +144,10 @@ def find_domains(
     styles = fit_styles(features_NE, class_N, known_N, n_styles)
     found_N = styles.of(features_NE, class_N)
     names = _names(labels, found_N, n_styles)
-    agreement = _agreement(truth, found_N)
     if kept:
-        hidden_N = _half_of_each(known_N, labels)
-        visible = fit_styles(features_NE, class_N, np.where(hidden_N, NOT_KNOWN, known_N), n_styles)
-        agreement = _agreement(
-            truth[hidden_N], visible.of(features_NE[hidden_N], class_N[hidden_N])
-        )
+        agreement = _agreement_of_hidden(features_NE, class_N, known_N, n_styles)
+    else:
+        agreement = _agreement(truth, found_N)
     return PseudoDomains(names, styles, classes, backbone, kept, agreement)
 
 
@@ -192,18 +188,23 @@ def _names(labels: Sequence[str], found_N: np.ndarray, n_styles: int) -> tuple[s
     return (*labels, *(names[style] for style in range(n_styles - len(labels))))
 
 
-def _half_of_each(known_N: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """Half of the images of each known style, by chance."""
+def _agreement_of_hidden(
+    features_NE: np.ndarray, class_N: np.ndarray, known_N: np.ndarray, n_styles: int
+) -> Agreement | None:
+    """With half of the labels of each domain, when styles are found by the others."""
     hidden_N = np.zeros(len(known_N), bool)
     order = np.random.default_rng(0).permutation(len(known_N))
-    for number in range(len(labels)):
+    for number in range(known_N.max() + 1):
         own = order[known_N[order] == number]
         hidden_N[own[: len(own) // 2]] = True
-    return hidden_N
+    if not hidden_N.any():
+        return None
+    styles = fit_styles(features_NE, class_N, np.where(hidden_N, NOT_KNOWN, known_N), n_styles)
+    return _agreement(known_N[hidden_N], styles.of(features_NE[hidden_N], class_N[hidden_N]))
 
 
 def _agreement(truth: np.ndarray, found: np.ndarray) -> Agreement | None:
-    if len(set(truth.tolist())) < 2:
+    if len(np.unique(truth)) < 2:
         return None
     ari, nmi = adjusted_rand_score(truth, found), normalized_mutual_info_score(truth, found)
     return Agreement(len(truth), round(float(ari), 4), round(float(nmi), 4))
