@@ -57,7 +57,8 @@ class State:
 
 def new_state(settings: Settings) -> State:
     """The state of a stack of which nothing runs yet."""
-    place = Path(tempfile.mkdtemp(prefix="adu-stack-"))
+    # A socket's path has 107 characters at most, of which Ray takes 79: TMPDIR may be too long.
+    place = Path(tempfile.mkdtemp(prefix="adu-stack-", dir="/tmp"))
     sockets = place / "ray"
     sockets.symlink_to(settings.folder / "ray")
     return State(settings, sockets)
