@@ -47,7 +47,13 @@ from pipeline.ingestion.report import (
 )
 from pipeline.ingestion.sources import LeftOut
 from pipeline.ingestion.splits import draw_limits, with_splits
-from pipeline.ingestion.spread import ReadPieces, read_all, read_here, read_on_cluster
+from pipeline.ingestion.spread import (
+    ReadPieces,
+    read_all,
+    read_here,
+    read_in_processes,
+    read_on_cluster,
+)
 from pipeline.names import shown
 
 if TYPE_CHECKING:
@@ -55,6 +61,8 @@ if TYPE_CHECKING:
 
 SHORTCUTS: dict[str, str] = {}
 MIB = 2**20
+# A process for fewer images would take longer to start than to read them.
+IMAGES_PER_PROCESS = 500
 
 
 def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
@@ -98,7 +106,7 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
         # What is packed behind a broken image need not be packed anew, unless it may be mended.
         known = journal.known(again=config.strict or not config.pack)
         with ReadProgress(console, listing.n_images) as progress:
-            read = _read_pieces(config, journal)
+            read = _read_pieces(config, journal, listing.n_images)
             parts = read_all(pieces, known, read, progress.start, progress.advance)
         pseudo = _pseudo_domains(config, listing.plain_cells(), map(journal.read, parts))
         for part in parts:
@@ -109,23 +117,27 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
         return _written(config, checked, journal, pseudo, console)
 
 
-def _read_pieces(config: IngestConfig, journal: Journal) -> ReadPieces:
-    """Where the images are read: in this process, or on the nodes of a cluster."""
+def _read_pieces(config: IngestConfig, journal: Journal, n_images: int) -> ReadPieces:
+    """Where the images are read: on this machine, or on the nodes of a cluster."""
     address = config.address or os.environ.get("RAY_ADDRESS") or LOCAL
-    settings = ReadSettings(
-        config.out,
-        config.n_threads,
-        cores() if address == LOCAL else 1,
-        config.pack,
-        config.pack_short_side,
-        config.backbone,
-    )
-    if address == LOCAL:
-        return read_here(settings, journal)
-    from pipeline.executors.cluster import connect  # Ray takes seconds
+    if address != LOCAL:
+        from pipeline.executors.cluster import connect  # Ray takes seconds
 
-    connect(address)
-    return read_on_cluster(settings, journal, [config.source, config.out])
+        connect(address)
+        settings = _read_settings(config, config.n_threads, decoders=1)
+        return read_on_cluster(settings, journal, [config.source, config.out])
+    n_processes = min(cores(), config.n_threads, n_images // IMAGES_PER_PROCESS)
+    # A model in every process would take too much memory.
+    if n_processes < 2 or config.backbone is not None:
+        return read_here(_read_settings(config, config.n_threads, cores()), journal)
+    settings = _read_settings(config, config.n_threads // n_processes, decoders=1)
+    return read_in_processes(settings, journal, n_processes)
+
+
+def _read_settings(config: IngestConfig, threads: int, decoders: int) -> ReadSettings:
+    return ReadSettings(
+        config.out, threads, decoders, config.pack, config.pack_short_side, config.backbone
+    )
 
 
 def _classes_to_read(cells: Mapping[Cell, int], config: IngestConfig) -> set[str]:

@@ -1,13 +1,18 @@
-"""Where pieces are read: in this process, or as Ray tasks on all nodes of a cluster.
+"""Where pieces are read: in this process, in one a core, or as Ray tasks on all nodes of a cluster.
 
-Both do the same with a piece, and leave what came of it in the same place.
+All do the same with a piece, and leave what came of it in the same place.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +88,62 @@ def read_here(settings: ReadSettings, journal: Journal) -> ReadPieces:
 def _ended(under_way: dict[Future[str], Piece]) -> Iterator[tuple[Piece, str]]:
     for future in wait(under_way, return_when=FIRST_COMPLETED).done:
         yield under_way.pop(future), future.result()
+
+
+def read_in_processes(settings: ReadSettings, journal: Journal, n_processes: int) -> ReadPieces:
+    """Reads in processes of this machine: threads that decode would wait for the interpreter."""
+
+    def read(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, str]]:
+        todo, under_way = iter(pieces), dict[Connection, Piece]()
+        readers = [_start(settings, journal) for _ in range(n_processes)]
+        try:
+            for (connection, _), piece in zip(readers, todo, strict=False):
+                under_way[connection] = piece
+                connection.send(piece)
+            while under_way:
+                ready = wait_for(list(under_way))
+                for connection in [each for each in under_way if each in ready]:
+                    done = under_way.pop(connection), _answer(connection)
+                    if (further := next(todo, None)) is not None:
+                        under_way[connection] = further
+                        with suppress(ConnectionError):  # told by its answer
+                            connection.send(further)
+                    yield done
+        finally:
+            for _, process in readers:
+                process.terminate()
+                process.join()
+
+    return read
+
+
+def _start(settings: ReadSettings, journal: Journal) -> tuple[Connection, SpawnProcess]:
+    """Starts a process that reads the pieces which it is sent."""
+    spawning = multiprocessing.get_context("spawn")
+    ours, theirs = spawning.Pipe()
+    process = spawning.Process(target=_serve, args=(theirs, settings, journal), daemon=True)
+    process.start()
+    # Or else nobody would notice the end of either.
+    theirs.close()
+    return ours, process
+
+
+def _serve(pieces: Connection, settings: ReadSettings, journal: Journal) -> None:
+    """Reads pieces, one after another, for as long as there is somebody who wants them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a matter of who has started this
+    with suppress(EOFError, ConnectionError):
+        while True:
+            pieces.send(_read_alone(pieces.recv(), settings, journal, ()))
+
+
+def _answer(process: Connection) -> str:
+    try:
+        part, error = process.recv()
+    except (EOFError, ConnectionError):
+        error = "a process that reads images was killed (out of memory?); what is read is kept"
+    if error:
+        raise UserError(error)
+    return str(part)
 
 
 def read_on_cluster(settings: ReadSettings, journal: Journal, folders: Sequence[str]) -> ReadPieces:

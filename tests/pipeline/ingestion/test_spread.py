@@ -1,6 +1,8 @@
 """Pieces are read here or on a cluster, with the same outcome; what is there is not read again."""
 
+import multiprocessing
 import shutil
+from dataclasses import replace
 
 import pytest
 import ray
@@ -11,7 +13,7 @@ from pipeline.ingest import IngestConfig, ingest
 from pipeline.ingestion.image_reader import ReadSettings
 from pipeline.ingestion.listing import Found
 from pipeline.ingestion.pieces import Journal, Piece, loose_pieces, packed_pieces
-from pipeline.ingestion.spread import read_on_cluster
+from pipeline.ingestion.spread import read_in_processes, read_on_cluster
 from tests.pipeline.ingestion.listed import rows_of
 from tests.tiny import tiny_backbone, tiny_images
 
@@ -51,6 +53,35 @@ def test_a_cluster_writes_what_one_process_writes(cluster, tmp_path, monkeypatch
     )
     assert there.digest == here.digest
     assert there.table.equals(here.table)
+
+
+@pytest.mark.parametrize("options", [{}, {"pack": True, "shard_mib": 1}], ids=["loose", "packed"])
+def test_processes_write_what_one_writes(tmp_path, monkeypatch, options):
+    images = tiny_images(tmp_path / "images", per_cell=30)
+    (images / "photo" / "cup" / "bad.png").write_bytes(b"bad")
+    monkeypatch.setattr("pipeline.ingestion.pieces.FEWEST_IMAGES", 16)
+    here = ingest(IngestConfig(source=str(images), out=str(tmp_path / "here"), **options))
+    monkeypatch.setattr("pipeline.ingest.IMAGES_PER_PROCESS", 1)
+    apart = ingest(IngestConfig(source=str(images), out=str(tmp_path / "apart"), **options))
+    assert apart.digest == here.digest
+    assert apart.table.equals(here.table)
+    assert not multiprocessing.active_children()
+
+
+def test_a_reading_process_that_is_killed_is_one_line_and_no_other_is_left(tmp_path):
+    images = tiny_images(tmp_path / "images")
+    names = [f"photo/cup/{i}.png" for i in range(4)]
+    pieces = [replace(piece(images, [name]), number=i) for i, name in enumerate(names)]
+    journal = Journal(str(tmp_path), {})
+    reading = read_in_processes(ReadSettings(str(tmp_path), 1, 1), journal, 2)(pieces)
+    _, first = next(reading)
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    with pytest.raises(UserError, match="a process that reads images was killed .*; what is read"):
+        list(reading)
+    assert not multiprocessing.active_children()
+    assert journal.read(first).num_rows == 1
 
 
 def piece(folder, names=("0.png",)):
