@@ -37,7 +37,14 @@ from pipeline.ingestion.config import LOCAL, IngestConfig
 from pipeline.ingestion.image_reader import ReadSettings
 from pipeline.ingestion.layouts import find_images
 from pipeline.ingestion.listing import Cell, common_classes, of_classes, of_split
-from pipeline.ingestion.pieces import Journal, Piece, loose_pieces, packed_pieces, piece_images
+from pipeline.ingestion.pieces import (
+    GUESSED_BYTES,
+    Journal,
+    Piece,
+    loose_pieces,
+    packed_pieces,
+    piece_images,
+)
 from pipeline.ingestion.report import (
     ReadProgress,
     decoders_apart,
@@ -61,8 +68,10 @@ if TYPE_CHECKING:
 
 SHORTCUTS: dict[str, str] = {}
 MIB = 2**20
-# A process for fewer images would take longer to start than to read them.
-IMAGES_PER_PROCESS = 500
+# A process for fewer images would take longer to start than to read them; or with packing, might
+# have none, since a shard is one process's.
+IMAGES_PER_PROCESS = 1500
+SHARDS_PER_PROCESS = 4
 
 
 def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
@@ -126,12 +135,19 @@ def _read_pieces(config: IngestConfig, journal: Journal, n_images: int) -> ReadP
         connect(address)
         settings = _read_settings(config, config.n_threads, decoders=1)
         return read_on_cluster(settings, journal, [config.source, config.out])
-    n_processes = min(cores(), config.n_threads, n_images // IMAGES_PER_PROCESS)
+    n_processes = min(cores(), config.n_threads, _enough_for(n_images, config))
     # A model in every process would take too much memory.
     if n_processes < 2 or config.backbone is not None:
         return read_here(_read_settings(config, config.n_threads, cores()), journal)
     settings = _read_settings(config, config.n_threads // n_processes, decoders=1)
     return read_in_processes(settings, journal, n_processes)
+
+
+def _enough_for(n_images: int, config: IngestConfig) -> int:
+    """For how many processes there are images enough."""
+    if config.pack:
+        return n_images * GUESSED_BYTES // (SHARDS_PER_PROCESS * config.shard_mib * MIB)
+    return n_images // IMAGES_PER_PROCESS
 
 
 def _read_settings(config: IngestConfig, threads: int, decoders: int) -> ReadSettings:

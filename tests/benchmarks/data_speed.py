@@ -1,4 +1,4 @@
-"""Images a second of ingest and of reading, beside the decoder's own speed and beside others.
+"""Images a second of reading, and of ingest from S3, beside the decoder's own speed and others.
 
     make bench-data
     python -m tests.benchmarks.data_speed [--images FOLDER] [--repeats 3] [--no-manifest]
@@ -147,10 +147,10 @@ def measure_reading(images: Path, scratch: Path, repeats: int) -> dict[str, floa
         works = {
             LIMIT: limit(files, pool),
             "torchvision ImageFolder": image_folder(images),
-            "ingest": ingesting(str(images), loose),
-            "ingest --pack": ingesting(str(images), packed, pack=True),
         }
         rates = rates_of(n, works, repeats)
+        ingesting(str(images), loose)()
+        ingesting(str(images), packed, pack=True)()
         os.environ.update(environment)
         fs, _ = storage.filesystem_for(url)
         fs.mkdir(BUCKET)

@@ -61,7 +61,7 @@ def test_processes_write_what_one_writes(tmp_path, monkeypatch, options):
     (images / "photo" / "cup" / "bad.png").write_bytes(b"bad")
     monkeypatch.setattr("pipeline.ingestion.pieces.FEWEST_IMAGES", 16)
     here = ingest(IngestConfig(source=str(images), out=str(tmp_path / "here"), **options))
-    monkeypatch.setattr("pipeline.ingest.IMAGES_PER_PROCESS", 1)
+    monkeypatch.setattr("pipeline.ingest._enough_for", lambda *_: 2)
     apart = ingest(IngestConfig(source=str(images), out=str(tmp_path / "apart"), **options))
     assert apart.digest == here.digest
     assert apart.table.equals(here.table)
