@@ -147,7 +147,7 @@ def paper_loss(context, clip, weights, images_BCHW, rows, gamma=30, lambda_=10, 
     return memorize + forgotten + gamma * F.cross_entropy(head_BD, domain_B) - lambda_ * mmd
 
 
-stable_loss = partial(paper_loss, gamma=1, lambda_=3, logit_factor=0.5)
+stable_loss = partial(paper_loss, gamma=0.5, lambda_=2, logit_factor=0.5)
 
 
 def authors_loss(context, clip, weights, images_BCHW, rows):
