@@ -40,7 +40,7 @@ class TunedClip(Method):
 
     def encoded(self, what: str, inputs: Tensor) -> Tensor:
         """What a tower, image or text, gives with the tuned weights."""
-        in_place = {f"clip.{name}": self.weight(name) for name in self._names}
+        in_place: dict[str, Tensor] = {f"clip.{name}": self.weight(name) for name in self._names}
         return functional_call(self._calls[what], in_place, inputs)
 
     def weight(self, name: str) -> nn.Parameter:

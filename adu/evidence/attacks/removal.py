@@ -33,4 +33,4 @@ class Removal(Attack):
 def _is_plain(model: Method) -> bool:
     """Whether all that was trained are weights of the open_clip model itself."""
     own = model.open_clip_weights()
-    return bool(own) and len(own) == len(model.deployed())
+    return bool(own and len(own) == len(model.deployed()))
