@@ -13,8 +13,11 @@ from safetensors.torch import save_file
 
 from adu.context import Context, ContextConfig, load_context
 from adu.data.decoded import DataConfig
+from adu.methods import build_method
 from adu.models.backbone import BackboneConfig
 from adu.models.sources import CONFIG_FILE, WEIGHTS_FILE
+from adu.training.checkpoint import checkpoint_bytes
+from adu.training.config import RunConfig
 from pipeline.ingest import IngestConfig, ingest
 
 CLASSES = ("cup", "fish", "star")
@@ -83,3 +86,15 @@ def tiny_context(folder: Path, shots: int = 2, val_shots: int | str = 1, **data:
         ),
     )
     return load_context(config, torch.device("cpu"))
+
+
+def tiny_teacher(context: Context, forget: tuple[str, ...] = ("sketch",)) -> str:
+    """Writes a checkpoint of a model that is far from the untouched one; returns its path."""
+    method = {"name": "baseline", "n_ctx": 2, "init_std": 1.0}
+    run = RunConfig.model_validate({"forget": forget, "method": method})
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = build_method(run.method, context.backbone, context.task(forget))
+    file = Path(context.config.data.manifest).parent / f"teacher-{'-'.join(forget)}.safetensors"
+    file.write_bytes(checkpoint_bytes(model, run, context))
+    return str(file)

@@ -101,15 +101,19 @@ def class_attention(model: Method, images_BCHW: Tensor) -> Tensor | None:
     if type(block.attn) is not nn.MultiheadAttention:
         return None
     seen: list[Tensor] = []
-    hook = block.ln_1.register_forward_hook(lambda _, __, normed_BTW: seen.append(normed_BTW))
+
+    def look(_: nn.Module, __: object, normed_BTW: Tensor) -> None:
+        # Now: a method may have put its own weights in the block's place for this call alone.
+        seen.append(_class_token_weights(block.attn, normed_BTW))
+
+    hook = block.ln_1.register_forward_hook(look)
     try:
         model.eval()
         model(images_BCHW)
     finally:
         hook.remove()
     rows, columns = tower.visual.grid_size
-    weights_BT = _class_token_weights(block.attn, seen[0])
-    patches_BT = weights_BT[:, tower.n_prefix : tower.n_prefix + rows * columns]
+    patches_BT = seen[0][:, tower.n_prefix : tower.n_prefix + rows * columns]
     return patches_BT.reshape(len(images_BCHW), rows, columns)
 
 

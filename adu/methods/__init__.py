@@ -19,6 +19,7 @@ from adu.methods.baseline import Baseline, BaselineConfig
 from adu.methods.bbf import Bbf, BbfConfig
 from adu.methods.clipfit import ClipFit, ClipFitConfig
 from adu.methods.coop import CoOp, CoOpConfig
+from adu.methods.distilled import Distilled, DistilledConfig
 from adu.methods.lp_plus_plus import LpPlusPlus, LpPlusPlusConfig
 from adu.methods.maple import MaPLe, MaPLeConfig
 from adu.methods.null_space import NullSpace, NullSpaceConfig
@@ -46,6 +47,7 @@ METHODS: dict[str, type[Method]] = {
     "coop": CoOp,
     "maple": MaPLe,
     "null_space": NullSpace,
+    "distilled": Distilled,
 }
 
 DEFAULT_METHOD = "adu"
@@ -80,6 +82,7 @@ MethodConfig = Annotated[
     | Annotated[CoOpConfig, Tag("name=coop")]
     | Annotated[MaPLeConfig, Tag("name=maple")]
     | Annotated[NullSpaceConfig, Tag("name=null_space")]
+    | Annotated[DistilledConfig, Tag("name=distilled")]
     | Annotated[SerializeAsAny[MethodOptions], Tag("name=plug-in")],
     Discriminator(_tag),
     BeforeValidator(_named),

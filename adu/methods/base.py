@@ -44,11 +44,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Output:
-    """What a method says of a batch: class scores, and the unit-length features they come from."""
+    """What a method says of a batch.
+
+    Attributes:
+        logits_BC: Class scores.
+        features_BE: The unit-length features that they come from.
+        text_CE: What these are compared with.
+        taught: The same, as a teacher gives it of the same images; None where there is none.
+    """
 
     logits_BC: Tensor
     features_BE: Tensor
     text_CE: Tensor
+    taught: Output | None = None
 
 
 @dataclass(frozen=True)

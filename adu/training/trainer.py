@@ -20,7 +20,7 @@ from adu.data.decoded import ImageSet, balanced_batches, plain_batches
 from adu.distributed import average_gradients, gather_batch
 from adu.evaluation.evaluate import evaluate_images
 from adu.evaluation.metrics import Scores
-from adu.methods import Output, build_method
+from adu.methods import Output
 from adu.training.config import RunConfig, TrainConfig
 from adu.training.evolution import Evolution
 from adu.training.feed import Feed
@@ -31,6 +31,7 @@ from adu.training.optimizer import (
     optimizer_state,
     restore_optimizer_state,
 )
+from adu.training.teacher import untrained
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Trainer:
         # The weights of a run depend on its seed alone, not on what the process did before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.train.seed)
-            model = build_method(run.method, context.backbone, context.task(run.forget))
+            model = untrained(run, context)
         self.model = model.to(context.device)
         self._transform = replace(
             context.backbone.transform,
@@ -247,11 +248,7 @@ class Trainer:
             context.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16"
         ):
             local = self.model(images_BCHW)
-        output = Output(
-            gather_batch(local.logits_BC, len(rows)),
-            gather_batch(local.features_BE, len(rows)),
-            local.text_CE,
-        )
+        output = _gathered(local, len(rows))
         class_B, domain_B = self._labels(rows)
         if self._evolution is not None:
             return self._evolution.step(lambda: self._losses(output.features_BE, class_B, domain_B))
@@ -287,8 +284,24 @@ class Trainer:
 
     def _terms(self, output: Output, class_B: Tensor, domain_B: Tensor) -> dict[str, Tensor]:
         """The terms at the logit scale of training."""
-        softer = replace(output, logits_BC=self.run.train.logit_factor * output.logits_BC)
+        softer = _softened(output, self.run.train.logit_factor)
         return self.model.losses(softer, class_B, domain_B)
+
+
+def _gathered(local: Output, n_images: int) -> Output:
+    """The output for a whole batch of which this worker has its share."""
+    return Output(
+        gather_batch(local.logits_BC, n_images),
+        gather_batch(local.features_BE, n_images),
+        local.text_CE,
+        None if local.taught is None else _gathered(local.taught, n_images),
+    )
+
+
+def _softened(output: Output, factor: float) -> Output:
+    """The output at another logit scale; a teacher's, too, that both are compared at the same."""
+    taught = None if output.taught is None else _softened(output.taught, factor)
+    return replace(output, logits_BC=factor * output.logits_BC, taught=taught)
 
 
 def _full_batch_steps(n_steps: int, epochs: int, epoch: int) -> range:

@@ -19,9 +19,9 @@ from adu.evaluation.evaluate import count_images, evaluate_test, scores_of
 from adu.evaluation.metrics import Scores
 from adu.evidence.references import shown_to
 from adu.evidence.subject import Material
-from adu.methods import build_method
 from adu.training.checkpoint import checkpoint_bytes
 from adu.training.config import RunConfig
+from adu.training.teacher import untrained
 from adu.training.trainer import EpochReport, Trainer
 from pipeline.executors.outcome_file import TestOutcome, outcome_bytes
 from pipeline.executors.run import REFERENCE, Run
@@ -39,8 +39,7 @@ def open_session(setup: WorkerSetup) -> AduSession:
     torch.set_num_threads(setup.threads)
     session = AduSession(setup.config, torch.device("cuda" if setup.on_gpu else "cpu"))
     for probe in setup.probes:
-        run = RunConfig.model_validate(probe)
-        build_method(run.method, session.context.backbone, session.context.task(run.forget))
+        untrained(RunConfig.model_validate(probe), session.context)
     return session
 
 

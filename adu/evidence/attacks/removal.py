@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from adu.evidence.attacks.base import Attack, Figures
 from adu.evidence.subject import Subject, model_accuracy
+from adu.methods import Method
 from adu.methods.zero_shot import ZeroShot, ZeroShotConfig
 
 
@@ -17,5 +18,19 @@ class Removal(Attack):
 
     def run(self, subject: Subject) -> Figures:
         """See `Attack.run`."""
-        bare = ZeroShot(ZeroShotConfig(), subject.model.backbone, subject.model.task)
+        model = subject.model
+        if _is_plain(model):
+            reason = (
+                "the model's own weights were trained, and in an exported open_clip folder nothing "
+                "stands beside them. Whoever has the original backbone has the old model all the "
+                "same"
+            )
+            return Figures(untested={self.title: reason})
+        bare = ZeroShot(ZeroShotConfig(), model.backbone, model.task)
         return Figures(recovered={"backbone alone": model_accuracy(bare, subject.forgotten_test)})
+
+
+def _is_plain(model: Method) -> bool:
+    """Whether all that was trained are weights of the open_clip model itself."""
+    own = model.open_clip_weights()
+    return bool(own and len(own) == len(model.deployed()))

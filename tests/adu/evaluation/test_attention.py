@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from adu.evaluation.attention import class_attention, sample_attention
+from adu.evidence.references import untouched
+from adu.evidence.subject import copied
 from adu.methods import build_method
 from adu.training.config import RunConfig
 from tests.tiny import CLASSES, tiny_context
+
+IMAGES_BCHW = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,20 @@ def test_it_is_the_last_blocks_attention(context, method):
     torch.testing.assert_close(found_BHW, expected_BHW)
     # Prompts take their share of what the token looks at.
     assert (found_BHW.sum(dim=(1, 2)) < 1).all()
+
+
+def test_it_is_that_of_the_weights_that_a_method_has_trained(context):
+    student = build(context, {"name": "distilled", "teacher": "read in training alone"})
+    with torch.no_grad():
+        for weight in student.trainable().values():
+            weight.add_(0.1 * torch.randn_like(weight))
+    plain = copied(context.backbone)
+    plain.clip.load_state_dict(student.open_clip_weights(), strict=False)
+    expected_BHW = class_attention(untouched(plain, student.task), IMAGES_BCHW)
+    torch.testing.assert_close(class_attention(student, IMAGES_BCHW), expected_BHW)
+    assert not torch.allclose(
+        class_attention(build(context, "zero_shot"), IMAGES_BCHW), expected_BHW
+    )
 
 
 def test_samples_are_of_a_kept_and_of_the_forgotten_domain(context):

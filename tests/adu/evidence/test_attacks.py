@@ -77,6 +77,13 @@ def test_without_what_was_trained_it_is_the_untouched_model(context):
     assert Removal().run(subject).recovered["backbone alone"] == zero_shot_accuracy(subject)
 
 
+@pytest.mark.parametrize("method", ["clipfit", {"name": "distilled", "teacher": "not read here"}])
+def test_of_a_model_whose_own_weights_were_trained_nothing_can_be_left_out(context, method):
+    found = Removal().run(tiny_subject(context, method))
+    assert not found.recovered
+    assert "original backbone" in found.untested[Removal.title]
+
+
 def test_a_random_head_hides_nothing_from_probes_or_removal(context):
     """The tiny images' colour tells the class, which even random features let through."""
     subject = tiny_subject(context, "lp++")

@@ -70,7 +70,8 @@ def test_classes_and_domains_that_were_not_trained_on(folder, method, tmp_path):
     context = open_data(folder, classes="base", unseen_domains=["clipart"])
     assert (context.classes, context.domains) == (("cup", "fish"), ("photo", "sketch"))
     # The tiny text tower has no room for CoOp's own 16 tokens.
-    options = {"name": method, "n_ctx": 4} if method == "coop" else method
+    options = {"coop": {"n_ctx": 4}, "distilled": {"teacher": "read in training alone"}}
+    options = {"name": method, **options.get(method, {})}
     model, run, found = audited(context, options)
     # Only one novel class is left to choose from.
     assert (found.novel.mem, found.novel.for_) == (1, 0)

@@ -260,7 +260,11 @@ def test_the_text_tower_runs_once_a_step_and_once_an_evaluation(
 
 def build_tiny(name, backbone, task):
     # CoOp's 16 tokens are more than the tiny text tower's context has room for.
-    options = {"coop": {"n_ctx": 4}, "text context": {"name": "adu", "text_n_ctx": 2}}
+    options = {
+        "coop": {"n_ctx": 4},
+        "text context": {"name": "adu", "text_n_ctx": 2},
+        "distilled": {"teacher": "read in training alone"},
+    }
     values = {"name": name, **options.get(name, {})}
     run = RunConfig.model_validate({"forget": ["sketch"], "method": values})
     return build_method(run.method, backbone, task)

@@ -21,7 +21,7 @@ from adu.serving.export import (
 from tests.adu.serving.test_model import untrained
 from tests.tiny import CLASSES
 
-OWN_TOWER = ("zero_shot", "lp++", "clipfit", "bbf", "coop")
+OWN_TOWER = ("zero_shot", "lp++", "clipfit", "bbf", "coop", "distilled")
 
 
 def shaken(context, name):
@@ -71,8 +71,8 @@ def test_a_folder_is_loaded_by_open_clip_and_gives_the_models_scores(
     torch.testing.assert_close(features_BE, expected.features_BE, atol=1e-4, rtol=0)
     logits_BC = features_BE @ weight_CE.T + bias_C
     torch.testing.assert_close(logits_BC, expected.logits_BC, atol=1e-4, rtol=0)
-    if name == "clipfit":
-        # Its text tower is open_clip's own as well, so that captions alone do.
+    if name in ("clipfit", "distilled"):
+        # The text tower is open_clip's own as well, so that captions alone do.
         tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")
         text_CE = F.normalize(clip.encode_text(tokenizer([f"a photo of a {c}." for c in CLASSES])))
         torch.testing.assert_close(text_CE, model.text_CE, atol=1e-4, rtol=0)

@@ -11,14 +11,15 @@ from adu.serving.model import UnlearnedModel
 from adu.training.checkpoint import make_card
 from adu.training.config import RunConfig
 from adu.training.trainer import Trainer
+from tests.tiny import tiny_teacher
 
 OPTIONS = {"coop": {"n_ctx": 4}}
 
 
 def untrained(context, name):
     """A model as it is before its first step, in which little is zero."""
-    values = {"forget": ["sketch"], "method": {"name": name, **OPTIONS.get(name, {})}}
-    run = RunConfig.model_validate(values)
+    options = {"teacher": tiny_teacher(context)} if name == "distilled" else OPTIONS.get(name, {})
+    run = RunConfig.model_validate({"forget": ["sketch"], "method": {"name": name, **options}})
     return UnlearnedModel(Trainer(run, context).model, make_card(run, context))
 
 

@@ -15,6 +15,7 @@ from adu.methods.baseline import BaselineConfig
 from adu.methods.bbf import BbfConfig
 from adu.methods.clipfit import ClipFitConfig
 from adu.methods.coop import CoOpConfig
+from adu.methods.distilled import DistilledConfig
 from adu.methods.lp_plus_plus import LpPlusPlusConfig
 from adu.methods.maple import MaPLeConfig
 from adu.methods.zero_shot import ZeroShotConfig
@@ -22,7 +23,7 @@ from adu.training.checkpoint import checkpoint_bytes, load_checkpoint
 from adu.training.config import RunConfig, TrainConfig
 from adu.training.optimizer import learning_rate
 from adu.training.trainer import Trainer, TrainingDivergedError
-from tests.tiny import CLASSES, DOMAINS, tiny_context
+from tests.tiny import CLASSES, DOMAINS, tiny_context, tiny_teacher
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +221,7 @@ def test_plain_sampling_takes_every_image_once(context):
 )
 def test_every_method_trains_and_its_state_and_checkpoint_come_back(context, tmp_path, name):
     options = {"n_ctx": 2} if name in ("coop", "maple", "bbf") else {}
+    options |= {"teacher": tiny_teacher(context)} if name == "distilled" else {}
     values = {"forget": ["sketch"], "method": {"name": name, **options}}
     run = RunConfig.model_validate(values | {"train": {"epochs": 2, "batch_size": 9, "lr": 0.01}})
     reports, weights = final_weights(Trainer(run, context))
@@ -298,9 +300,10 @@ METHODS_TO_SHARE_OUT = [
 def test_many_workers_train_as_one_on_the_same_global_batch(context, folder, free_port, n_workers):
     # Shares of batches of 9 differ in size; of 16 images, the last batch has 2 of 18 left, which
     # leaves half of four workers without any. Neither must matter.
-    runs = [adu_run().model_copy(update={"method": method}) for method in METHODS_TO_SHARE_OUT]
+    methods = [*METHODS_TO_SHARE_OUT, DistilledConfig(teacher=tiny_teacher(context))]
+    runs = [adu_run().model_copy(update={"method": method}) for method in methods]
     small = adu_run(sampling="plain", batch_size=16)
-    runs += [small.model_copy(update={"method": method}) for method in METHODS_TO_SHARE_OUT]
+    runs += [small.model_copy(update={"method": method}) for method in methods]
     alone = [final_weights(Trainer(run, context)) for run in runs]
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
