@@ -100,7 +100,6 @@ def _configuration(
     if closed and outcomes:
         by_name = [metrics_of_test(outcome) for outcome in outcomes]
         n, at_ms = len(outcomes), max(ends_ms)
-        points.append(("seeds", float(n), at_ms, n))
         for metric in by_name[0]:
             values = [each[metric] for each in by_name]
             points.append((metric, mean(values), at_ms, n))
@@ -111,7 +110,7 @@ def _configuration(
         parent,
         name,
         "FINISHED" if is_over else unfinished,
-        {**tags, "level": "configuration"},
+        {**tags, "level": "configuration", "seeds": str(len(outcomes))},
         {k: v for k, v in _params(group[0].config).items() if k != "seed"},
         tuple(points),
         min((run.began_ms or 0 for run in runs), default=0) or None,
