@@ -24,11 +24,12 @@ MAX_NEIGHBOURS = 64
 # So many images are compared at a time, and read at a time.
 IMAGES_OF_PART = 2**22
 IMAGES_OF_BLOCK = 2**18
-PRINT = np.dtype([("copy", np.uint32), ("phash", np.uint64), ("has_phash", np.bool_)])
+# Of SHA-256 the first 8 bytes: by 4, two million of a hundred million images would be suspected.
+PRINT = np.dtype([("copy", np.uint64), ("phash", np.uint64), ("has_phash", np.bool_)])
 
 
 class Fingerprints:
-    """What is kept of every image, in a file for temporary data: 13 bytes."""
+    """What is kept of every image, in a file for temporary data: 17 bytes."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="adu-fingerprints-")
@@ -43,10 +44,10 @@ class Fingerprints:
 
     def add(self, table: pa.Table) -> None:
         """Takes further images, with source_sha256 and phash."""
-        starts = pc.utf8_slice_codeunits(table["source_sha256"], 0, 8).to_pylist()
+        starts = pc.utf8_slice_codeunits(table["source_sha256"], 0, 16).to_pylist()
         phash = table["phash"].combine_chunks()
         prints = np.empty(table.num_rows, PRINT)
-        prints["copy"] = np.frombuffer(bytes.fromhex("".join(starts)), ">u4")
+        prints["copy"] = np.frombuffer(bytes.fromhex("".join(starts)), ">u8")
         prints["phash"] = phash.fill_null(0).to_numpy()
         prints["has_phash"] = np.asarray(phash.is_valid())
         with self._file.open("ab") as file:
@@ -56,7 +57,7 @@ class Fingerprints:
     def suspects(self) -> np.ndarray:
         """Numbers of the images that may have a copy or a look-alike, in order."""
         found = [np.empty(0, np.int64)]
-        for rows, starts in self._parts("copy", 1):
+        for rows, starts in self._parts("copy", HASH_WORDS - 1):
             order = np.argsort(starts)
             again = np.flatnonzero(starts[order[1:]] == starts[order[:-1]])
             found += [rows[order[again]], rows[order[again + 1]]]

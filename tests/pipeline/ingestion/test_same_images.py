@@ -77,7 +77,7 @@ def suspects(starts, hashes, in_block=70):
     """Of images whose SHA-256 start so, with these perceptual hashes or None."""
     with Fingerprints() as prints:
         for first in range(0, len(hashes), in_block):
-            sha = pa.array(f"{start:08x}{0:056x}" for start in starts[first : first + in_block])
+            sha = pa.array(f"{start:016x}{0:048x}" for start in starts[first : first + in_block])
             phash = pa.array(hashes[first : first + in_block], pa.uint64())
             prints.add(pa.table({"source_sha256": sha, "phash": phash}))
         return prints.suspects().tolist()
