@@ -102,7 +102,8 @@ class _Run:
     """A sorted run of which one block at a time is in memory."""
 
     def __init__(self, file: Path, key: str) -> None:
-        self._reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        # Not as a memory map, which would count as this process' memory, all of it in the end.
+        self._reader = pa.ipc.open_file(pa.OSFile(str(file)))
         self._key = key
         self._next = 0
         self._block: pa.Table = None
