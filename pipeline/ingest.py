@@ -122,7 +122,9 @@ def ingest(config: IngestConfig, console: Console | None = None) -> Manifest:
             read_rows = journal.read(part)
             checked.add(read_rows if pseudo is None else pseudo.filled(read_rows))
         checked.leave_out(_without_output(listing.left_out, config), listed=False)
-        checked.lack(of_classes(listing.rows(), kept, others=True))
+        if not kept.issuperset(class_ for _, class_ in listing.plain_cells()):
+            checked.lack(of_classes(listing.rows(), kept, others=True))
+        listing.close()  # its place on the disk is wanted
         return _written(config, checked, journal, pseudo, console)
 
 

@@ -8,7 +8,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +26,8 @@ GUEST_BUCKET, GUEST_FOLDER = "guest-bucket", "open"
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[dict[str, str]]:
-    """Runs the server; gives the AWS variables that reach it."""
+def s3_server(folder: Path, iam: Mapping[str, object] | None = None) -> Iterator[dict[str, str]]:
+    """Runs the server, perhaps with roles; gives the AWS variables that reach it."""
     weed = Path(sysconfig.get_path("scripts")) / "weed"
     identities = {
         "identities": [
@@ -57,6 +57,9 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     # Every bucket takes several volumes; they are empty files until something is written.
     command += ["-volume.max=1000", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     command += ["-master.telemetry=false"]
+    if iam is not None:
+        (folder / "iam.json").write_text(json.dumps(iam))
+        command += [f"-s3.iam.config={folder / 'iam.json'}"]
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:

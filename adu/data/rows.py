@@ -200,13 +200,11 @@ class RowFiles:
 
     def _write(self, table: pa.Table) -> None:
         buffer = io.BytesIO()
-        pq.write_table(
-            table,
-            buffer,
-            row_group_size=ROWS_OF_GROUP,
-            compression="zstd",
-            use_dictionary=list(NAME_COLUMNS),
-        )
+        options = {"compression": "zstd", "use_dictionary": list(NAME_COLUMNS)}
+        with pq.ParquetWriter(buffer, table.schema, **options) as writer:
+            for start in range(0, table.num_rows, ROWS_OF_GROUP):
+                # In one piece: where it is cut would show in the bytes.
+                writer.write_table(table.slice(start, ROWS_OF_GROUP).combine_chunks())
         data = buffer.getvalue()
         name = f"{len(self._paths):05}-{hashlib.sha256(data).hexdigest()[:12]}.parquet"
         path = f"{ROW_FOLDER}/{name}"

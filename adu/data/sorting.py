@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ class RowSorter:
     def __init__(self, key: str) -> None:
         self._key = key
         self._runs: list[Path] = []
+        self._numbers = count()
         self._pending: list[pa.Table] = []
         self._n_pending = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -40,39 +42,57 @@ class RowSorter:
         """Removes its runs."""
         if self._folder is not None:
             self._folder.cleanup()
+        self._runs, self._pending = [], []
 
     def add(self, table: pa.Table) -> None:
         """Takes some rows, all with the same columns."""
         self._pending.append(table)
         self._n_pending += table.num_rows
         if self._n_pending >= ROWS_OF_RUN:
-            self._write_run()
+            self._save_pending()
 
-    def ordered(self) -> Iterator[pa.Table]:
-        """All rows in order, some at a time; may be asked for again."""
+    def ordered(self, *, again: bool = False) -> Iterator[pa.Table]:
+        """All rows in order, some at a time; may be asked for again.
+
+        Args:
+            again: Whether they will be: then they are merged into one run, once.
+        """
         if not self._runs:
             if self._pending:
                 yield self._in_order(self._pending)
             return
         if self._pending:
-            self._write_run()
+            self._save_pending()
+        if again and len(self._runs) > 1:
+            parts, self._runs = self._runs, [self._written(self._merged())]
+            for file in parts:
+                file.unlink()
+        yield from self._merged()
+
+    def _merged(self) -> Iterator[pa.Table]:
         runs = [_Run(file, self._key) for file in self._runs]
         while runs:
             # Up to here no block that is still to come can hold a row.
             bound = min(run.last for run in runs)
-            yield self._in_order([run.take_to(bound) for run in runs])
+            blocks = [run.take_to(bound) for run in runs]
+            yield self._in_order(blocks) if len(blocks) > 1 else blocks[0]
             runs = [run for run in runs if run.has_rows]
 
-    def _write_run(self) -> None:
+    def _save_pending(self) -> None:
+        self._runs.append(self._written(iter([self._in_order(self._pending)])))
+        self._pending, self._n_pending = [], 0
+
+    def _written(self, blocks: Iterator[pa.Table]) -> Path:
+        """Writes a run."""
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="adu-sort-")
-        file = Path(self._folder.name) / f"{len(self._runs)}.arrow"
-        table = self._in_order(self._pending)
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with pa.ipc.new_file(file, table.schema, options=options) as writer:
-            writer.write_table(table, max_chunksize=ROWS_OF_BLOCK)
-        self._runs.append(file)
-        self._pending, self._n_pending = [], 0
+        file = Path(self._folder.name) / f"{next(self._numbers)}.arrow"
+        first = next(blocks)
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_file(file, first.schema, options=options) as writer:
+            for block in chain([first], blocks):
+                writer.write_table(block, max_chunksize=ROWS_OF_BLOCK)
+        return file
 
     def _in_order(self, tables: list[pa.Table]) -> pa.Table:
         return pa.concat_tables(tables).sort_by(self._key).combine_chunks()
@@ -82,7 +102,8 @@ class _Run:
     """A sorted run of which one block at a time is in memory."""
 
     def __init__(self, file: Path, key: str) -> None:
-        self._reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        # Not as a memory map, which would count as this process' memory, all of it in the end.
+        self._reader = pa.ipc.open_file(pa.OSFile(str(file)))
         self._key = key
         self._next = 0
         self._block: pa.Table = None

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import pyarrow as pa
@@ -119,15 +120,16 @@ def _as_table(rows: Rows | pa.Table) -> pa.Table:
 
 
 def _digest_lines(table: pa.Table) -> pa.Table:
-    columns = [table[column].to_pylist() for column in DIGEST_COLUMNS]
-    lines = [json.dumps(values) for values in zip(*columns, strict=True)]
+    # As json.dumps writes a row, without setting up an encoder for each.
+    columns = [map(encode_basestring_ascii, table[name].to_pylist()) for name in DIGEST_COLUMNS]
+    lines = [f"[{', '.join(values)}]" for values in zip(*columns, strict=True)]
     return pa.table({"line": pa.array(lines, pa.string())})
 
 
 def _digest_of(lines: RowSorter) -> str:
     digest = hashlib.sha256()
     for block in lines.ordered():
-        digest.update("".join(f"{line}\n" for line in block["line"].to_pylist()).encode())
+        digest.update("\n".join([*block["line"].to_pylist(), ""]).encode())
     return digest.hexdigest()
 
 

@@ -53,7 +53,10 @@ def is_wrong_key(error: BaseException) -> bool:
 
 def is_expired(error: BaseException) -> bool:
     """Whether temporary keys have expired: whoever renews them may be about to."""
-    return any(words in _one_line(error) for words in EXPIRED)
+    if any(words in _one_line(error) for words in EXPIRED):
+        return True
+    # To some servers (SeaweedFS) the key of a session that is over is like any unknown one.
+    return is_wrong_key(error) and s3_settings().token is not None
 
 
 def explain(url: str, error: Exception) -> str:
@@ -69,6 +72,8 @@ def explain(url: str, error: Exception) -> str:
         reason = "is a folder, not a file"
     elif is_s3(url) and is_expired(error):
         reason = "the session token has expired, and was not renewed"
+        if is_wrong_key(error):
+            reason += ", or it is not this server's"
     elif is_s3(url) and is_wrong_key(error):
         reason = "the access key or its secret is wrong (AWS_ACCESS_KEY_ID, AWS_PROFILE)"
     elif isinstance(error, PermissionError):

@@ -13,7 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from adu.errors import UserError
-from adu.storage.errors import NotAFileError, explain, is_wrong_key
+from adu.storage.errors import NotAFileError, explain, is_expired, is_wrong_key
 from adu.storage.persistence import persistently
 from adu.storage.s3 import is_s3
 from adu.storage.urls import filesystem_for, join
@@ -121,7 +121,12 @@ def size_bytes(url: str) -> int:
 
     def size() -> int:
         fs, path = filesystem_for(url)
-        return int(fs.size(path))
+        try:
+            return int(fs.size(path))
+        except PermissionError:
+            if is_s3(url):
+                _check_bucket(fs, path)
+            raise
 
     return persistently(url, size)
 
@@ -270,7 +275,7 @@ def _check_bucket(fs: Any, path: str) -> None:
         # Unlike a look at one object, the answer says in words what is wrong.
         fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
     except PermissionError as error:
-        if is_wrong_key(error):
+        if is_wrong_key(error) or is_expired(error):
             raise
 
 

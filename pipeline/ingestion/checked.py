@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from adu.data.rows import SCHEMA, row_indices
 from adu.data.sorting import RowSorter
 from pipeline.ingestion.checks import FLAGS, CheckResult, Findings
-from pipeline.ingestion.listing import Cell, common_classes, of_classes
+from pipeline.ingestion.listing import Cell, cell_counts, common_classes, of_classes
 from pipeline.ingestion.same_images import Fingerprints, same_images
 from pipeline.ingestion.sources import LeftOut
 
@@ -67,7 +67,7 @@ class CheckedRows:
             LeftOut(row["problem"], row["image_id"], row["reason"]) for row in bad.to_pylist()
         )
         good = table.filter(usable)
-        self.cells.update(zip(good["domain"].to_pylist(), good["class"].to_pylist(), strict=True))
+        self.cells.update(cell_counts(good))
         self._sorter.add(good)
 
     def leave_out(self, entries: Iterable[LeftOut], *, listed: bool = True) -> None:
@@ -96,18 +96,18 @@ class CheckedRows:
             UserError: If the domains have not the same classes any more, by the rule ``same``.
         """
         self._classes = common_classes(self.cells, rule)
-        self.lack(of_classes(self._sorter.ordered(), self._classes, others=True))
-        fingerprints = Fingerprints()
+        if not self._classes.issuperset(class_ for _, class_ in self.cells):
+            self.lack(of_classes(self._sorter.ordered(again=True), self._classes, others=True))
         training: Counter[Cell] = Counter()
         n_used = n_converted = 0
-        for block in self._used():
-            n_used += block.num_rows
-            n_converted += self._check_each(block)
-            fingerprints.add(block)
-            train = block.filter(pc.equal(block["split"], "train"))
-            cells = zip(train["domain"].to_pylist(), train["class"].to_pylist(), strict=True)
-            training.update(cells)
-        self._compare(fingerprints.suspects())
+        with Fingerprints() as fingerprints:
+            for block in self._used():
+                n_used += block.num_rows
+                n_converted += self._check_each(block)
+                fingerprints.add(block)
+                training.update(cell_counts(block.filter(pc.equal(block["split"], "train"))))
+            suspects = fingerprints.suspects()
+        self._compare(suspects)
         few = ((*cell, training[cell]) for cell in self.cells if cell[1] in self._classes)
         small = [f"{domain}/{class_} ({n})" for domain, class_, n in few if n < at_least]
         self._findings.add("few_shots", small)
@@ -127,16 +127,16 @@ class CheckedRows:
             flags = block["flags"].to_pylist()
             warned = pc.is_valid(block["warnings"]).to_pylist()
             for row, its in enumerate(flags):
-                further = ["warned"] * warned[row] + self._flags.get(first + row, [])
-                if further:
-                    flags[row] = [*(its or []), *further]
+                further = self._flags.get(first + row, ())
+                if warned[row] or further:
+                    flags[row] = [*(its or []), *["warned"] * warned[row], *further]
             first += block.num_rows
             column = pa.array(flags, SCHEMA.field("flags").type)
             block = block.set_column(block.column_names.index("flags"), "flags", column)
             yield block.select(SCHEMA.names).cast(SCHEMA)
 
     def _used(self) -> Iterator[pa.Table]:
-        return of_classes(self._sorter.ordered(), self._classes)
+        return of_classes(self._sorter.ordered(again=True), self._classes)
 
     def _check_each(self, block: pa.Table) -> int:
         """Notes what is flagged of single images; how many of them were converted."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from operator import attrgetter
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -95,8 +96,9 @@ class Listing:
                 pa.array(column, field.type)
                 for column, field in zip(columns, LISTED_SCHEMA, strict=True)
             ]
-            self._sorter.add(pa.table(arrays, schema=LISTED_SCHEMA))
-            self.cells.update((image.domain, image.class_) for image in block)
+            table = pa.table(arrays, schema=LISTED_SCHEMA)
+            self._sorter.add(table)
+            self.cells.update(cell_counts(table))
 
     @property
     def n_images(self) -> int:
@@ -111,33 +113,35 @@ class Listing:
         """
         spelling = self._spelling()
         last: str | None = None
-        for block in self._sorter.ordered():
-            names = block["image_id"].to_pylist()
-            for one, other in pairwise([last, *names]):
-                if one == other:
-                    raise UserError(f"source {self._source}: '{other}' is listed twice")
-            last = names[-1]
-            cells = zip(block["domain"].to_pylist(), block["class"].to_pylist(), strict=True)
-            plain = [spelling[cell] for cell in cells]
-            for place, name in enumerate(("domain", "class")):
-                values = pa.array([cell[place] for cell in plain], pa.string())
-                block = block.set_column(block.column_names.index(name), name, values)
+        for block in self._sorter.ordered(again=True):
+            names = pa.chunked_array([pa.array([last], pa.string()), *block["image_id"].chunks])
+            twice = pc.equal(names[1:], names[:-1]).index(True).as_py()
+            if twice >= 0:
+                raise UserError(f"source {self._source}: '{names[twice]}' is listed twice")
+            last = names[-1].as_py()
+            for name, plain in spelling.items():
+                found = block[name].combine_chunks().dictionary_encode()
+                values = [plain[value] for value in found.dictionary.to_pylist()]
+                column = pa.array(values, pa.string()).take(found.indices)
+                block = block.set_column(block.column_names.index(name), name, column)
             yield block
 
     def plain_cells(self) -> Counter[Cell]:
         """How many images each domain and class has, in the names that `rows` gives them."""
         spelling, counts = self._spelling(), Counter[Cell]()
-        for cell, n in self.cells.items():
-            counts[spelling[cell]] += n
+        for (domain, class_), n in self.cells.items():
+            counts[spelling["domain"][domain], spelling["class"][class_]] += n
         return counts
 
-    def _spelling(self) -> dict[Cell, Cell]:
-        """The names of each domain and class.
+    def _spelling(self) -> dict[str, dict[str, str]]:
+        """The names of the domains and of the classes.
 
         Spellings of a class that differ in hyphens alone are one class too; the commoner one stays.
         """
+        domains = {domain for domain, _ in self.cells}
+        classes = {class_ for _, class_ in self.cells}
         if not self._one_spelling:
-            return {cell: cell for cell in self.cells}
+            return {"domain": {d: d for d in domains}, "class": {c: c for c in classes}}
         count: Counter[str] = Counter()
         for (_, class_), n in self.cells.items():
             count[plain_name(class_)] += n
@@ -145,11 +149,8 @@ class Listing:
         for name in sorted(count, key=lambda name: (-count[name], name)):
             chosen.setdefault(name.replace("-", "_"), name)
         return {
-            (domain, class_): (
-                domain and plain_name(domain),
-                chosen[plain_name(class_).replace("-", "_")],
-            )
-            for domain, class_ in self.cells
+            "domain": {domain: domain and plain_name(domain) for domain in domains},
+            "class": {c: chosen[plain_name(c).replace("-", "_")] for c in classes},
         }
 
 
@@ -186,6 +187,24 @@ def common_classes(cells: Mapping[Cell, int], rule: Literal["same", "intersectio
     if lacking:
         raise UserError(f"{'; '.join(lacking)} (--classes intersection leaves them out)")
     return everything
+
+
+def cells_of(table: pa.Table) -> tuple[list[Cell], np.ndarray]:
+    """Domains and classes of some images, each pair once, and which of these an image is of."""
+    domains, classes = (
+        table[name].combine_chunks().dictionary_encode() for name in ("domain", "class")
+    )
+    n_classes = max(len(classes.dictionary), 1)
+    numbers = domains.indices.to_numpy().astype(np.int64) * n_classes + classes.indices.to_numpy()
+    pairs, of_cell = np.unique(numbers, return_inverse=True)
+    names = domains.dictionary.to_pylist(), classes.dictionary.to_pylist()
+    return [(names[0][pair // n_classes], names[1][pair % n_classes]) for pair in pairs], of_cell
+
+
+def cell_counts(table: pa.Table) -> dict[Cell, int]:
+    """How many images each domain and class has."""
+    cells, of_cell = cells_of(table)
+    return dict(zip(cells, np.bincount(of_cell).tolist(), strict=True))
 
 
 def of_classes(

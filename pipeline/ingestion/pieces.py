@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adu import storage
+from adu.data.rows import row_indices
 from pipeline.ingestion.listing import LISTED_SCHEMA
 
 JOURNAL_PREFIX = ".unfinished-"
@@ -152,9 +154,9 @@ class _Ends:
 
     def of_names(self, block: pa.Table) -> list[int]:
         ends = []
-        for row, name in enumerate(block["image_id"].to_pylist()):
+        for row, name in enumerate(block["image_id"].cast(pa.binary()).to_pylist()):
             self._so_far += 1
-            chosen = zlib.crc32(name.encode()) % self._enough == 0
+            chosen = zlib.crc32(name) % self._enough == 0
             if chosen or self._so_far >= LONGEST * self._enough:
                 ends.append(row + 1)
                 self._so_far = 0
@@ -187,4 +189,4 @@ def _cut(blocks: Iterable[pa.Table], ends_in: Any) -> Iterator[Piece]:
 def _together(tables: list[pa.Table]) -> pa.Table:
     # A copy: a slice would be sent with the whole block that it is of.
     whole = pa.concat_tables(tables)
-    return whole.take(pa.array(range(whole.num_rows), pa.int64())).combine_chunks()
+    return whole.take(row_indices(np.arange(whole.num_rows))).combine_chunks()

@@ -6,8 +6,13 @@ looked at more closely.
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 # Perceptual hashes of 64 bits that differ in at most so many bits are of similar images. Their 4
 # words of 16 bits then have one in common, which is how pairs are found without comparing all.
@@ -16,37 +21,75 @@ HASH_WORDS = 4
 # In a group of hashes with a word in common, ordered by hash, each is compared to so many next
 # ones. In a million images a group has 20; only in a heap of look-alikes are some pairs missed.
 MAX_NEIGHBOURS = 64
-# So many hashes are sorted at a time, in a hundred million of them.
-HASHES_AT_ONCE = 2**24
+# So many images are compared at a time, and read at a time.
+IMAGES_OF_PART = 2**22
+IMAGES_OF_BLOCK = 2**18
+# Of SHA-256 the first 8 bytes: by 4, two million of a hundred million images would be suspected.
+PRINT = np.dtype([("copy", np.uint64), ("phash", np.uint64), ("has_phash", np.bool_)])
 
 
 class Fingerprints:
-    """What is kept of every image: 13 bytes."""
+    """What is kept of every image, in a file for temporary data: 17 bytes."""
 
     def __init__(self) -> None:
-        self._copies: list[np.ndarray] = []
-        self._phashes: list[np.ndarray] = []
-        self._known: list[np.ndarray] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="adu-fingerprints-")
+        self._file = Path(self._folder.name) / "prints"
+        self._n_images = 0
+
+    def __enter__(self) -> Fingerprints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
 
     def add(self, table: pa.Table) -> None:
         """Takes further images, with source_sha256 and phash."""
-        starts = [int(its[:8], 16) for its in table["source_sha256"].to_pylist()]
+        starts = pc.utf8_slice_codeunits(table["source_sha256"], 0, 16).to_pylist()
         phash = table["phash"].combine_chunks()
-        self._copies.append(np.array(starts, np.uint32))
-        self._phashes.append(phash.fill_null(0).to_numpy().astype(np.uint64))
-        self._known.append(np.asarray(phash.is_valid()).astype(bool))
+        prints = np.empty(table.num_rows, PRINT)
+        prints["copy"] = np.frombuffer(bytes.fromhex("".join(starts)), ">u8")
+        prints["phash"] = phash.fill_null(0).to_numpy()
+        prints["has_phash"] = np.asarray(phash.is_valid())
+        with self._file.open("ab") as file:
+            file.write(prints.tobytes())
+        self._n_images += len(prints)
 
     def suspects(self) -> np.ndarray:
         """Numbers of the images that may have a copy or a look-alike, in order."""
-        copies = np.concatenate(self._copies)
-        self._copies = [copies]
-        order = np.argsort(copies)
-        again = np.flatnonzero(copies[order[1:]] == copies[order[:-1]])
-        found = [order[again], order[again + 1]]
-        del order
-        known = np.flatnonzero(np.concatenate(self._known))
-        hashes = np.concatenate(self._phashes)[known]
-        return np.unique(np.concatenate([*found, known[_close_pairs(hashes)].ravel()]))
+        found = [np.empty(0, np.int64)]
+        for rows, starts in self._parts("copy", HASH_WORDS - 1):
+            order = np.argsort(starts)
+            again = np.flatnonzero(starts[order[1:]] == starts[order[:-1]])
+            found += [rows[order[again]], rows[order[again + 1]]]
+        for word in range(HASH_WORDS):
+            for rows, hashes in self._parts("phash", word):
+                found.append(np.unique(rows[_close_pairs(hashes, word)]))
+        return np.unique(np.concatenate(found))
+
+    def _parts(self, name: str, word: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Numbers of images and their values, some at a time: those with a word in common together.
+
+        No more than `IMAGES_OF_PART`, and those that have one further word.
+        """
+        counts = np.zeros(2**16, np.int64)
+        for _, values in self._values(name):
+            counts += np.bincount(_word(values, word), minlength=len(counts))
+        part_of = np.cumsum(counts) // IMAGES_OF_PART
+        for part in np.unique(part_of):
+            of_part = []
+            for rows, values in self._values(name):
+                own = part_of[_word(values, word)] == part
+                of_part.append((rows[own], values[own]))
+            its_rows, its_values = zip(*of_part, strict=True)
+            yield np.concatenate(its_rows), np.concatenate(its_values)
+
+    def _values(self, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Numbers of all images that have a value, and the values, block by block."""
+        for first in range(0, self._n_images, IMAGES_OF_BLOCK):
+            offset = first * PRINT.itemsize
+            prints = np.fromfile(self._file, PRINT, IMAGES_OF_BLOCK, offset=offset)
+            own = np.flatnonzero(prints["has_phash"] | (name != "phash"))
+            yield first + own, prints[name][own]
 
 
 def same_images(table: pa.Table) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
@@ -102,32 +145,29 @@ def _similar_pairs(phash: pa.Array) -> np.ndarray:
     """Pairs of rows whose hashes differ in at most `SIMILAR_BITS` bits, each once, ordered."""
     known = np.flatnonzero(np.asarray(phash.is_valid()))
     hashes = phash.drop_null().to_numpy().astype(np.uint64)
-    return np.unique(np.sort(known[_close_pairs(hashes)], 1), axis=0)
+    pairs = np.concatenate([_close_pairs(hashes, word) for word in range(HASH_WORDS)])
+    return np.unique(np.sort(known[pairs], 1), axis=0)
 
 
-def _close_pairs(hashes: np.ndarray) -> np.ndarray:
-    """Pairs of places of hashes that differ in at most `SIMILAR_BITS` bits."""
+def _close_pairs(hashes: np.ndarray, word: int) -> np.ndarray:
+    """Pairs of places of hashes that differ in at most `SIMILAR_BITS` bits, not in this word.
+
+    Each is compared to the next ones in its group.
+    """
+    words = _word(hashes, word)
+    order = np.lexsort((hashes, words))
+    hashes, words = hashes[order], words[order]
     pairs = [np.empty((0, 2), np.int64)]
-    n_parts = len(hashes) // HASHES_AT_ONCE + 1
-    for word in range(HASH_WORDS):
-        words = ((hashes >> np.uint64(16 * word)) & np.uint64(0xFFFF)).astype(np.uint16)
-        for part in range(n_parts):
-            # Who has a word in common is in one part.
-            own = np.flatnonzero(words % n_parts == part) if n_parts > 1 else np.arange(len(words))
-            order = own[np.lexsort((hashes[own], words[own]))]
-            pairs += _neighbours(hashes, words, order)
+    for step in range(1, MAX_NEIGHBOURS + 1):
+        together = words[step:] == words[:-step]
+        if not together.any():
+            break
+        close = np.bitwise_count(hashes[step:] ^ hashes[:-step]) <= SIMILAR_BITS
+        first = np.flatnonzero(together & close)
+        pairs.append(np.stack([order[first], order[first + step]], 1))
     return np.concatenate(pairs)
 
 
-def _neighbours(hashes: np.ndarray, words: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
-    """Close pairs among ordered hashes: each is compared to the next ones in its group."""
-    pairs = []
-    for step in range(1, MAX_NEIGHBOURS + 1):
-        a, b = order[:-step], order[step:]
-        together = words[a] == words[b]
-        if not together.any():
-            break
-        a, b = a[together], b[together]
-        close = np.bitwise_count(hashes[a] ^ hashes[b]) <= SIMILAR_BITS
-        pairs.append(np.stack([a[close], b[close]], 1))
-    return pairs
+def _word(values: np.ndarray, word: int) -> np.ndarray:
+    """One of the 16-bit words of each value, counted from the lowest."""
+    return (values >> values.dtype.type(16 * word)).astype(np.uint16)

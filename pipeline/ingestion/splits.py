@@ -6,17 +6,18 @@ to be broken, or is mended, moves no other one from a split to another.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adu.data.few_shot import hashes_of, places_in_cells
 from adu.data.sorting import RowSorter
-from pipeline.ingestion.listing import Cell
+from pipeline.ingestion.listing import Cell, cells_of
 
-Limits = dict[Cell, str]  # the largest hash of each domain and class that is set aside
+Limits = dict[Cell, int]  # the largest hash of each domain and class that is set aside
 
 
 def draw_limits(rows: Iterable[pa.Table], fraction: float, seed: int) -> Limits:
@@ -27,47 +28,38 @@ def draw_limits(rows: Iterable[pa.Table], fraction: float, seed: int) -> Limits:
         fraction: Share of each domain and class.
         seed: Which images.
     """
-    count: Counter[Cell] = Counter()
-    numbers: dict[Cell, str] = {}
-    with RowSorter("key") as hashes:
+    count: Counter[int] = Counter()
+    with RowSorter("hash") as hashes:
+        numbers: dict[Cell, int] = {}
         for block in rows:
             drawn = block.filter(pc.is_null(block["split"]))
-            cells = _cells_of(drawn)
-            count.update(cells)
-            for cell in cells:
-                numbers.setdefault(cell, f"{len(numbers):09}/")
-            keys = [
-                numbers[cell] + its
-                for cell, its in zip(cells, _hashes_of(drawn, seed), strict=True)
-            ]
-            hashes.add(pa.table({"key": pa.array(keys, pa.string())}))
-        wanted = {numbers[cell]: round(n * fraction) for cell, n in count.items()}
-        cell_of = {number: cell for cell, number in numbers.items()}
-        limits: Limits = {}
+            cells, of_cell = cells_of(drawn)
+            own = [numbers.setdefault(cell, len(numbers)) for cell in cells]
+            number = np.array(own, np.int64)[of_cell]
+            count.update(number.tolist())
+            hashes.add(pa.table({"hash": _hashes_of(drawn, seed), "cell": number}))
+        wanted = np.array([round(count[n] * fraction) for n in numbers.values()], np.int64)
+        limits = np.zeros(len(numbers), np.uint64)
         for block in hashes.ordered():
-            for key in block["key"].to_pylist():
-                number, its = key[:10], key[10:]
-                if wanted[number]:
-                    wanted[number] -= 1
-                    limits[cell_of[number]] = its
-    return limits
+            its, of_cell = block["hash"].to_numpy(), block["cell"].to_numpy()
+            by_cell = np.argsort(of_cell, kind="stable")
+            place = places_in_cells(of_cell[by_cell])
+            last = by_cell[place == wanted[of_cell[by_cell]] - 1]
+            limits[of_cell[last]] = its[last]
+            wanted -= np.bincount(of_cell, minlength=len(wanted))
+    return dict(zip(numbers, limits.tolist(), strict=True))
 
 
 def with_splits(rows: Iterable[pa.Table], limits: Limits, seed: int) -> Iterator[pa.Table]:
     """Fills in the splits that the layout does not tell."""
     for block in rows:
-        drawn = [
-            "test" if its <= limits.get(cell, "") else "train"
-            for cell, its in zip(_cells_of(block), _hashes_of(block, seed), strict=True)
-        ]
-        splits = pc.coalesce(block["split"], pa.array(drawn, pa.string()))
+        cells, of_cell = cells_of(block)
+        limit = np.array([limits.get(cell, 0) for cell in cells], np.uint64)[of_cell]
+        drawn = pc.if_else(pa.array(_hashes_of(block, seed) <= limit), "test", "train")
+        splits = pc.coalesce(block["split"], drawn)
         yield block.set_column(block.column_names.index("split"), "split", splits)
 
 
-def _cells_of(block: pa.Table) -> list[Cell]:
-    return list(zip(block["domain"].to_pylist(), block["class"].to_pylist(), strict=True))
-
-
-def _hashes_of(block: pa.Table, seed: int) -> list[str]:
-    names = block["image_id"].to_pylist()
-    return [hashlib.sha256(f"{seed}/{name}".encode()).hexdigest() for name in names]
+def _hashes_of(block: pa.Table, seed: int) -> np.ndarray:
+    """The first 64 bits of each image's hash: no two of a domain and class will have the same."""
+    return hashes_of(block["image_id"].to_pylist(), seed)[:, 0]

@@ -62,7 +62,8 @@ def made_up_rows(piece: Piece) -> pa.Table:
     """Hashes that are some other image's in one of a thousand cases."""
     n = piece.rows.num_rows
     rng = np.random.default_rng(piece.number)
-    sha = [f"{number:016x}{number:048x}" for number in rng.integers(0, 2**62, n).tolist()]
+    digits = rng.bytes(32 * n).hex()
+    sha = [digits[start : start + 64] for start in range(0, len(digits), 64)]
     phash = rng.integers(0, 2**63, n, dtype=np.uint64)
     sha[::1000] = [f"{piece.number // 2:064x}"] * len(sha[::1000])
     phash[1::1000] = piece.number // 2 * 0x9E3779B97F4A7C15 % 2**64

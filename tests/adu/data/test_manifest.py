@@ -68,6 +68,21 @@ def test_the_digest_ignores_order_and_place_but_no_content():
         assert content_digest(changed) != digest
 
 
+def test_files_do_not_depend_on_the_blocks_in_which_rows_come(tmp_path):
+    n = 20_000
+    table = pa.Table.from_pylist(rows(1)[:1] * n, manifest_rows.SCHEMA)
+    names = {"image_id": [f"{i:06}" for i in range(n)], "sha256": [f"{i:064x}" for i in range(n)]}
+    for name, values in names.items():
+        place = table.column_names.index(name)
+        table = table.set_column(place, table.field(name), [values])
+    whole = write(tmp_path / "whole", iter([table]))
+    parts = write(tmp_path / "parts", (table.slice(i, 3001) for i in range(0, n, 3001)))
+    assert parts.rows.n_rows == n
+    assert [file.url.rsplit("/")[-1] for file in parts.rows.files] == [
+        file.url.rsplit("/")[-1] for file in whole.rows.files
+    ]
+
+
 def test_few_shot_splits_do_not_depend_on_row_order(tmp_path):
     shuffled = rows()
     random.Random(1).shuffle(shuffled)

@@ -1,6 +1,7 @@
 """More rows than memory holds come in order, block by block."""
 
 import random
+import tempfile
 
 import pyarrow as pa
 import pytest
@@ -10,7 +11,8 @@ from adu.data.sorting import RowSorter
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 999])
-def test_rows_come_in_the_order_of_their_keys(monkeypatch, n):
+def test_rows_come_in_the_order_of_their_keys(monkeypatch, tmp_path, n):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sorting, "ROWS_OF_RUN", 100)
     monkeypatch.setattr(sorting, "ROWS_OF_BLOCK", 8)
     rng = random.Random(0)
@@ -27,5 +29,11 @@ def test_rows_come_in_the_order_of_their_keys(monkeypatch, n):
         assert all(keys[i] == key for i, key in zip(numbers, sorted(keys), strict=True))
         # Blocks of ten runs, and no more than what has the same key.
         assert max((block.num_rows for block in blocks), default=0) <= 200
-        again = [key for block in rows.ordered() for key in block["key"].to_pylist()]
-        assert again == sorted(keys)
+        for _ in range(2):
+            again = [key for block in rows.ordered(again=True) for key in block["key"].to_pylist()]
+            assert again == sorted(keys)
+        # Merged for good.
+        assert len(list(tmp_path.rglob("*.arrow"))) == min(n // 100, 1)
+        rows.add(pa.table({"key": ["zz"] * 100, "number": range(100)}))
+        assert sum(block.num_rows for block in rows.ordered(again=True)) == n + 100
+    assert not list(tmp_path.iterdir())

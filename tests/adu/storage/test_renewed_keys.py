@@ -54,12 +54,13 @@ def test_who_renews_them_may_be_late(s3, s3_proxy, credentials):
     assert s3_proxy.broken["expired"] > 0
 
 
-def test_keys_that_nobody_renews_are_one_line(s3, s3_proxy, credentials, monkeypatch):
+@pytest.mark.parametrize("look", [storage.read_bytes, storage.size_bytes, storage.exists])
+def test_keys_that_nobody_renews_are_one_line(s3, s3_proxy, credentials, monkeypatch, look):
     monkeypatch.setattr("adu.storage.persistence.LONGEST_PAUSE_S", 0.01)
     storage.write_bytes(f"{s3}/file", b"bytes")
     s3_proxy.expired.add(ACCESS_KEY)
     with pytest.raises(UserError, match="/file: the session token has expired, and"):
-        storage.read_bytes(f"{s3}/file")
+        look(f"{s3}/file")
 
 
 def test_what_renews_itself_is_left_to_it(credentials, monkeypatch):

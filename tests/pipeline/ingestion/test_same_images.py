@@ -1,5 +1,6 @@
 """Copies and look-alikes are found among any number of images."""
 
+from collections import defaultdict
 from itertools import combinations
 
 import numpy as np
@@ -7,7 +8,13 @@ import pyarrow as pa
 import pytest
 
 from pipeline.ingestion import same_images as module
-from pipeline.ingestion.same_images import SIMILAR_BITS, Fingerprints, _similar_pairs, same_images
+from pipeline.ingestion.same_images import (
+    MAX_NEIGHBOURS,
+    SIMILAR_BITS,
+    Fingerprints,
+    _similar_pairs,
+    same_images,
+)
 
 
 def test_similar_hashes_are_found_as_by_comparing_all():
@@ -66,16 +73,57 @@ def test_few_images_have_no_pairs(n):
     assert not any(pairs.values())
 
 
-def test_suspects_are_all_that_have_a_copy_or_a_look_alike(monkeypatch):
-    monkeypatch.setattr(module, "HASHES_AT_ONCE", 50)
+def suspects(starts, hashes, in_block=70):
+    """Of images whose SHA-256 start so, with these perceptual hashes or None."""
+    with Fingerprints() as prints:
+        for first in range(0, len(hashes), in_block):
+            sha = pa.array(f"{start:016x}{0:048x}" for start in starts[first : first + in_block])
+            phash = pa.array(hashes[first : first + in_block], pa.uint64())
+            prints.add(pa.table({"source_sha256": sha, "phash": phash}))
+        return prints.suspects().tolist()
+
+
+def expected_suspects(starts, hashes):
+    """The same by the rule: next ones in a group that has a word in common, ordered by hash."""
+    known = [(hash_, row) for row, hash_ in enumerate(hashes) if hash_ is not None]
+    found = {row for row, start in enumerate(starts) if starts.count(start) > 1}
+    for shift in range(0, 64, 16):
+        groups = defaultdict(list)
+        for hash_, row in sorted(known):
+            groups[hash_ >> shift & 0xFFFF].append((hash_, row))
+        for members in groups.values():
+            for place, (one, row) in enumerate(members):
+                for other, its in members[place + 1 : place + 1 + MAX_NEIGHBOURS]:
+                    if (one ^ other).bit_count() <= SIMILAR_BITS:
+                        found |= {row, its}
+    return sorted(found)
+
+
+def test_suspects_are_all_that_have_a_copy_or_a_look_alike():
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**63, 300, dtype=np.uint64)
     hashes[250:] = hashes[:50] ^ np.uint64(5)
-    copies = [f"{number:08x}" for number in (*range(290), *range(100, 110))]
-    prints = Fingerprints()
-    for start in range(0, 300, 70):
-        part = slice(start, start + 70)
-        phash = pa.array(hashes[part], mask=np.arange(start, start + len(hashes[part])) == 260)
-        prints.add(pa.table({"source_sha256": copies[part], "phash": phash}))
+    hashes = [None if row == 260 else hash_ for row, hash_ in enumerate(hashes.tolist())]
     look_alikes = {*range(250, 300), *range(50)} - {10, 260}
-    assert prints.suspects().tolist() == sorted(look_alikes | {*range(100, 110), *range(290, 300)})
+    copies = {*range(100, 110), *range(290, 300)}
+    assert suspects([*range(290), *range(100, 110)], hashes) == sorted(look_alikes | copies)
+
+
+@pytest.mark.parametrize("of_part", [1, 100, 10_000])
+def test_suspects_do_not_depend_on_the_parts(monkeypatch, of_part):
+    """Not even where a word is so common that some look-alikes are missed, or a part too large."""
+    monkeypatch.setattr(module, "IMAGES_OF_PART", of_part)
+    monkeypatch.setattr(module, "IMAGES_OF_BLOCK", 64)
+    rng = np.random.default_rng(0)
+    n = 500
+    hashes = rng.integers(0, 2**48, 2 * n).astype(np.uint64) << np.uint64(16)
+    hashes[n:] = hashes[:n]
+    for flip in range(3):  # in the three upper words, so that the lowest alone may be in common
+        bits = rng.integers(16 * flip + 16, 16 * flip + 32, n).astype(np.uint64)
+        hashes[n:] ^= np.uint64(1) << bits
+    hashes |= rng.integers(0, 3, 2 * n).astype(np.uint64)
+    hashes = [None if row % 50 == 0 else hash_ for row, hash_ in enumerate(hashes.tolist())]
+    starts = rng.integers(0, 2**14, 2 * n).tolist()
+    expected = expected_suspects(starts, hashes)
+    assert n // 2 < len(expected) < n
+    assert suspects(starts, hashes) == expected
