@@ -78,7 +78,7 @@ RECIPES: dict[str, Recipe] = {
         },
         train={**TRAIN, "sampling": "plain", "batch_size": 8},
     ),
-    # Ours, for small models and few epochs: smaller weights, more prompts, softer predictions, AdamW.
+    # Ours, for small models and few epochs: more prompts, smaller weights, a softer scale, AdamW.
     "stable": Recipe(
         method={"n_ctx": 32, "gamma": 0.5, "lambda": 2.0},
         train={"optimizer": "adamw", "lr": 0.004, "weight_decay": 0.01, "logit_factor": 0.5},

@@ -16,7 +16,7 @@ PSEUDO = re.compile(r"pseudo:([2-9]|[1-9][0-9])")
 THREADS_PER_CORE = 2
 STORE_THREADS = 16
 
-# In the place of a cluster's address: this process.
+# In the place of a cluster's address: this machine.
 LOCAL = "local"
 
 
@@ -74,8 +74,8 @@ class IngestConfig(StrictModel):
     )
     address: str | None = Field(
         None,
-        description="HOST:PORT or auto of a Ray cluster whose nodes read; local: this process; "
-        "unset: RAY_ADDRESS, else this process",
+        description="HOST:PORT or auto of a Ray cluster whose nodes read; local: this machine; "
+        "unset: RAY_ADDRESS, else this machine",
     )
     synthetic: bool = Field(False, description="mark the images as made up by a program")
 
