@@ -195,7 +195,8 @@ def figures(line: Line, ends: Sequence[Line]) -> Line:
 
 def table(arguments: argparse.Namespace) -> Iterator[str]:
     """All figures of each method, then their differences to two of them, pair by pair."""
-    lines = [line for line in read(arguments, "models") if "diverged" not in line]
+    lines = [line for line in read(arguments, "models") if line["seed"] < arguments.seeds]
+    lines = [line for line in lines if "diverged" not in line]
     ends = [line for line in lines if line["method"] in ENDS]
     found = pd.DataFrame(
         figures(line, [end for end in ends if end["forget"] == line["forget"]]) for line in lines
