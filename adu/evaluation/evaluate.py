@@ -101,7 +101,7 @@ def evaluate_test(
         feature_samples_per_domain: Images of each domain whose features are returned; always
             the same ones for a manifest.
     """
-    if not isinstance(model, ZeroShot):
+    if not isinstance(model, ZeroShot) or model.backbone is not context.backbone:
         return _tested(model, context, forget, feature_samples_per_domain)
     # The untouched model does not depend on what is to be forgotten: once a context is enough.
     key = f"zero-shot, {feature_samples_per_domain} features"

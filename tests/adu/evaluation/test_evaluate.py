@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from adu.evaluation.evaluate import evaluate_test
+from adu.evidence.references import knows_nothing
 from adu.methods import build_method
 from adu.training.config import RunConfig
 from tests.tiny import tiny_context
@@ -44,3 +45,10 @@ def test_what_is_frozen_but_learned_is_not_taken_for_the_untouched_model(context
     for prompt in model.prompts.tokens:
         prompt += torch.randn(prompt.shape, generator=torch.Generator().manual_seed(0))
     assert abs(evaluate_test(model, context, ["sketch"]).features_NE - first).max() > 1e-3
+
+
+def test_another_backbone_is_not_taken_for_the_untouched_model(context):
+    untouched = built(context, "zero_shot", "sketch")
+    blank = knows_nothing(context.backbone, context.task(("sketch",)), seed=0)
+    first, other = (evaluate_test(each, context, ["sketch"]) for each in (untouched, blank))
+    assert abs(first.features_NE - other.features_NE).max() > 1e-3
