@@ -48,7 +48,7 @@ def made_up_listing(n_images: int) -> Listing:
     return listing
 
 
-def made_up_reading(_: object, journal: Journal) -> ReadPieces:
+def made_up_reading(_: object, journal: Journal, __: int) -> ReadPieces:
     """What is read of the images of a piece, without a look at any."""
 
     def read(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, str]]:
@@ -113,7 +113,7 @@ def main() -> None:
         start, cpu_start = time.perf_counter(), time.process_time()
         with (
             patch("pipeline.ingest.find_images", lambda *_, **__: made_up_listing(n_images)),
-            patch("pipeline.ingest.read_here", made_up_reading),
+            patch("pipeline.ingest._read_pieces", made_up_reading),
         ):
             manifest = ingest(IngestConfig(source="/made-up", out=f"{folder}/manifest"))
         assert manifest.n_images == n_images
