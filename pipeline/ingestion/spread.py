@@ -6,7 +6,9 @@ All do the same with a piece, and leave what came of it in the same place.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
@@ -131,9 +133,18 @@ def _start(settings: ReadSettings, journal: Journal) -> tuple[Connection, SpawnP
 def _serve(pieces: Connection, settings: ReadSettings, journal: Journal) -> None:
     """Reads pieces, one after another, for as long as there is somebody who wants them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a matter of who has started this
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, ConnectionError):
         while True:
             pieces.send(_read_alone(pieces.recv(), settings, journal, ()))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed says nothing; a piece may wait long for its store."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _answer(process: Connection) -> str:

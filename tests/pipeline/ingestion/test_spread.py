@@ -2,8 +2,12 @@
 
 import multiprocessing
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
+import psutil
 import pytest
 import ray
 
@@ -93,6 +97,35 @@ def test_a_folder_that_a_node_does_not_see_is_one_line(cluster, tmp_path):
     read = read_on_cluster(settings, Journal(str(tmp_path), {}), [str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="/nowhere: is not seen on node .* .give a URL, or a sha"):
         list(read([piece(tmp_path)]))
+
+
+READING = """
+import multiprocessing
+from pipeline.ingestion.image_reader import ReadSettings
+from pipeline.ingestion.pieces import Journal
+from pipeline.ingestion.spread import read_in_processes
+from tests.pipeline.ingestion.test_spread import piece
+
+def pieces():
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    yield piece("s3://nowhere")
+
+list(read_in_processes(ReadSettings("/nowhere", 1, 1), Journal("/nowhere", {}), 1)(pieces()))
+"""
+
+
+def test_reading_processes_end_with_one_that_is_killed(monkeypatch):
+    # Nobody listens there: an image is asked for again and again.
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    reading = subprocess.Popen([sys.executable, "-c", READING], stdout=subprocess.PIPE, text=True)
+    (pid,) = map(int, reading.stdout.readline().split())
+    time.sleep(3)  # its process has begun
+    reading.kill()
+    reading.wait()
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=20)
+    assert not psutil.pid_exists(pid)
 
 
 def listed(n, n_bytes=None):
