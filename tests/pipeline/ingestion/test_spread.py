@@ -114,6 +114,7 @@ list(read_in_processes(ReadSettings("/nowhere", 1, 1), Journal("/nowhere", {}), 
 """
 
 
+@pytest.mark.faults
 def test_reading_processes_end_with_one_that_is_killed(monkeypatch):
     # Nobody listens there: an image is asked for again and again.
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
