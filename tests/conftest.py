@@ -1,6 +1,5 @@
 """Fixtures that several test folders use."""
 
-import logging
 import uuid
 from collections.abc import Iterator
 
@@ -16,10 +15,6 @@ from tests.skips import is_failure
 # The same inputs each time, however busy the machine is; chance has its place in tests/faults.
 settings.register_profile("same", derandomize=True, deadline=None, database=None)
 settings.load_profile("same")
-
-
-# A client of a database that is away tries again after its test, and would say so in another's.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
 
 
 @pytest.hookimpl(wrapper=True)
