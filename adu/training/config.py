@@ -51,7 +51,9 @@ class TrainConfig(StrictModel):
         0.08, gt=0, le=1, description="smallest share of an image that a training crop covers"
     )
     hflip: bool = Field(True, description="whether half of the training images are mirrored")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the forward pass, in training and validation; tests are in fp32"
+    )
     seed: int = Field(0, ge=0, description="of the initial weights, batches and augmentation")
 
     @field_validator("warmup_epochs")

@@ -134,7 +134,8 @@ class Trainer:
     def validate(self, quick: bool = False) -> Scores:
         """Scores the model as it is on the validation images, or a fixed part of them."""
         context, which = self.context, self.context.quick_val if quick else None
-        return evaluate_images(self.model, context, context.val, self.run.forget, which)
+        with self._precision():
+            return evaluate_images(self.model, context, context.val, self.run.forget, which)
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on after the last epoch."""
@@ -244,9 +245,7 @@ class Trainer:
         """
         context = self.context
         self.model.train()
-        with torch.autocast(
-            context.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16"
-        ):
+        with self._precision():
             local = self.model(images_BCHW)
         output = _gathered(local, len(rows))
         class_B, domain_B = self._labels(rows)
@@ -259,6 +258,10 @@ class Trainer:
         self.model.train()
         losses = self._losses(self.context.train_features, *self._labels())
         return self._descend(losses, number)
+
+    def _precision(self) -> torch.autocast:
+        wanted = self.run.train.precision == "bf16"
+        return torch.autocast(self.context.device.type, torch.bfloat16, enabled=wanted)
 
     def _labels(self, rows: list[int] | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Classes and domains of training images."""

@@ -28,6 +28,22 @@ def test_with_gradients_it_gives_what_the_block_gives(block, masked, n_read):
     torch.testing.assert_close(ours_grad, theirs_grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("n_read", [None, 1, 3])
+def test_in_bf16_it_gives_nearly_what_the_block_gives_in_fp32(block, masked, n_read):
+    """The products of attention are our own there: scale, mask, softmax and gradient are right."""
+    tokens_BTW = torch.randn(2, 5, 16, requires_grad=True)
+    mask_TT = torch.full((5, 5), float("-inf")).triu(1) if masked else None
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = run_block(block, tokens_BTW, mask_TT, n_read)
+    theirs = block(tokens_BTW, attn_mask=mask_TT)[:, :n_read]
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02, check_dtype=False)
+    direction = torch.randn_like(theirs)
+    (ours_grad,) = torch.autograd.grad(ours, tokens_BTW, direction.to(ours.dtype))
+    (theirs_grad,) = torch.autograd.grad(theirs, tokens_BTW, direction)
+    torch.testing.assert_close(ours_grad, theirs_grad, rtol=0.03, atol=0.03)
+
+
 def test_without_gradients_it_is_the_block_itself(block):
     tokens_BTW = torch.randn(2, 5, 16)
     with torch.no_grad():

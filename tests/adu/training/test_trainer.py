@@ -1,5 +1,8 @@
 """The training loop: schedule, determinism, exact resume, independence of the number of workers."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -257,19 +260,48 @@ def test_bf16_trains_close_to_fp32(context):
     assert bf16[-1].losses["memorize"] == pytest.approx(fp32[-1].losses["memorize"], rel=0.05)
 
 
+def test_bf16_is_the_precision_of_steps_and_validation(context, monkeypatch):
+    trainer = Trainer(adu_run(epochs=1, precision="bf16"), context)
+    seen = []
+    forward = trainer.model.forward
+    monkeypatch.setattr(trainer.model, "forward", lambda images_BCHW: look(images_BCHW))
+
+    def look(images_BCHW):
+        seen.append((trainer.model.training, torch.is_autocast_enabled("cpu")))
+        return forward(images_BCHW)
+
+    list(trainer.epochs())
+    assert set(seen) == {(True, True), (False, True)}
+
+
 def worker(rank, world_size, folder, port, runs, results):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
     )
-    context = load_again(folder)
+    # This process is the worker's own.
+    torch.Tensor.float = torch.Tensor.double
+    torch.set_default_dtype(torch.float64)
+    context = in_double_precision(load_again(folder))
     for i, run in enumerate(runs):
-        reports, weights = final_weights(Trainer(run, context))
+        reports, weights = final_weights(doubled(Trainer(run, context)))
         results[rank, i] = (
             [(r.losses, r.val) for r in reports],
             {k: v.numpy() for k, v in weights.items()},
         )
     dist.destroy_process_group()
+
+
+def in_double_precision(context):
+    """Sums in another order then differ by nothing that steps could make more of."""
+    context.backbone.clip.double()
+    return replace(context, text_CE=context.text_CE.double())
+
+
+def doubled(trainer):
+    trainer.model.double()
+    trainer.model.register_forward_pre_hook(lambda _, images: (images[0].double(),))
+    return trainer
 
 
 def load_again(folder):
@@ -297,14 +329,20 @@ METHODS_TO_SHARE_OUT = [
 
 
 @pytest.mark.parametrize("n_workers", [2, pytest.param(4, marks=pytest.mark.faults)])
-def test_many_workers_train_as_one_on_the_same_global_batch(context, folder, free_port, n_workers):
+def test_many_workers_train_as_one_on_the_same_global_batch(
+    folder, context, free_port, n_workers, monkeypatch, request
+):
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    request.addfinalizer(partial(torch.set_default_dtype, torch.float32))
+    torch.set_default_dtype(torch.float64)
+    context = in_double_precision(load_again(folder))
     # Shares of batches of 9 differ in size; of 16 images, the last batch has 2 of 18 left, which
     # leaves half of four workers without any. Neither must matter.
     methods = [*METHODS_TO_SHARE_OUT, DistilledConfig(teacher=tiny_teacher(context))]
     runs = [adu_run().model_copy(update={"method": method}) for method in methods]
     small = adu_run(sampling="plain", batch_size=16)
     runs += [small.model_copy(update={"method": method}) for method in methods]
-    alone = [final_weights(Trainer(run, context)) for run in runs]
+    alone = [final_weights(doubled(Trainer(run, context))) for run in runs]
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
         mp.spawn(worker, (n_workers, folder, free_port, runs, results), nprocs=n_workers)
@@ -313,13 +351,11 @@ def test_many_workers_train_as_one_on_the_same_global_batch(context, folder, fre
     for (_, i), (reports, weights) in shared_out.items():
         alone_reports, alone_weights = alone[i]
         for (losses, val), report in zip(reports, alone_reports, strict=True):
-            # From one epoch to the next, rounding of sums in another order adds up.
-            tolerance = 1e-6 if report.epoch == 1 else 1e-5
-            assert losses == pytest.approx(report.losses, rel=tolerance, abs=tolerance)
+            assert losses == pytest.approx(report.losses, rel=1e-8, abs=1e-8)
             assert val == report.val
         for name, weight in weights.items():
             torch.testing.assert_close(
-                torch.from_numpy(weight), alone_weights[name], atol=1e-5, rtol=0, msg=name
+                torch.from_numpy(weight), alone_weights[name], atol=1e-8, rtol=0, msg=name
             )
 
 
