@@ -18,7 +18,6 @@ import optuna
 import optuna_dashboard
 import psutil
 import pytest
-import yaml
 from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -30,42 +29,12 @@ from adu.data.manifest import load_manifest
 from pipeline import evaluate, report
 from pipeline.command import load_config
 from pipeline.results.output import fetch_journal
-from pipeline.search import main
 from pipeline.train import TrainCommandConfig
 from tests.pipeline import commands
-from tests.tiny import DOMAINS, N_BLOCKS, tiny_backbone, tiny_manifest
+from tests.pipeline.searches import N_TRIALS, config, refused, write_config
+from tests.tiny import tiny_backbone, tiny_manifest
 
 STAGES = {"zero_shot", "baseline", "paper_defaults", "best"}
-N_TRIALS = 4
-
-
-def config(folder: Path, epochs: int = 4, trials: int = N_TRIALS) -> dict:
-    return {
-        "name": "tiny",
-        "context": {
-            "backbone": {"name": str(folder / "model")},
-            "data": {"manifest": str(folder / "manifest"), "shots": 2, "val_shots": 1},
-        },
-        "forget": [["sketch"]],
-        "train": {"epochs": epochs, "batch_size": 8},
-        "space": {
-            "method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30},
-            "method.lambda": {"low": 0.1, "high": 30, "log": True, "default": 10},
-            "method.n_ctx": {"choices": [1, 2], "default": 2},
-            "method.instapg_layer": {"low": 1, "high": N_BLOCKS - 2, "default": 2},
-            "train.lr": {"low": 0.001, "high": 0.1, "log": True, "default": 0.0025},
-        },
-        "search": {
-            "trials": trials,
-            "startup_trials": 2,
-            "grace_epochs": 1,
-            "reduction_factor": 2,
-            "race": 2,
-        },
-        "final": {"seeds": [0, 1]},
-        "resources": {"executors": 2},
-        "output": str(folder / "results" / "out"),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +44,6 @@ def data(tmp_path_factory) -> Path:
     tiny_backbone(folder / "model")
     tiny_manifest(folder)
     return folder
-
-
-def write_config(file: Path, values: dict) -> str:
-    file.write_text(yaml.safe_dump(values))
-    return str(file)
 
 
 @pytest.fixture(scope="module")
@@ -442,97 +406,6 @@ def assert_test_split_untouched(log: Path, data: Path) -> None:
     assert reads and not reads & test_uris
 
 
-# --- what a user can get wrong -----------------------------------------------------------------
-
-
-def refused(capsys, *arguments) -> str:
-    """Runs the command, expecting exit code 2 and one line; returns the line."""
-    assert main(list(arguments)) == 2
-    captured = capsys.readouterr()
-    lines = captured.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
-    return lines[0]
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        (
-            {"forget": [["drawing"]]},
-            f"forget domain 'drawing': unknown (known domains: {', '.join(DOMAINS)})",
-        ),
-        ({"forget": [list(DOMAINS)]}, "is all domains, none is left to retain"),
-        ({"context.data.manifest": "/nowhere/manifest"}, "manifest /nowhere/manifest: "),
-        ({"context.data.shots": 500}, "500"),
-        ({"train.epochs": "many"}, "train.epochs"),
-        ({"train.epoch": 3}, "train.epoch"),
-        ({"method": {"name": "erase"}}, "erase"),
-        ({"space.method.colour": {"low": 1, "high": 2, "default": 1}}, "method.colour"),
-        ({"tracking.uri": "http://127.0.0.1:9"}, "tracking.uri http://127.0.0.1:9: no MLflow"),
-        ({"output": "s3://bucket/out"}, "tracking.uri: must be set where the output is a URL"),
-        ({"output": "/proc/search"}, "output /proc/search: cannot be written"),
-        ({"resources.executors": 5000}, "5000 executors of 1 worker need 5000 x 1 CPU"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_a_mistake_is_one_line_and_leaves_nothing_behind(data, tmp_path, capsys, changes, says):
-    values = config(data) | {"output": str(tmp_path / "results" / "out")}
-    for path, value in changes.items():
-        *parents, name = path.split(".", path.count(".") if "space" not in path else 1)
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = value
-    file = write_config(tmp_path / "search.yaml", values)
-    assert says in refused(capsys, "--config", file)
-    assert not (tmp_path / "results" / "out").exists()
-
-
-@pytest.mark.faults
-def test_executors_that_do_not_start_in_time_are_told_of(data, tmp_path):
-    values = config(data) | {"output": str(tmp_path / "out")}
-    values["resources"]["start_timeout_s"] = 0.5
-    file = write_config(tmp_path / "search.yaml", values)
-    code, _, err = commands.run("search.py", ["--config", file])
-    assert code == 2, err
-    assert "error: resources: executors not ready within 0.5 s: asked for 2 x 1 workers" in err
-    assert "free in the cluster: " in err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_job_needs_an_absolute_output(data, tmp_path, capsys, monkeypatch):
-    # Where Ray unpacks a job's working directory.
-    folder = tmp_path / "working_dir_files" / "package"
-    folder.mkdir(parents=True)
-    monkeypatch.chdir(folder)
-    file = write_config(tmp_path / "search.yaml", config(data) | {"output": "results/job"})
-    line = refused(capsys, "--config", file)
-    assert "output results/job: must be an absolute path or a URL in a Ray job" in line
-
-
-def test_debug_shows_where_a_mistake_was_noticed(data, tmp_path, capsys):
-    file = write_config(tmp_path / "search.yaml", config(data) | {"forget": [["drawing"]]})
-    assert main(["--config", file, "--debug"]) == 2
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_an_unreachable_bucket_is_noticed_before_anything_starts(
-    data, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    values = config(data) | {"output": str(tmp_path / "out")}
-    values["context"]["data"]["manifest"] = "s3://bucket/manifest"
-    file = write_config(tmp_path / "search.yaml", values)
-    assert "s3://bucket/manifest" in refused(capsys, "--config", file)
-    assert not (tmp_path / "out").exists()
-
-
-# --- real images -------------------------------------------------------------------------------
-
-
 @pytest.mark.faults
 @pytest.mark.skipif(
     not (commands.PACS.is_dir() and commands.PACS_CLIP.is_dir()),
@@ -574,18 +447,3 @@ def test_a_search_on_photographs_and_drawings(tmp_path):
     assert min(before.values()) > 0.7
     assert study["n_trials"] == 1
     assert (output / "studies" / "sketch" / "report.png").stat().st_size > 10_000
-
-
-def test_the_demos_model_is_not_taken_for_other_images(data, tmp_path, capsys):
-    # Without a configuration file the rest is the demo's.
-    flags = ["--manifest", str(data / "manifest"), "--output", str(tmp_path / "out")]
-    line = refused(capsys, *flags, "--shots", "2", "--context.data.val-shots", "1")
-    assert "context.backbone.name 'demo': has seen drawn pictures alone" in line
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_address_where_nobody_is_is_told_at_once(data, tmp_path, capsys, free_port):
-    file = write_config(tmp_path / "search.yaml", config(data) | {"output": str(tmp_path / "out")})
-    line = refused(capsys, "--config", file, "--address", f"127.0.0.1:{free_port}")
-    assert f"address '127.0.0.1:{free_port}': no Ray cluster answers there" in line
-    assert not (tmp_path / "out").exists()

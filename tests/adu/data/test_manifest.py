@@ -1,11 +1,9 @@
-"""Manifests: a digest of the content alone, few-shot splits that never change, clear refusals."""
+"""Manifests: a digest of the content alone, rows of several files, clear refusals."""
 
-import hashlib
 import json
 import random
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,37 +11,10 @@ import pytest
 from adu import storage
 from adu.data import rows as manifest_rows
 from adu.data.decoded import DataConfig, select_images
-from adu.data.few_shot import smallest_first
 from adu.data.manifest import CARD_FILE, load_manifest
-from adu.data.writing import content_digest, write_manifest
+from adu.data.writing import content_digest
 from adu.errors import UserError
-
-
-def rows(per_cell=6, prefix="/data/"):
-    return [
-        {
-            "image_id": f"{domain}/{class_}/{i}.png",
-            "uri": f"{prefix}{domain}/{class_}/{i}.png",
-            "domain": domain,
-            "class": class_,
-            "split": "test" if i < 2 else "train",
-            "width": 8,
-            "height": 8,
-            "bytes": 10,
-            "sha256": f"{domain}{class_}{i}",
-        }
-        for domain in ("sketch", "photo")
-        for class_ in ("dog", "cat")
-        for i in range(per_cell)
-    ]
-
-
-def write(url, its_rows):
-    return write_manifest(str(url), its_rows, name="pets", source="/data")
-
-
-def ids(manifest, row_numbers):
-    return {manifest.table["image_id"][int(row)].as_py() for row in row_numbers}
+from tests.adu.data.manifests import ids, rows, write
 
 
 def test_a_manifest_comes_back_as_written(tmp_path):
@@ -81,42 +52,6 @@ def test_files_do_not_depend_on_the_blocks_in_which_rows_come(tmp_path):
     assert [file.url.rsplit("/")[-1] for file in parts.rows.files] == [
         file.url.rsplit("/")[-1] for file in whole.rows.files
     ]
-
-
-def test_few_shot_splits_do_not_depend_on_row_order(tmp_path):
-    shuffled = rows()
-    random.Random(1).shuffle(shuffled)
-    a, b = write(tmp_path / "a", rows()), write(tmp_path / "b", shuffled)
-    split_a, split_b = a.few_shot_split(2, 1, 0), b.few_shot_split(2, 1, 0)
-    assert ids(a, split_a.train_rows) == ids(b, split_b.train_rows)
-    assert ids(a, split_a.val_rows) == ids(b, split_b.val_rows)
-
-
-def test_few_shot_splits_are_pinned():
-    # A different draw would silently make results incomparable with those of before.
-    manifest = write("memory://pinned", rows())
-    train = sorted(ids(manifest, manifest.few_shot_split(1, 1, seed=7).train_rows))
-    assert train == ["photo/cat/5.png", "photo/dog/3.png", "sketch/cat/2.png", "sketch/dog/2.png"]
-
-
-def test_train_val_and_test_are_disjoint_and_of_the_asked_size(tmp_path):
-    manifest = write(tmp_path / "m", rows())
-    split = manifest.few_shot_split(shots=2, val_shots=2, seed=0)
-    parts = [split.train_rows, split.val_rows, manifest.test_rows()]
-    assert [len(part) for part in parts] == [8, 8, 8]
-    assert len(np.unique(np.concatenate(parts))) == 24
-
-
-def test_another_seed_draws_other_images(tmp_path):
-    manifest = write(tmp_path / "m", rows(per_cell=20))
-    first, second = (ids(manifest, manifest.few_shot_split(4, 1, s).train_rows) for s in (0, 1))
-    assert first != second
-
-
-def test_too_few_images_are_told_with_the_cell(tmp_path):
-    manifest = write(tmp_path / "m", rows()[:-1])
-    with pytest.raises(UserError, match="photo/cat has 3 .* 2 shots [+] 2 validation shots$"):
-        manifest.few_shot_split(2, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -183,15 +118,6 @@ def test_a_reader_sees_the_old_manifest_until_the_new_one_is_whole(tmp_path, mon
     assert load_manifest(str(tmp_path / "m")).table.equals(old.table)
 
 
-@pytest.fixture
-def split_in_files(tmp_path, monkeypatch):
-    """Manifests of several files and row groups, of which none is fetched whole."""
-    monkeypatch.setattr(manifest_rows, "ROWS_OF_FILE", 10)
-    monkeypatch.setattr(manifest_rows, "ROWS_OF_GROUP", 3)
-    monkeypatch.setattr(manifest_rows, "WHOLE_FILE_BYTES", 0)
-    return write(tmp_path / "split", rows())
-
-
 @pytest.mark.parametrize("names", [["uri"], ["sha256", "class", "flags", "bytes"]])
 def test_rows_of_several_files_are_those_of_the_table(split_in_files, names):
     manifest = split_in_files
@@ -215,43 +141,6 @@ def test_a_selection_counts_its_own_rows(split_in_files):
     whole = ids(split_in_files, split_in_files.few_shot_split(2, 1, 0).train_rows)
     assert drawn == {image_id for image_id in whole if image_id.startswith("photo/dog")}
     assert part.numbers("class", part.table) == [0] * 6
-
-
-def test_a_few_shot_split_reads_neither_places_nor_hashes(split_in_files, monkeypatch):
-    read = []
-    read_row_group = pq.ParquetFile.read_row_group
-
-    def noted(self, group, columns):
-        read.extend(columns)
-        return read_row_group(self, group, columns=columns)
-
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
-    manifest = load_manifest(split_in_files.url)
-    manifest.few_shot_split(2, 1, 0)
-    assert set(read) == {"domain", "class", "split", "image_id"}
-
-
-def test_few_shot_splits_are_the_smallest_hashes_of_each_cell(split_in_files):
-    table = split_in_files.table.to_pylist()
-    train, val = [], []
-    for domain in ("photo", "sketch"):
-        for class_ in ("cat", "dog"):
-            cell = [
-                i
-                for i, row in enumerate(table)
-                if (row["domain"], row["class"], row["split"]) == (domain, class_, "train")
-            ]
-            cell.sort(key=lambda i: hashlib.sha256(f"3/{table[i]['image_id']}".encode()).digest())
-            train, val = train + cell[:2], val + cell[2:3]
-    split = split_in_files.few_shot_split(2, 1, 3)
-    assert split.train_rows.tolist() == train
-    assert split.val_rows.tolist() == val
-
-
-def test_equal_first_words_of_hashes_are_told_apart_by_the_rest():
-    hashes = np.array([[5, 9, 0, 2], [5, 9, 0, 1], [4, 0, 0, 0], [1, 0, 0, 0]], np.uint64)
-    cells = np.array([0, 0, 0, 1])
-    assert smallest_first(cells, hashes).tolist() == [2, 1, 0, 3]
 
 
 def test_a_broken_row_file_is_named(tmp_path):
@@ -402,17 +291,3 @@ def test_a_path_below_the_home_folder_is_read(tmp_path, monkeypatch, whole_file_
     monkeypatch.setattr(manifest_rows, "WHOLE_FILE_BYTES", whole_file_bytes)
     written = write(tmp_path / "pets", rows())
     assert load_manifest("~/pets").table.equals(written.table)
-
-
-def test_all_that_is_beyond_the_shots_is_for_validation_up_to_a_limit(split_in_files, monkeypatch):
-    whole = split_in_files.few_shot_split(2, "all", 0)
-    trained = split_in_files.few_shot_split(2, 1, 0).train_rows
-    assert whole.train_rows.tolist() == trained.tolist()
-    n_train = sum(split_in_files.cell_counts("train").values())
-    assert len(whole.train_rows) + len(whole.val_rows) == n_train
-    # The first ones are those that fewer validation shots would be.
-    first = whole.val_rows[whole.val_places < 1]
-    assert first.tolist() == split_in_files.few_shot_split(2, 1, 0).val_rows.tolist()
-    n_cells = len(split_in_files.cell_counts("train"))
-    monkeypatch.setattr("adu.data.manifest.MOST_VAL_IMAGES", 2 * n_cells)
-    assert len(split_in_files.few_shot_split(1, "all", 0).val_rows) <= 2 * n_cells
