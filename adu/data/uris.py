@@ -84,10 +84,13 @@ def check_located(manifest: Manifest) -> None:
 
 
 def elsewhere(manifest: Manifest) -> Iterator[str]:
-    """URIs of a manifest's loose images that are not plainly within its own places."""
+    """URIs of a manifest's loose images that are relative, or lie outside of its own places."""
+    places = _places(manifest)
     for _, group in manifest.rows.groups(["uri", "shard"]):
         loose = group.filter(pc.is_null(group["shard"]))["uri"]
-        yield from _not_plainly_within(loose, _places(manifest))
+        for uri in _not_plainly_within(loose, places):
+            if storage.is_relative(uri) or not any(is_within(uri, place) for place in places):
+                yield uri
 
 
 def check_listed(uri: str, source: str, allowed: Sequence[str], row: str) -> None:

@@ -243,7 +243,6 @@ class Trainer:
             images_BCHW: This worker's share of them.
             number: The step's number in the run, from 0.
         """
-        context = self.context
         self.model.train()
         with self._precision():
             local = self.model(images_BCHW)

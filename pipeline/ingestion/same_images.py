@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 # Perceptual hashes of 64 bits that differ in at most so many bits are of similar images. Their 4
-# words of 16 bits then have one in common, which is how pairs are found without comparing all.
+# words of 16 bits then have one in common, which is how pairs are found without comparing all. Of
+# the other 48 bits, in 4 chunks of 12, one chunk is in common as well: so large groups are parted.
 SIMILAR_BITS = 3
-HASH_WORDS = 4
-# In a group of hashes with a word in common, ordered by hash, each is compared to so many next
-# ones. In a million images a group has 20; only in a heap of look-alikes are some pairs missed.
+HASH_WORDS, WORD_BITS = 4, 16
+CHUNK_BITS = 12
+# In a group of hashes with a word in common, or a word and a chunk where more than so many have the
+# word, each is compared to so many next ones: only in a heap of look-alikes are some pairs missed.
 MAX_NEIGHBOURS = 64
 # So many images are compared at a time, and read at a time.
 IMAGES_OF_PART = 2**22
@@ -150,24 +152,50 @@ def _similar_pairs(phash: pa.Array) -> np.ndarray:
 
 
 def _close_pairs(hashes: np.ndarray, word: int) -> np.ndarray:
-    """Pairs of places of hashes that differ in at most `SIMILAR_BITS` bits, not in this word.
-
-    Each is compared to the next ones in its group.
-    """
+    """Pairs of places of hashes that differ in at most `SIMILAR_BITS` bits, not in this word."""
     words = _word(hashes, word)
-    order = np.lexsort((hashes, words))
-    hashes, words = hashes[order], words[order]
+    crowded = np.bincount(words, minlength=2**16)[words] > MAX_NEIGHBOURS
+    rare, common = np.flatnonzero(~crowded), np.flatnonzero(crowded)
+    pairs = [rare[_close_in_groups(_rotated(hashes[rare], word), WORD_BITS)]]
+    if len(common):
+        keys = _rotated(hashes[common], word)
+        for _ in range(HASH_WORDS):
+            pairs.append(common[_close_in_groups(keys, WORD_BITS + CHUNK_BITS)])
+            keys = _next_chunk(keys)
+    return np.concatenate(pairs)
+
+
+def _close_in_groups(keys: np.ndarray, group_bits: int) -> np.ndarray:
+    """Pairs of places; each key is compared to the next ones that begin with the same bits."""
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
     pairs = [np.empty((0, 2), np.int64)]
     for step in range(1, MAX_NEIGHBOURS + 1):
-        together = words[step:] == words[:-step]
+        differing = keys[step:] ^ keys[:-step]
+        together = differing >> np.uint64(64 - group_bits) == 0
         if not together.any():
             break
-        close = np.bitwise_count(hashes[step:] ^ hashes[:-step]) <= SIMILAR_BITS
-        first = np.flatnonzero(together & close)
+        first = np.flatnonzero(together & (np.bitwise_count(differing) <= SIMILAR_BITS))
         pairs.append(np.stack([order[first], order[first + step]], 1))
     return np.concatenate(pairs)
 
 
+def _rotated(hashes: np.ndarray, word: int) -> np.ndarray:
+    """The same bits, this word's first."""
+    # In two steps: a shift by all 64 bits is undefined.
+    below = hashes >> np.uint64(WORD_BITS * word) >> np.uint64(WORD_BITS)
+    return hashes << np.uint64(WORD_BITS * (HASH_WORDS - 1 - word)) | below
+
+
+def _next_chunk(keys: np.ndarray) -> np.ndarray:
+    """The same bits, the last chunk's next after the first word."""
+    n_others = 64 - WORD_BITS
+    first = keys >> np.uint64(n_others) << np.uint64(n_others)
+    others = keys ^ first
+    last = others & np.uint64(2**CHUNK_BITS - 1)
+    return first | others >> np.uint64(CHUNK_BITS) | last << np.uint64(n_others - CHUNK_BITS)
+
+
 def _word(values: np.ndarray, word: int) -> np.ndarray:
     """One of the 16-bit words of each value, counted from the lowest."""
-    return (values >> values.dtype.type(16 * word)).astype(np.uint16)
+    return (values >> values.dtype.type(WORD_BITS * word)).astype(np.uint16)

@@ -72,8 +72,9 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         space = yaml.safe_load(arguments.space.read_text())
-        epochs = {"epochs": arguments.epochs} if arguments.epochs else {}
-        self._train: dict[str, Any] = {**space["train"], **epochs}
+        asked = {"epochs": arguments.epochs, "precision": arguments.precision}
+        given = {name: value for name, value in asked.items() if value is not None}
+        self._train: dict[str, Any] = {**space["train"], **given}
         data = {**space["context"]["data"], "manifest": arguments.manifest}
         if arguments.no_rates:  # nothing is chosen by validation images
             data["val_shots"] = 1
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("--manifest", default="demo", help="folder or URL")
     parser.add_argument("--backbone", default="demo", help="open_clip model")
     parser.add_argument("--epochs", type=int, help="unset: as --space says")
+    parser.add_argument("--precision", help="unset: as --space says")
     parser.add_argument("--no-rates", action="store_true", help="the recipe's rate for all")
     parser.add_argument("--forget", nargs="+", default=DOMAINS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
