@@ -171,14 +171,16 @@ def final_records(
         ended = [(config, outcomes[run.place]) for run, config in own if run.place in outcomes]
         errors = {c.train.seed: failures[r.place] for r, c in own if r.place in failures}
         tests = [outcome.test.scores for _, outcome in ended]
+        looks = [outcome.val for _, outcome in ended]
         records[stage] = FinalRecord(
             stage,
             own[0][1],
-            mean_scores([outcome.val for _, outcome in ended]) if ended else None,
+            mean_scores(looks) if ended else None,
             mean_scores(tests) if ended else None,
             tuple(config.train.seed for config, _ in ended),
             tuple(tests),
             errors,
+            tuple(looks),
         )
     return records
 

@@ -13,6 +13,7 @@ from pipeline.jobs.proof import StudyProof
 from pipeline.results.output import Output
 from pipeline.studies.queue import RunQueue
 from pipeline.studies.records import StudyRecord
+from pipeline.studies.selection import best_seed
 from pipeline.studies.source import FixedRuns
 from pipeline.studies.study import Study
 
@@ -61,12 +62,16 @@ class StudyFinals:
         queue.add_fixed(FixedRuns(study.name, runs, self._keep, self._ended))
 
     def shown(self) -> dict[str, TestOutcome]:
-        """An outcome of each stage: of several seeds the first stands for it."""
-        found: dict[str, TestOutcome] = {}
+        """An outcome of each stage: of several seeds the one whose model is the best."""
+        found: dict[str, list[TestOutcome]] = {}
         for run, _ in self._finals:
             if run.place in self._outcomes:
-                found.setdefault(run.stage, self._outcomes[run.place])
-        return found
+                found.setdefault(run.stage, []).append(self._outcomes[run.place])
+        goal = self.record.goal
+        return {
+            stage: seeds[best_seed([outcome.val for outcome in seeds], goal)]
+            for stage, seeds in found.items()
+        }
 
     def proof(self) -> StudyProof | None:
         """Attacks on what was tested; None if they are not asked for, or there is no best model."""

@@ -12,9 +12,11 @@ from statistics import mean, stdev, variance
 
 from scipy.special import stdtrit
 
+from adu.evaluation.metrics import Scores
 from pipeline.names import forget_name
 from pipeline.studies.goal import least_mem
 from pipeline.studies.records import FinalRecord, StudyRecord, TrialRecord
+from pipeline.studies.selection import best_seed
 
 CONFIDENCE = 0.95
 
@@ -135,7 +137,7 @@ def verdict(study: StudyRecord) -> str:
     for stage, other in OTHERS.items():
         if further := difference(study, stage):
             said += f"; it {judgement(further.by_seed, other)} ({further})"
-    sentences = [said, *_certainty(study), outlook(study)]
+    sentences = [said, *_handed_out(study), *_certainty(study), outlook(study)]
     if lost(study, study.finals["best"]):
         sentences.append("It LOST what it should keep")
     return ". ".join(sentences) + "."
@@ -163,6 +165,25 @@ def _gain(study: StudyRecord, gain: Difference) -> str:
     if best.run == first.run:
         return f"found nothing better than {named} and chose them"
     return f"{judgement(gain.by_seed, named)} ({gain})"
+
+
+def handed_out(study: StudyRecord) -> tuple[int, Scores] | None:
+    """Which of the best configuration's seeds has the model to take, and its test scores."""
+    best = study.finals.get("best")
+    if best is None or not best.val_by_seed:
+        return None
+    place = best_seed(best.val_by_seed, study.goal)
+    return best.seeds[place], best.test_by_seed[place]
+
+
+def _handed_out(study: StudyRecord) -> list[str]:
+    found = handed_out(study)
+    if found is None or len(study.finals["best"].seeds) < 2:
+        return []
+    seed, test = found
+    return [
+        f"The model to take is seed {seed}'s, the best on validation images: H {100 * test.h:.1f}"
+    ]
 
 
 def _certainty(study: StudyRecord) -> list[str]:

@@ -21,6 +21,7 @@ from pipeline.results.comparison import (
     KEPT_SHARE,
     Difference,
     difference,
+    handed_out,
     lost,
     noise,
     outlook,
@@ -150,12 +151,13 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _study_summary(study: StudyRecord) -> dict[str, Any]:
-    best = None
+    best, taken = None, handed_out(study)
     if study.best is not None:
         final = study.finals.get("best")
         best = {
             **_compared(study.best),
             **(_test_summary(final) if final else {"test": None}),
+            "handed_out": {"seed": taken[0], "test": taken[1].as_dict()} if taken else None,
         }
     return {
         "forget": list(study.forget),

@@ -106,6 +106,7 @@ class FinalRecord:
         seeds: Seeds of the runs that came to their end.
         test_by_seed: Test scores of every one of them.
         errors: Why the others did not, by seed.
+        val_by_seed: Validation scores of the former.
     """
 
     stage: str
@@ -115,6 +116,7 @@ class FinalRecord:
     seeds: tuple[int, ...]
     test_by_seed: tuple[Scores, ...] = ()
     errors: dict[int, str] = field(default_factory=dict)
+    val_by_seed: tuple[Scores, ...] = ()
 
     @property
     def label(self) -> str:
@@ -195,6 +197,7 @@ def _final(values: Mapping[str, Any]) -> FinalRecord:
         seeds=tuple(values["seeds"]),
         test_by_seed=tuple(Scores(**scores) for scores in values["test_by_seed"]),
         errors={int(seed): error for seed, error in values.get("errors", {}).items()},
+        val_by_seed=tuple(Scores(**scores) for scores in values.get("val_by_seed", ())),
     )
 
 

@@ -1,9 +1,10 @@
-"""Which of a study's trials is chosen, on validation images alone."""
+"""Which of a study's trials is chosen, and of its seeds, on validation images alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from adu.evaluation.metrics import Scores
 from pipeline.studies.goal import Goal
 from pipeline.studies.records import TrialRecord
 
@@ -25,6 +26,19 @@ def best_trial(trials: Sequence[TrialRecord], goal: Goal) -> TrialRecord | None:
             if len(trial.looks) == most:
                 return trial
     return None
+
+
+def best_seed(looks: Sequence[Scores], goal: Goal) -> int:
+    """Which of a configuration's seeds has the model to take: its place, of equal ones the first.
+
+    Seeds differ by more than validation images err, so that the best of them on those is better
+    than any one. How good a configuration is, the mean over all seeds tells.
+
+    Args:
+        looks: Validation scores of each seed's model.
+        goal: What is searched for.
+    """
+    return max(range(len(looks)), key=lambda place: goal.merit(looks[place]))
 
 
 def ranking(trials: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:

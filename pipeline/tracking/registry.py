@@ -116,6 +116,7 @@ def _log(mirror: Mirror, name: str, model: WantedModel) -> str:
         "search_id": facts.id,
         "forget": "+".join(model.forget),
         "manifest_digest": facts.digest,
+        "seed": str(model.seed),
         **{f"test_{key}": repr(value) for key, value in model.scores.items()},
         VERSION_TAG: model.version,
     }
@@ -239,7 +240,7 @@ def _why_not(best: ModelVersion | None, facts: Facts, model: WantedModel) -> str
     before = float(best.tags.get("test_h", "nan"))
     if not scores["h"] > before:
         return (
-            f"version {best.version} has a mean H of {_percent(before)} on the same test images, "
+            f"version {best.version} has an H of {_percent(before)} on the same test images, "
             f"this one {_percent(scores['h'])}"
         )
     return ""

@@ -21,7 +21,7 @@ from pipeline.studies.attributes import RECORD, ZERO_SHOT_MEM, stored_again, sto
 from pipeline.studies.chosen import read_chosen
 from pipeline.studies.listener import RunListener
 from pipeline.studies.records import StudyRecord, read_study_record
-from pipeline.studies.selection import best_trial
+from pipeline.studies.selection import best_seed, best_trial
 from pipeline.tracking.facts import Facts, StudyFacts
 from pipeline.tracking.fixed import SeedRun, configuration_runs, metrics_of_test
 from pipeline.tracking.server import NOTE_TAG
@@ -47,7 +47,8 @@ class WantedModel:
         run: Key of the run that it belongs to.
         checkpoint: Gives what was trained.
         version: Differs where the checkpoint does.
-        scores: Test Mem, For and H, means over the seeds.
+        seed: It was trained with: of the best configuration's, the best on validation images.
+        scores: Its test Mem, For and H.
         zero_shot_mem: Test Mem of the untouched model, where it was tested.
     """
 
@@ -56,6 +57,7 @@ class WantedModel:
     run: str
     checkpoint: Callable[[], bytes]
     version: str
+    seed: int
     scores: Mapping[str, float]
     zero_shot_mem: float | None = None
 
@@ -277,18 +279,27 @@ class Truth:
         if not self.finished(study):
             return None
         finals = self.finals(study)
-        best = [s for s in finals if s.stage == "best" and s.outcome is not None]
-        if not best or best[0].checkpoint is None:
+        by_stage: dict[str, list[tuple[SeedRun, TestOutcome]]] = {}
+        for seed in finals:
+            if seed.outcome is not None:
+                by_stage.setdefault(seed.stage, []).append((seed, seed.outcome))
+        untouched = next((outcome for _, outcome in by_stage.get("zero_shot", ())), None)
+        goal = replace(self.facts.goal, zero_shot_mem=untouched.val.mem if untouched else None)
+        looks = [outcome.val for _, outcome in by_stage.get("best", ())]
+        if not looks:
             return None
-        means = _test_means(finals)
+        chosen, outcome = by_stage["best"][0 if goal.lacks_zero_shot else best_seed(looks, goal)]
+        if chosen.checkpoint is None:
+            return None
         return WantedModel(
             study.folder,
             study.forget,
             run_key(study.name),
-            best[0].checkpoint,
-            storage.join(self.facts.id, *best[0].file.rsplit("/", 1)[1:]),
-            means["best"],
-            means.get("zero_shot", {}).get("mem"),
+            chosen.checkpoint,
+            storage.join(self.facts.id, *chosen.file.rsplit("/", 1)[1:]),
+            chosen.config.train.seed,
+            outcome.test.scores.as_dict(),
+            untouched.test.scores.mem if untouched else None,
         )
 
     # A table, or what `train.py` has trained.

@@ -11,6 +11,7 @@ from adu.training.config import RunConfig, TrainConfig
 from pipeline.executors.outcome_file import outcome_bytes
 from pipeline.jobs.finals import ZeroShot
 from pipeline.jobs.study_finals import StudyFinals
+from pipeline.studies.goal import Goal
 from pipeline.studies.space import Parameter
 from tests.pipeline.jobs.test_finals import outcome_of
 from tests.tiny import tiny_context
@@ -48,7 +49,7 @@ def begin(outcome, tmp_path):
                 name="sketch",
                 spec=SimpleNamespace(base=RunConfig(forget=FORGET), space=SPACE, context={}),
             ),
-            SimpleNamespace(best=best, forget=FORGET, finals={}),
+            SimpleNamespace(best=best, forget=FORGET, finals={}, goal=Goal()),
             ended.append,
         )
         (source,) = sources
@@ -57,14 +58,15 @@ def begin(outcome, tmp_path):
     return begin_with
 
 
-def work(source, outcome, checkpoint=None):
+def work(source, outcome, checkpoint=None, val_h=lambda seed: 0.5):
     """Does all runs of a source; gives their names."""
     names = []
     while source.wants:
         run = source.propose()
         names.append(run.name)
         config = RunConfig.model_validate(run.config)
-        left = replace(outcome[1], checkpoint=checkpoint)
+        val = replace(outcome[1].val, h=val_h(config.train.seed))
+        left = replace(outcome[1], checkpoint=checkpoint, val=val)
         storage.write_bytes(run.outcome_file, outcome_bytes(config, left))
         source.end(run, SimpleNamespace(state="complete", error=None))
     source.on_end(source)
@@ -87,6 +89,15 @@ def test_defaults_that_are_best_are_run_once(begin, outcome):
     assert len(work(source, outcome)) == 5
     found = finals.record.finals
     assert found["best"].test == found["paper_defaults"].test
+
+
+def test_what_stands_for_a_stage_is_the_best_seed_on_validation_images(begin, outcome):
+    finals, source, _ = begin(5.0)
+    work(source, outcome, val_h=lambda seed: 0.2 + 0.1 * seed)
+    assert finals.shown()["best"].val.h == finals.shown()["baseline"].val.h == pytest.approx(0.4)
+    assert [look.h for look in finals.record.finals["best"].val_by_seed] == pytest.approx(
+        [0.3, 0.4]
+    )
 
 
 def test_the_best_models_are_what_is_proved_also_if_they_are_the_defaults(begin, outcome):

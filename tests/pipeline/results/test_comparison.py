@@ -46,6 +46,16 @@ def test_a_search_that_gained_nothing_says_so():
     assert "found nothing better than the paper's defaults and chose them" in verdict(same)
 
 
+def test_the_model_to_take_is_told_with_its_own_figures():
+    made = study()
+    made.finals["best"] = final("best", (0.95, 0.9), (0.9, 0.9))
+    assert "The model to take" not in verdict(made), "a record of an earlier version"
+    made.finals["best"].val_by_seed = (scores(0.8, 0.8), scores(0.7, 0.95))
+    assert "The model to take is seed 1's, the best on validation images: H 90.0" in verdict(made)
+    made.goal = Goal("mem")
+    assert "The model to take is seed 0's" in verdict(made)
+
+
 def test_what_it_started_from_is_called_by_its_name():
     made = study()
     stable = made.finals["paper_defaults"].run.model_copy(

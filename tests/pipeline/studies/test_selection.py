@@ -1,8 +1,8 @@
 """Which trial is chosen, and which none surpasses."""
 
 from pipeline.studies.goal import Goal
-from pipeline.studies.selection import best_trial, pareto_front
-from tests.pipeline.records import trial
+from pipeline.studies.selection import best_seed, best_trial, pareto_front
+from tests.pipeline.records import scores, trial
 
 
 def test_the_best_trial_is_a_complete_one_if_there_is_any():
@@ -28,3 +28,10 @@ def test_the_pareto_front_has_what_nothing_surpasses():
     front = [trial(0, 0.5, 0.9), trial(1, 0.8, 0.7), trial(2, 0.9, 0.5)]
     inside = [trial(3, 0.5, 0.8), trial(4, 0.7, 0.7), trial(5, 0.95, 0.95, "stopped")]
     assert pareto_front([*inside, *reversed(front)]) == front
+
+
+def test_the_model_to_take_is_the_seeds_that_is_best_on_validation_images():
+    looks = [scores(0.9, 0.5), scores(0.7, 0.8), scores(0.7, 0.8)]
+    assert best_seed(looks, Goal()) == 1
+    assert best_seed(looks, Goal(min_mem=0.8)) == 0
+    assert best_seed(looks, Goal(min_mem="80%", zero_shot_mem=0.95)) == 0

@@ -16,6 +16,7 @@ import torch
 from mlflow import MlflowClient
 
 from adu import storage
+from adu.evaluation.metrics import harmonic_mean
 from adu.methods import build_method
 from adu.models.sources import WEIGHTS_FILE
 from adu.serving.classifier import Classifier
@@ -26,7 +27,7 @@ from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.registry import model_name, register
 from pipeline.tracking.server import sqlite_file
 from tests.adu.data.test_preprocess import lines
-from tests.pipeline.tracking.made_up import search_output
+from tests.pipeline.tracking.made_up import SEEDS, search_output
 from tests.tiny import CLASSES, MODEL, tiny_context
 
 SERVE = """
@@ -78,6 +79,9 @@ def test_it_is_registered_once_and_serves_by_itself(trained, server, tmp_path):
     )
     assert (told["name"], told["version"], told["is_best"]) == ("served-without-sketch", "1", True)
     best = MlflowClient(server.uri).get_model_version_by_alias(told["name"], "best")
+    # Of the best configuration's seeds, the one that is best on validation images.
+    assert best.tags["seed"] == str(SEEDS[-1])
+    assert float(best.tags["test_h"]) == pytest.approx(harmonic_mean(0.9, 0.8 + 1 / 100))
     assert best.tags["forget"] == "sketch" and best.tags["manifest_digest"] == "d" * 64
     assert "has unlearned the domain sketch of served" in best.description
     assert mlflow.get_tracking_uri() == uri, "MLflow's own settings were changed"
@@ -113,7 +117,7 @@ def test_the_alias_moves_to_a_better_model_alone(server, tmp_path):
     assert move("first", best_h=0.7) == ("2", True, "")
     version, is_best, reason = move("worse", best_h=0.6)
     assert (version, is_best) == ("3", False)
-    assert reason.startswith("version 2 has a mean H of 79.")
+    assert reason.startswith("version 2 has an H of 79.")
     version, is_best, reason = move("other images", best_h=0.9, digest="e" * 64)
     assert (version, is_best) == ("4", False) and "version 2 is of other images" in reason
     assert move("better", best_h=0.8) == ("5", True, "")
