@@ -205,7 +205,7 @@ def table(arguments: argparse.Namespace) -> Iterator[str]:
     found = found.set_index(["forget", "seed"])[["method", *COLUMNS]]
     by_method = {name: its[list(COLUMNS)] for name, its in found.groupby("method", sort=False)}
     yield from rows("", by_method)
-    for base in (BASELINE, FORGET_ONLY):
+    for base in (name for name in (BASELINE, FORGET_ONLY) if name in by_method):
         others = {name: its for name, its in by_method.items() if name not in (base, *ENDS)}
         apart = {name: its - by_method[base] for name, its in others.items()}
         yield from ("", *rows(f"minus {base}", apart))
