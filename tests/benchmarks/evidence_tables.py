@@ -92,7 +92,7 @@ class Bench:
             known = any(key.items() <= line.items() for line in read(self._arguments, "models"))
             if number % n_parts != part - 1 or known:
                 continue
-            line = {**key, "factor": self._factor(name)}
+            line: Line = {**key, "factor": self._factor(name)}
             start_s = time.process_time()
             try:
                 line |= self._attacked(name, forget, seed, line["factor"])

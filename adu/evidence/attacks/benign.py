@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from adu.evidence.attacks.base import Attack, Figures
-from adu.evidence.attacks.tuning import best, fine_tuned
+from adu.evidence.attacks.tuning import RATES, Rates, best, fine_tuned
 from adu.evidence.subject import Subject
 
 
@@ -26,7 +26,7 @@ class Benign(Attack):
     at_steps: tuple[int, ...] = Field(
         (0, 5, 10, 20, 40), description="steps after which it is tested"
     )
-    lr: float = Field(3e-4, gt=0, description="of AdamW")
+    lr: Rates = RATES
     batch_size: int = Field(16, ge=1, description="images in a step")
 
     def run(self, subject: Subject) -> Figures:

@@ -6,9 +6,11 @@ Tensor names carry their shape: B images of a batch, C channels, S the model's h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 
 from adu.data.preprocess import normalised
 from adu.evidence.subject import Pictures, Subject, copied, model_accuracy
@@ -16,8 +18,40 @@ from adu.methods import Method
 
 Curve = list[tuple[int, float]]
 
+# What brings a small tower's domain back makes a larger one forget everything.
+RATES = (3e-4, 3e-5)
+Rates = Annotated[
+    tuple[Annotated[float, Field(gt=0)], ...],
+    Field(min_length=1, description="of AdamW: all are tried, and the one that gets most counts"),
+]
+
 
 def fine_tuned(
+    subject: Subject,
+    shots: Pictures,
+    test: Pictures,
+    at_steps: Sequence[int],
+    rates: Sequence[float],
+    batch_size: int,
+) -> Curve:
+    """Trains copies of a model on labelled images with the cross-entropy.
+
+    Args:
+        subject: The model, which stays as it is.
+        shots: What it is trained on.
+        test: What it is asked about.
+        at_steps: After how many steps, in ascending order.
+        rates: Of AdamW, for a copy each.
+        batch_size: Images in a step, or as many as there are.
+
+    Returns:
+        Steps and accuracy on `test` of the copy that came to the highest.
+    """
+    curves = (_tuned(subject, shots, test, at_steps, lr, batch_size) for lr in rates)
+    return max(curves, key=best)
+
+
+def _tuned(
     subject: Subject,
     shots: Pictures,
     test: Pictures,
@@ -25,19 +59,6 @@ def fine_tuned(
     lr: float,
     batch_size: int,
 ) -> Curve:
-    """Trains a copy of a model on labelled images with the cross-entropy.
-
-    Args:
-        subject: The model, which stays as it is.
-        shots: What it is trained on.
-        test: What it is asked about.
-        at_steps: After how many steps, in ascending order.
-        lr: Of AdamW.
-        batch_size: Images in a step, or as many as there are.
-
-    Returns:
-        Steps and accuracy on `test`.
-    """
     backbone = copied(subject.model.backbone)
     model = subject.on(backbone)
     tower = [parameter.requires_grad_() for parameter in backbone.clip.visual.parameters()]

@@ -137,12 +137,23 @@ def test_a_tower_without_room_for_a_prompt_is_told(context):
 
 
 def test_relearning_brings_accuracy_and_is_the_same_each_time(context):
-    attack = Relearning(shots=(4,), at_steps=(0, 5, 20), lr=3e-3)
+    attack = Relearning(shots=(4,), at_steps=(0, 5, 20), lr=(3e-3,))
     first, second = (attack.run(tiny_subject(context)) for _ in range(2))
     assert first == second
     (curve,) = first.curves.values()
     assert curve[-1][1] > curve[0][1]
     assert first.recovered["4 shots"] == max(accuracy for _, accuracy in curve)
+
+
+def test_relearning_takes_the_rate_that_gets_most(context):
+    """A rate too high for a model leaves its accuracy as it was: no attack at all."""
+    subject = tiny_subject(context)
+
+    def recovered(*lr):
+        return Relearning(shots=(4,), at_steps=(0, 5, 20), lr=lr).run(subject).recovered["4 shots"]
+
+    assert recovered(10.0) < recovered(3e-3)
+    assert recovered(10.0, 3e-3) == recovered(3e-3, 10.0) == recovered(3e-3)
 
 
 def test_pixels_are_changed_as_said():
