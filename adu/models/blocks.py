@@ -72,7 +72,7 @@ def _attended(
 ) -> Tensor:
     if query_BHTA.device.type != "cpu" or query_BHTA.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(query_BHTA, key_BHTA, value_BHTA, attn_mask=mask_TT)
-    # On a CPU the fused function's backward pass in bf16 takes two to five times as long as this.
+    # On a CPU the fused function's backward pass in bf16 takes several times as long as this.
     scores_BHTT = query_BHTA * query_BHTA.shape[-1] ** -0.5 @ key_BHTA.transpose(-1, -2)
     if mask_TT is not None:
         scores_BHTT = scores_BHTT + mask_TT

@@ -32,18 +32,8 @@ from pipeline.results.output import fetch_journal
 from pipeline.train import TrainCommandConfig
 from tests.pipeline import commands
 from tests.pipeline.searches import N_TRIALS, config, refused, write_config
-from tests.tiny import tiny_backbone, tiny_manifest
 
 STAGES = {"zero_shot", "baseline", "paper_defaults", "best"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A folder with a model and a manifest."""
-    folder = tmp_path_factory.mktemp("search")
-    tiny_backbone(folder / "model")
-    tiny_manifest(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from pipeline.search import main
 from tests.pipeline import commands
 from tests.pipeline.searches import config, refused, write_config
-from tests.tiny import DOMAINS, tiny_backbone, tiny_manifest
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A folder with a model and a manifest."""
-    folder = tmp_path_factory.mktemp("search")
-    tiny_backbone(folder / "model")
-    tiny_manifest(folder)
-    return folder
+from tests.tiny import DOMAINS
 
 
 @pytest.mark.parametrize(
