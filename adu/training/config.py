@@ -13,6 +13,8 @@ from adu.methods import MethodConfig
 from adu.methods.adu import AduConfig
 from adu.methods.recipes import recipe_of
 
+Precision = Literal["fp32", "bf16"]
+
 
 class TrainConfig(StrictModel):
     """How a run is trained.
@@ -51,7 +53,7 @@ class TrainConfig(StrictModel):
         0.08, gt=0, le=1, description="smallest share of an image that a training crop covers"
     )
     hflip: bool = Field(True, description="whether half of the training images are mirrored")
-    precision: Literal["fp32", "bf16"] = Field(
+    precision: Precision = Field(
         "fp32", description="of the forward pass, in training and validation; tests are in fp32"
     )
     seed: int = Field(0, ge=0, description="of the initial weights, batches and augmentation")

@@ -129,6 +129,7 @@ def final_configs(
     space: Space,
     best: Mapping[str, Any],
     seeds: Sequence[int],
+    best_seed: int,
     paper: RunConfig | None = None,
 ) -> list[tuple[str, RunConfig]]:
     """The stages that a study is judged by and their configurations, the longest first.
@@ -138,6 +139,8 @@ def final_configs(
         space: What was searched, with its defaults.
         best: The best trial's parameters.
         seeds: Every stage that trains is run once with each.
+        best_seed: With which the search has seen the best configuration do best. It is run again
+            apart from the others, for its model: as a figure it would be too good.
         paper: The paper's own configuration, where the defaults are another recipe's.
     """
     first = configure(base, defaults(space))
@@ -145,7 +148,8 @@ def final_configs(
     if paper is not None:
         stages["paper"] = paper
     seeded = [(stage, seeded_run(run, seed)) for stage, run in stages.items() for seed in seeds]
-    return [*seeded, (ZERO_SHOT, first.model_copy(update={"method": ZeroShotConfig()}))]
+    again = ("best_again", seeded_run(stages["best"], best_seed))
+    return [*seeded, again, (ZERO_SHOT, first.model_copy(update={"method": ZeroShotConfig()}))]
 
 
 def seeded_run(run: RunConfig, seed: int) -> RunConfig:

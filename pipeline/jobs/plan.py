@@ -143,7 +143,7 @@ class Plan:
     def n_finals(self) -> int:
         """Final runs of a study that train."""
         stages = 3 + any(self.paper(forget) is not None for forget in self.forget_sets)
-        return stages * len(self.config.final.seeds)
+        return stages * len(self.config.final.seeds) + 1
 
     def few_shot_split(self) -> FewShotSplit:
         """The images that all runs learn from and are chosen on."""

@@ -12,8 +12,8 @@ from pipeline.jobs.plan import Plan
 from pipeline.jobs.proof import StudyProof
 from pipeline.results.output import Output
 from pipeline.studies.queue import RunQueue
-from pipeline.studies.records import StudyRecord
-from pipeline.studies.selection import best_seed
+from pipeline.studies.records import SEARCHED, StudyRecord
+from pipeline.studies.selection import best_seed, luckiest_seed
 from pipeline.studies.source import FixedRuns
 from pipeline.studies.study import Study
 
@@ -50,7 +50,8 @@ class StudyFinals:
         self._outcomes: dict[str, TestOutcome] = {}
         spec, seeds = study.spec, plan.config.final.seeds
         paper = plan.paper(spec.base.forget)
-        self.configs = final_configs(spec.base, spec.space, record.best.params, seeds, paper)
+        again = luckiest_seed(record.best, spec.base.train.seed, record.goal)
+        self.configs = final_configs(spec.base, spec.space, record.best.params, seeds, again, paper)
         folder = output.finals(study.name)
         self._finals: list[Final] = [
             (fixed_run(study.name, stage, config, spec.context, folder), config)
@@ -62,11 +63,15 @@ class StudyFinals:
         queue.add_fixed(FixedRuns(study.name, runs, self._keep, self._ended))
 
     def shown(self) -> dict[str, TestOutcome]:
-        """An outcome of each stage: of several seeds the one whose model is the best."""
+        """An outcome of each stage: of several seeds the one whose model is the best.
+
+        Of the best configuration it is that of the model handed out.
+        """
         found: dict[str, list[TestOutcome]] = {}
         for run, _ in self._finals:
             if run.place in self._outcomes:
-                found.setdefault(run.stage, []).append(self._outcomes[run.place])
+                stage = "best" if run.stage in SEARCHED else run.stage
+                found.setdefault(stage, []).append(self._outcomes[run.place])
         goal = self.record.goal
         return {
             stage: seeds[best_seed([outcome.val for outcome in seeds], goal)]
@@ -75,17 +80,18 @@ class StudyFinals:
 
     def proof(self) -> StudyProof | None:
         """Attacks on what was tested; None if they are not asked for, or there is no best model."""
-        best = [
-            (config, run.outcome_file)
+        best = {
+            config.train.seed: (config, run.outcome_file)
             for run, config in self._finals
-            if run.stage == "best"
+            if run.stage in SEARCHED
             and run.place in self._outcomes
             and self._outcomes[run.place].checkpoint
-        ]
+        }
         if self._plan.config.prove is None or not best:
             return None
         name, context = self._study.name, self._study.spec.context
-        return StudyProof(self._plan, name, self._output.study_pictures(name), context, best)
+        place = self._output.study_pictures(name)
+        return StudyProof(self._plan, name, place, context, list(best.values()))
 
     def _keep(self, run: Run, outcome: TestOutcome) -> None:
         # Nothing is built on it once another search has the output.

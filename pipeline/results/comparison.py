@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 from adu.evaluation.metrics import Scores
 from pipeline.names import forget_name
 from pipeline.studies.goal import least_mem
-from pipeline.studies.records import FinalRecord, StudyRecord, TrialRecord
+from pipeline.studies.records import SEARCHED, FinalRecord, StudyRecord, TrialRecord
 from pipeline.studies.selection import best_seed
 
 CONFIDENCE = 0.95
@@ -169,16 +169,18 @@ def _gain(study: StudyRecord, gain: Difference) -> str:
 
 def handed_out(study: StudyRecord) -> tuple[int, Scores] | None:
     """Which of the best configuration's seeds has the model to take, and its test scores."""
-    best = study.finals.get("best")
-    if best is None or not best.val_by_seed:
+    finals = [study.finals[stage] for stage in SEARCHED if stage in study.finals]
+    looks = [look for final in finals for look in final.val_by_seed]
+    if not looks:
         return None
-    place = best_seed(best.val_by_seed, study.goal)
-    return best.seeds[place], best.test_by_seed[place]
+    place = best_seed(looks, study.goal)
+    seeds = [seed for final in finals for seed in final.seeds]
+    return seeds[place], [test for final in finals for test in final.test_by_seed][place]
 
 
 def _handed_out(study: StudyRecord) -> list[str]:
     found = handed_out(study)
-    if found is None or len(study.finals["best"].seeds) < 2:
+    if found is None:
         return []
     seed, test = found
     return [

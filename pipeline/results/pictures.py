@@ -29,6 +29,7 @@ STAGE_MARKERS = {
     "baseline": "s",
     "paper_defaults": "D",
     "best": "*",
+    "best_again": "p",
     "paper": "X",
 }
 

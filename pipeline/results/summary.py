@@ -28,7 +28,7 @@ from pipeline.results.comparison import (
     verdict,
     within_noise,
 )
-from pipeline.studies.records import STAGES, FinalRecord, StudyRecord, TrialRecord
+from pipeline.studies.records import SEARCHED, STAGES, FinalRecord, StudyRecord, TrialRecord
 from pipeline.studies.selection import pareto_front
 
 # Of the last lines, in columns.
@@ -185,7 +185,7 @@ def _study_summary(study: StudyRecord) -> dict[str, Any]:
         "baselines": {
             stage: _test_summary(study.finals[stage])
             for stage in STAGES
-            if stage != "best" and stage in study.finals
+            if stage not in SEARCHED and stage in study.finals
         },
     }
 

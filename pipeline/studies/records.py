@@ -22,7 +22,12 @@ STAGES = {
     "paper": "{}, the paper's",
     "paper_defaults": "{}, {} defaults",
     "best": "{}, searched",
+    "best_again": "{}, best seed again",
 }
+
+# Stages whose models are of the chosen configuration: with fresh seeds, which tell how good it is,
+# and with the seed that was its best in the search, which has had luck.
+SEARCHED = ("best", "best_again")
 
 METHOD_LABELS = {
     "adu": "ADU",

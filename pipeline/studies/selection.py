@@ -41,6 +41,18 @@ def best_seed(looks: Sequence[Scores], goal: Goal) -> int:
     return max(range(len(looks)), key=lambda place: goal.merit(looks[place]))
 
 
+def luckiest_seed(trial: TrialRecord, own_seed: int, goal: Goal) -> int:
+    """The seed with which a trial's configuration was best in the search.
+
+    Args:
+        trial: Has scores.
+        own_seed: The trial's; those that it was run again with it knows.
+        goal: What is searched for.
+    """
+    seeds = [own_seed, *trial.again]
+    return seeds[best_seed(trial.looks, goal)]
+
+
 def ranking(trials: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
     """Trials that have scores, the best first, by their merit over all their seeds."""
     scored = [trial for trial in trials if trial.val is not None]

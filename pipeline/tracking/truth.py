@@ -20,7 +20,7 @@ from pipeline.names import forget_name, mlflow_name
 from pipeline.studies.attributes import RECORD, ZERO_SHOT_MEM, stored_again, stored_record
 from pipeline.studies.chosen import read_chosen
 from pipeline.studies.listener import RunListener
-from pipeline.studies.records import StudyRecord, read_study_record
+from pipeline.studies.records import SEARCHED, StudyRecord, read_study_record
 from pipeline.studies.selection import best_seed, best_trial
 from pipeline.tracking.facts import Facts, StudyFacts
 from pipeline.tracking.fixed import SeedRun, configuration_runs, metrics_of_test
@@ -279,16 +279,15 @@ class Truth:
         if not self.finished(study):
             return None
         finals = self.finals(study)
-        by_stage: dict[str, list[tuple[SeedRun, TestOutcome]]] = {}
-        for seed in finals:
-            if seed.outcome is not None:
-                by_stage.setdefault(seed.stage, []).append((seed, seed.outcome))
-        untouched = next((outcome for _, outcome in by_stage.get("zero_shot", ())), None)
+        ended = [(seed, seed.outcome) for seed in finals if seed.outcome is not None]
+        untouched = next((outcome for seed, outcome in ended if seed.stage == "zero_shot"), None)
         goal = replace(self.facts.goal, zero_shot_mem=untouched.val.mem if untouched else None)
-        looks = [outcome.val for _, outcome in by_stage.get("best", ())]
-        if not looks:
+        # In the order that the last lines of a search have: of equal ones it is the first.
+        models = [each for stage in SEARCHED for each in ended if each[0].stage == stage]
+        if not models:
             return None
-        chosen, outcome = by_stage["best"][0 if goal.lacks_zero_shot else best_seed(looks, goal)]
+        looks = [outcome.val for _, outcome in models]
+        chosen, outcome = models[0 if goal.lacks_zero_shot else best_seed(looks, goal)]
         if chosen.checkpoint is None:
             return None
         return WantedModel(

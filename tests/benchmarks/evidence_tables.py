@@ -33,7 +33,7 @@ from adu.evidence import references
 from adu.evidence.attacks import BatteryConfig, Figures
 from adu.evidence.bench import Outcome
 from adu.evidence.proof import ProofConfig
-from adu.evidence.subject import Material, Subject
+from adu.evidence.subject import Material, MaterialConfig, Subject
 from adu.evidence.verdict import estimate, standings
 from adu.methods import Method
 from adu.methods.recipes import RECIPES
@@ -80,7 +80,8 @@ class Bench:
             data["val_shots"] = 1
         values = {"backbone": {"name": arguments.backbone}, "data": data}
         self._context = load_context(ContextConfig.model_validate(values), torch.device("cpu"))
-        self._proof = ProofConfig(quick=True).written_out()
+        material = MaterialConfig(precision=self._train.get("precision", "fp32"))
+        self._proof = ProofConfig(quick=True, material=material).written_out()
         self._material = cache(self._open)
         self._shown_less: dict[tuple[str, int], Method] = {}
 
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--manifest", default="demo", help="folder or URL")
     parser.add_argument("--backbone", default="demo", help="open_clip model")
     parser.add_argument("--epochs", type=int, help="unset: as --space says")
-    parser.add_argument("--precision", help="unset: as --space says")
+    parser.add_argument("--precision", help="of training and attacks; unset: as --space says")
     parser.add_argument("--no-rates", action="store_true", help="the recipe's rate for all")
     parser.add_argument("--forget", nargs="+", default=DOMAINS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))

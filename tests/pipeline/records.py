@@ -14,6 +14,7 @@ METHODS = {
     "baseline": BaselineConfig(),
     "paper_defaults": AduConfig(),
     "best": AduConfig(gamma=3.0),
+    "best_again": AduConfig(gamma=3.0),
 }
 
 

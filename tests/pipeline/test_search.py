@@ -34,6 +34,8 @@ from tests.pipeline import commands
 from tests.pipeline.searches import N_TRIALS, config, refused, write_config
 
 STAGES = {"zero_shot", "baseline", "paper_defaults", "best"}
+# Of one seed each.
+SINGLE = {"zero_shot", "best_again"}
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +141,9 @@ def test_mlflow_has_a_run_for_everything(finished):
         ("study", "study"): 1,
         ("trial", "configuration"): N_TRIALS,
         ("trial", "seed"): 2,
-        **{(stage, "configuration"): 1 for stage in STAGES},
-        **{(stage, "seed"): 1 if stage == "zero_shot" else 2 for stage in STAGES},
+        **{(stage, "configuration"): 1 for stage in (*STAGES, "best_again")},
+        **{(stage, "seed"): 2 for stage in STAGES - SINGLE},
+        **{(stage, "seed"): 1 for stage in SINGLE},
     }
     (parent,) = by_stage["study"]
     for run in runs:

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adu.evidence.attacks.base import Attack, Figures
-from adu.evidence.subject import Pictures, PixelChange, Subject, model_accuracy
+from adu.evidence.subject import Pictures, PixelChange, Subject
 
 # Of red, green and blue in brightness (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
@@ -50,12 +50,14 @@ class Inputs(Attack):
         for share in self.blends:
             changes[f"{share:.0%} kept"] = blended(mean_kept_CSS, share)
         recovered = {
-            name: model_accuracy(subject.model, test, change) for name, change in changes.items()
+            name: material.accuracy(subject.model, test, change) for name, change in changes.items()
         }
         to_forgotten = restyled(*_statistics(material.forgotten(material.pool)))
         kept_test = material.kept(material.test)
         others = {
-            "kept, in forgotten statistics": model_accuracy(subject.model, kept_test, to_forgotten)
+            "kept, in forgotten statistics": material.accuracy(
+                subject.model, kept_test, to_forgotten
+            )
         }
         return Figures(recovered, others)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adu.evidence.attacks.base import Attack, Figures
-from adu.evidence.subject import Pictures, Subject, features_of
+from adu.evidence.subject import Pictures, Subject
 
 
 class Membership(Attack):
@@ -55,7 +55,8 @@ def auc(inside_N: Tensor, outside_N: Tensor) -> float:
 def _ratio(subject: Subject, pictures: Pictures) -> Tensor:
     assert subject.never_shown is not None
     reference = subject.never_shown
-    features_NE = features_of(reference, pictures).to(reference.task.text_CE.device)
+    features_NE = subject.material.features(reference, pictures)
+    features_NE = features_NE.to(reference.task.text_CE.device)
     reference_NC = reference.class_logits(features_NE).cpu()
     return _log_p(subject.logits(pictures), pictures) - _log_p(reference_NC, pictures)
 

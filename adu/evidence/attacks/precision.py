@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adu.evidence.attacks.altered import Part, altered
 from adu.evidence.attacks.base import Attack, Figures
-from adu.evidence.subject import Subject, model_accuracy
+from adu.evidence.subject import Subject
 
 
 class Precision(Attack):
@@ -30,7 +30,8 @@ class Precision(Attack):
         for part in get_args(Part):
             for bits in self.bits:
                 model = altered(subject, part, partial(quantised, bits=bits))
-                recovered[f"INT{bits}, {part}"] = model_accuracy(model, subject.forgotten_test)
+                found = subject.material.accuracy(model, subject.forgotten_test)
+                recovered[f"INT{bits}, {part}"] = found
         return Figures(recovered)
 
 

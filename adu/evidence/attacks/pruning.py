@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adu.evidence.attacks.altered import Part, altered
 from adu.evidence.attacks.base import Attack, Figures
-from adu.evidence.subject import Subject, model_accuracy
+from adu.evidence.subject import Subject
 
 
 class Pruning(Attack):
@@ -29,7 +29,8 @@ class Pruning(Attack):
         for part in get_args(Part):
             for share in self.shares:
                 model = altered(subject, part, partial(pruned, share=share))
-                recovered[f"{share:.0%}, {part}"] = model_accuracy(model, subject.forgotten_test)
+                found = subject.material.accuracy(model, subject.forgotten_test)
+                recovered[f"{share:.0%}, {part}"] = found
         return Figures(recovered)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from adu.evidence.attacks.base import Attack, Figures
-from adu.evidence.subject import Subject, model_accuracy
+from adu.evidence.subject import Subject
 from adu.methods import Method
 from adu.methods.zero_shot import ZeroShot, ZeroShotConfig
 
@@ -27,7 +27,8 @@ class Removal(Attack):
             )
             return Figures(untested={self.title: reason})
         bare = ZeroShot(ZeroShotConfig(), model.backbone, model.task)
-        return Figures(recovered={"backbone alone": model_accuracy(bare, subject.forgotten_test)})
+        found = subject.material.accuracy(bare, subject.forgotten_test)
+        return Figures(recovered={"backbone alone": found})
 
 
 def _is_plain(model: Method) -> bool:

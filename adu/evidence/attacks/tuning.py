@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from adu.data.preprocess import normalised
-from adu.evidence.subject import Pictures, Subject, copied, model_accuracy
+from adu.evidence.subject import Material, Pictures, Subject, copied
 from adu.methods import Method
 
 Curve = list[tuple[int, float]]
@@ -67,9 +67,9 @@ def _tuned(
     curve: Curve = []
     for step in range(at_steps[-1] + 1):
         if step in at_steps:
-            curve.append((step, model_accuracy(model, test)))
+            curve.append((step, subject.material.accuracy(model, test)))
         if step < at_steps[-1]:
-            _step(model, shots, next_batch(), optimizer)
+            _step(model, subject.material, shots, next_batch(), optimizer)
     return curve
 
 
@@ -79,14 +79,20 @@ def best(curve: Curve) -> float:
 
 
 def _step(
-    model: Method, shots: Pictures, places: list[int], optimizer: torch.optim.Optimizer
+    model: Method,
+    material: Material,
+    shots: Pictures,
+    places: list[int],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     model.train()
     device = model.task.text_CE.device
     images_BCSS = normalised(shots.pixels(places).to(device), model.backbone.transform)
     class_B = shots.class_N[places].to(device)
     optimizer.zero_grad()
-    F.cross_entropy(model(images_BCSS).logits_BC, class_B).backward()
+    with material.autocast():
+        logits_BC = model(images_BCSS).logits_BC
+    F.cross_entropy(logits_BC, class_B).backward()
     optimizer.step()
 
 

@@ -23,7 +23,7 @@ from adu.evidence.attacks.removal import Removal
 from adu.evidence.attacks.soft_prompt import SoftPrompt
 from adu.evidence.attacks.words import Words
 from adu.evidence.references import untouched
-from adu.evidence.subject import Material, model_accuracy
+from adu.evidence.subject import Material, MaterialConfig
 from adu.models.backbone import BackboneConfig
 from pipeline.ingest import IngestConfig, ingest
 from tests.adu.evidence.subjects import FORGET, tiny_subject
@@ -40,7 +40,7 @@ def context(tmp_path_factory):
 def zero_shot_accuracy(subject):
     context = subject.material.context
     model = untouched(context.backbone, context.task(FORGET))
-    return model_accuracy(model, subject.forgotten_test)
+    return subject.material.accuracy(model, subject.forgotten_test)
 
 
 def test_the_battery_leaves_the_model_and_its_backbone_as_they_were(context):
@@ -58,6 +58,30 @@ def test_the_battery_leaves_the_model_and_its_backbone_as_they_were(context):
     for part, weights in zip(parts, before, strict=True):
         assert all(torch.equal(w, weights[n]) for n, w in part.state_dict().items())
     assert not any(p.requires_grad for p in context.backbone.clip.parameters())
+
+
+def test_in_bf16_every_attack_sees_images_in_bf16(context):
+    subject = tiny_subject(context)
+    exact_NE = subject.material.features(subject.model, subject.material.test)
+    config = MaterialConfig(precision="bf16")
+    subject.material = Material(context, context.manifest, FORGET, config)
+    rounded_NE = subject.material.features(subject.model, subject.material.test)
+    assert rounded_NE.dtype == torch.float32 and not torch.equal(rounded_NE, exact_NE)
+    assert (rounded_NE - exact_NE).abs().max() < 0.02
+    seen = set()
+    tower = context.backbone.tower
+
+    def look(*_):
+        seen.add(torch.is_autocast_enabled("cpu"))
+
+    hook = tower.visual.conv1.register_forward_hook(look)
+    try:
+        quick = {"relearning": {"shots": [1], "at_steps": [0, 1]}, "benign": {"at_steps": [0, 1]}}
+        for attack in parse_config(BatteryConfig, quick, "test").quick().attacks().values():
+            attack.run(subject)
+    finally:
+        hook.remove()
+    assert seen == {True}
 
 
 def test_an_attackers_images_are_first_those_that_were_not_trained_on(context):

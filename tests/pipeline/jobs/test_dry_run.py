@@ -45,7 +45,7 @@ def test_it_shows_studies_spaces_budgets_and_time_and_starts_nothing(tmp_path, c
         "0.001 to 0.1, log",
         "9 trials or validation H 90 % or 4 trials without a better one; the median rule",
         "an executor is 1 x (1 CPU)",
-        "13 attacks on each of 8 models a study, of which 3 are trained for it",
+        "13 attacks on each of 10 models a study, of which 4 are trained for it",
         "of training on ",
         "GiB of decoded images",
         "worker-hours",
@@ -73,8 +73,8 @@ def test_it_sizes_a_search_for_gpus_from_one_measured_figure(tmp_path, capsys):
     step_s, epochs = 1 / 10, 4
     trial_s = epochs * 9 * (2 + 1 / 2.4) * step_s
     assert f"a trial takes {trial_s:.2g} s, so {4 * 3600 / trial_s:.3g} an hour" in out
-    # 6 studies of 9 trials, 5 runs again and 9 final ones; 36 test images for these, and zero-shot.
-    search_s = 6 * ((9 + 5 + 9) * trial_s + 36 * (9 + 1) / 2.4 * step_s) / 4
+    # 6 studies of 9 trials, 5 runs again and 10 final ones; 36 test images for these, and zero-shot.
+    search_s = 6 * ((9 + 5 + 10) * trial_s + 36 * (10 + 1) / 2.4 * step_s) / 4
     assert f"in all {search_s / 3600 * 2:.3g} GPU-hours" in out
     assert f"about {search_s / 60:.0f} min of training on 4 executors" in out
 

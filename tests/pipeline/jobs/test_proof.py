@@ -86,12 +86,12 @@ def test_without_its_references_nothing_is_attacked(plan, tmp_path):
 
 def test_how_many_runs_there_are_is_known_beforehand(plan):
     assert n_attacked(plan()) == (0, 0)
-    assert n_attacked(plan(prove="true")) == (9, 2 + 3 * 4)
+    assert n_attacked(plan(prove="true")) == (12, 2 + 4 * 4)
     space = {"method.n_ctx": {"choices": [2, 4], "default": 2}}
     quick = plan(prove={"quick": True}, method={"name": "baseline"}, space=space)
-    assert n_attacked(quick) == (3, 2 + 3 * 2)
+    assert n_attacked(quick) == (4, 2 + 4 * 2)
     whole = plan(prove={}, method={"name": "baseline"}, space=space)
-    assert n_attacked(whole) == (6, 2 + 3 * 3), "the model is no reference of its own"
+    assert n_attacked(whole) == (8, 2 + 4 * 3), "the model is no reference of its own"
 
 
 def test_a_study_that_has_ended_is_looked_at_again_for_a_proof_alone(plan):

@@ -12,6 +12,7 @@ from pipeline.executors.outcome_file import outcome_bytes
 from pipeline.jobs.finals import ZeroShot
 from pipeline.jobs.study_finals import StudyFinals
 from pipeline.studies.goal import Goal
+from pipeline.studies.records import TrialRecord
 from pipeline.studies.space import Parameter
 from tests.pipeline.jobs.test_finals import outcome_of
 from tests.tiny import tiny_context
@@ -30,9 +31,11 @@ def outcome(tmp_path_factory):
 def begin(outcome, tmp_path):
     """Queues a study's final runs; gives them, their source, and a list of what has ended."""
 
-    def begin_with(gamma):
+    def begin_with(gamma, luck=-0.1):
         sources, ended = [], []
-        best = SimpleNamespace(params={"method.gamma": gamma})
+        best = TrialRecord(4, {"method.gamma": gamma}, 1, "complete", outcome[1].val, 1.0, 1.0)
+        # The trials' own seed is 0.
+        best.again[1000] = replace(outcome[1].val, h=outcome[1].val.h + luck)
         finals = StudyFinals(
             SimpleNamespace(
                 config=SimpleNamespace(final=SimpleNamespace(seeds=[1, 2]), prove=ProofConfig()),
@@ -80,13 +83,14 @@ def test_the_best_is_tested_beside_what_it_is_compared_with(begin, outcome):
     assert names[0] == "zero_shot-0" and {"best-1", "baseline-2"} < set(names)
     assert ended == [finals]
     stages = {"best", "paper_defaults", "baseline", "zero_shot"}
-    assert {name for name, final in finals.record.finals.items() if final.test} == stages
+    tested = {name for name, final in finals.record.finals.items() if final.test}
+    assert tested == {*stages, "best_again"}
     assert finals.shown().keys() == stages
 
 
 def test_defaults_that_are_best_are_run_once(begin, outcome):
     finals, source, _ = begin(3.0)
-    assert len(work(source, outcome)) == 5
+    assert len(work(source, outcome)) == 6
     found = finals.record.finals
     assert found["best"].test == found["paper_defaults"].test
 
@@ -100,10 +104,22 @@ def test_what_stands_for_a_stage_is_the_best_seed_on_validation_images(begin, ou
     )
 
 
+@pytest.mark.parametrize(("luck", "seed"), [(-0.1, 0), (0.1, 1000)])
+def test_the_searchs_best_seed_is_trained_again_for_its_model_and_not_for_the_mean(
+    begin, outcome, luck, seed
+):
+    finals, source, _ = begin(5.0, luck)
+    assert f"best_again-{seed}" in work(source, outcome, val_h=lambda its: 0.9 - its % 1000 / 10)
+    assert finals.record.finals["best"].seeds == (1, 2)
+    assert finals.record.finals["best_again"].seeds == (seed,)
+    assert finals.record.finals["best"].val.h == pytest.approx(0.75)
+    assert finals.shown()["best"].val.h == pytest.approx(0.9), "pictures show what is handed out"
+
+
 def test_the_best_models_are_what_is_proved_also_if_they_are_the_defaults(begin, outcome):
     finals, source, _ = begin(3.0)
     assert finals.proof() is None, "nothing was trained yet"
     work(source, outcome, checkpoint=b"weights")
     proof = finals.proof()
-    assert [run.train.seed for run, _ in proof.best] == [1, 2]
+    assert [run.train.seed for run, _ in proof.best] == [1, 2, 0]
     assert all(storage.exists(file) for _, file in proof.best)

@@ -10,6 +10,7 @@ from adu.methods.adu import AduConfig
 from pipeline.results.comparison import (
     Difference,
     difference,
+    handed_out,
     lost,
     noise,
     outlook,
@@ -54,6 +55,20 @@ def test_the_model_to_take_is_told_with_its_own_figures():
     assert "The model to take is seed 1's, the best on validation images: H 90.0" in verdict(made)
     made.goal = Goal("mem")
     assert "The model to take is seed 0's" in verdict(made)
+
+
+def test_the_model_to_take_may_be_of_the_search_itself():
+    made = study()
+    made.finals["best"] = final("best", (0.95, 0.9), (0.9, 0.9))
+    made.finals["best"].val_by_seed = (scores(0.8, 0.8), scores(0.7, 0.95))
+    again = made.finals["best_again"] = final("best_again", (0.9, 0.8))
+    again.seeds, again.val_by_seed = (1001,), (scores(0.75, 0.75),)
+    assert handed_out(made)[0] == 1
+    again.val_by_seed = (scores(0.9, 0.9),)
+    assert handed_out(made) == (1001, again.test)
+    assert "The model to take is seed 1001's, the best on validation images: H 84.7" in verdict(made)
+    gain = difference(made, "paper_defaults")
+    assert len(gain.by_seed) == 2, "a lucky seed proves nothing"
 
 
 def test_what_it_started_from_is_called_by_its_name():

@@ -21,6 +21,7 @@ from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport
 from pipeline.executors.outcome_file import TestOutcome, outcome_bytes, outcome_place
+from pipeline.jobs.finals import seeded_run
 from pipeline.names import file_name, forget_name
 from pipeline.studies.attributes import AGAIN, RECORD, SCORES, epoch_figures
 from pipeline.studies.chosen import write_chosen
@@ -33,6 +34,7 @@ from pipeline.tracking.wanted import EVIDENCE
 DOMAINS = ("clipart", "photo", "sketch")
 EPOCHS = 2
 SEEDS = (1, 2)
+AGAIN_SEED = 1000
 GAMMA = optuna.distributions.FloatDistribution(0.1, 30, log=True)
 N_CTX = optuna.distributions.CategoricalDistribution((2, 4, 8))
 
@@ -86,6 +88,7 @@ def search_output(
     checkpoint: bytes = b"weights",
     storage: BaseStorage | None = None,
     proof: dict[str, Any] | None = None,
+    again_h: float | None = None,
     **changes: Any,
 ) -> Truth:
     """Writes a finished search; its last trial has failed, the one before was stopped."""
@@ -94,7 +97,7 @@ def search_output(
     stored = storage or open_storage(None, folder / "optuna.journal")
     for study in facts.studies:
         records = write_trials(stored, study.stored_name, trials, facts.domains)
-        write_finals(folder, study, best_h, checkpoint, facts.domains)
+        write_finals(folder, study, best_h, checkpoint, facts.domains, again_h)
         best = max(records, key=lambda each: each.val.h if each.val else 0)
         record = StudyRecord(study.forget, records, best, {}, complete=True, proof=proof or {})
         write_study_record(record, str(folder / study.record))
@@ -140,7 +143,7 @@ def write_trials(
     return records
 
 
-def final_runs(forget: tuple[str, ...]) -> list[tuple[str, RunConfig]]:
+def final_runs(forget: tuple[str, ...], again: bool = False) -> list[tuple[str, RunConfig]]:
     paper = RunConfig(forget=forget, method=AduConfig())
     stages = {
         "best": RunConfig(forget=forget, method=AduConfig(gamma=3.0)),
@@ -149,9 +152,9 @@ def final_runs(forget: tuple[str, ...]) -> list[tuple[str, RunConfig]]:
     runs = [(stage, run) for stage, run in stages.items() for _ in SEEDS]
     seeds = SEEDS * len(stages)
     seeded = [
-        (stage, run.model_copy(update={"train": run.train.model_copy(update={"seed": seed})}))
-        for (stage, run), seed in zip(runs, seeds, strict=True)
+        (stage, seeded_run(run, seed)) for (stage, run), seed in zip(runs, seeds, strict=True)
     ]
+    seeded += [("best_again", seeded_run(stages["best"], AGAIN_SEED))] * again
     return [*seeded, ("zero_shot", paper.model_copy(update={"method": ZeroShotConfig()}))]
 
 
@@ -161,11 +164,13 @@ def write_finals(
     best_h: float,
     checkpoint: bytes,
     domains: Sequence[str] = DOMAINS,
+    again_h: float | None = None,
 ) -> None:
-    runs = final_runs(study.forget)
+    runs = final_runs(study.forget, again_h is not None)
+    h_by_stage = {"best": best_h, "paper_defaults": 0.6, "zero_shot": 0.1}
     write_chosen(str(folder / study.folder), runs, {"data": {"shots": 2}})
     for number, (stage, run) in enumerate(runs):
-        h = {"best": best_h, "paper_defaults": 0.6, "zero_shot": 0.1}[stage] + number / 100
+        h = again_h if stage == "best_again" else h_by_stage[stage] + number / 100
         made = outcome(h, checkpoint if stage != "zero_shot" else None, domains)
         place = Path(f"{outcome_place(str(folder / study.outcomes), run)}.npz")
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.registry import model_name, register
 from pipeline.tracking.server import sqlite_file
 from tests.adu.data.test_preprocess import lines
-from tests.pipeline.tracking.made_up import SEEDS, search_output
+from tests.pipeline.tracking.made_up import AGAIN_SEED, SEEDS, search_output
 from tests.tiny import CLASSES, MODEL, tiny_context
 
 SERVE = """
@@ -68,6 +68,15 @@ def registered(server, folder, **changes):
     register(mirror)
     (study,) = truth.facts.studies
     return json.loads((folder / study.folder / "model.json").read_text())
+
+
+@pytest.mark.parametrize(("again_h", "seed"), [(0.7, SEEDS[-1]), (0.9, AGAIN_SEED)])
+def test_the_model_is_the_best_one_on_validation_images_also_that_of_the_search(
+    tmp_path, again_h, seed
+):
+    truth = search_output(tmp_path, trials=2, register_models=True, again_h=again_h)
+    (model,) = truth.models()
+    assert (model.seed, model.checkpoint()) == (seed, b"weights")
 
 
 def test_it_is_registered_once_and_serves_by_itself(trained, server, tmp_path):
