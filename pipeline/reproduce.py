@@ -42,6 +42,7 @@ from pipeline.jobs.table_plan import ReproduceConfig, TablePlan, plan_table
 from pipeline.jobs.table_size import protocol, show_table_plan
 from pipeline.names import forget_name
 from pipeline.patience import patiently
+from pipeline.results.comparison import Difference
 from pipeline.results.copies import OutputLostError
 from pipeline.results.output import Output, open_output
 from pipeline.results.progress import quiet_ray
@@ -59,6 +60,9 @@ from pipeline.tracking.truth import AtWork
 
 # Columns of a terminal that has room for the published figures beside the measured ones.
 WIDE = 100
+
+# Says what the last column holds.
+VERSUS = "vs {}: points of H, run by run, and half of the 95 % interval; others: ± is the sd over seeds"
 
 SHORTCUTS = {
     "context.data.manifest": "manifest",
@@ -233,6 +237,12 @@ def _table(plan: TablePlan, width: int) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
         if metric in beside:
             table.add_column("paper (diff.)", justify="right", no_wrap=True)
+    bases = {row.label: row for row in plan.rows}
+    compared = list(dict.fromkeys(row.base for row in plan.rows if row.base))
+    if compared:
+        name = compared[0].split(",")[0]
+        table.add_column(f"vs {name}", justify="right", no_wrap=True)
+        table.caption, table.caption_justify = VERSUS.format(name), "left"
     for before, row in zip([plan.rows[0], *plan.rows], plan.rows, strict=False):
         if row.size != before.size:
             table.add_section()
@@ -242,7 +252,8 @@ def _table(plan: TablePlan, width: int) -> Table:
             cells.append(mean_and_spread(values) if values else "-")
             if metric in beside:
                 cells.append(_published(row, metric, values))
-        table.add_row(row.label, *cells)
+        apart = _apart(plan, row, bases[row.base]) if row.base in bases else ""
+        table.add_row(row.label, *cells, apart)
         if row.published and not beside:
             below = (_published(row, metric, values) for metric, values in by_metric.items())
             table.add_row("  paper (diff.)", *below, style="dim")
@@ -263,12 +274,36 @@ def _published(row: Row, metric: str, values: Sequence[float]) -> str:
     return f"{published:.1f}{difference}"
 
 
-def _by_seed(plan: TablePlan, row: Row) -> list[dict[str, float]]:
-    """A row's metrics for each seed, averaged over the forget sets; empty if it was not run."""
+def _apart(plan: TablePlan, row: Row, base: Row) -> str:
+    """By how many points of H it is ahead of another row, and half of Student's interval.
+
+    Run by run of one forget set and seed, which have the images, and mostly the batches, in common.
+    """
+    ours, theirs = (
+        {(run["forget"], run["seed"]): 100 * run["test"]["h"] for run in _runs(plan, each)}
+        for each in (row, base)
+    )
+    gains = tuple(h - theirs[pair] for pair, h in ours.items() if pair in theirs)
+    if not gains:
+        return "-"
+    gain = Difference(gains)
+    if gain.interval is None:
+        return f"{gain.mean:+.1f}"
+    low, high = gain.interval
+    return f"{gain.mean:+.1f} ± {(high - low) / 2:.1f}"
+
+
+def _runs(plan: TablePlan, row: Row) -> list[dict[str, Any]]:
+    """What came of a row's runs; empty if one of them was not run."""
     if plan.todo(row):
         return []
     files = [plan.file(row, config) for config in plan.configs(row)]
-    runs = [json.loads(storage.read_bytes(file)) for file in files]
+    return [json.loads(storage.read_bytes(file)) for file in files]
+
+
+def _by_seed(plan: TablePlan, row: Row) -> list[dict[str, float]]:
+    """A row's metrics for each seed, averaged over the forget sets; empty if it was not run."""
+    runs = _runs(plan, row)
     return [
         {
             metric: mean(run["test"][metric] for run in runs if run["seed"] == seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import mean, stdev
 from typing import Any
@@ -70,6 +70,8 @@ PROBED = {label: MAIN[label] for label in ("Zero-shot", "Baseline", "ADU")}
 # The tables of a row a method, each over the forget sets of one domain.
 BY_METHOD = {"ablation": ABLATION, "domain-accuracy": PROBED, "controls": CONTROLS}
 
+METHODS = MAIN | ABLATION | CONTROLS
+
 # Published figures in %, ViT-B/16, 8 shots (arXiv 2510.08132), by table, data set and size of the
 # forget set. The paper's other tables are curves, without figures to stand beside.
 Published = Mapping[str, Mapping[str, float]]
@@ -129,6 +131,7 @@ class Row:
         shots: Training images of each class and domain; None: as many as the user says.
         train: Options of the training, laid over the user's.
         published: The paper's figures by metric, where it has them.
+        base: Label of the row that it is compared with, run by run.
     """
 
     label: str
@@ -137,6 +140,7 @@ class Row:
     shots: int | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
+    base: str | None = None
 
     def forget_sets(self, domains: Sequence[str]) -> list[tuple[str, ...]]:
         """The forget sets that it is averaged over."""
@@ -172,23 +176,38 @@ def table_rows(table: str, data_set: str, n_domains: int, n_blocks: int) -> list
                 size,
                 method,
                 published=published[size].get(label, {}),
+                base=_baseline(label, f", {size} of {n_domains}"),
             )
             for size in range(1, n_domains)
             for label, method in MAIN.items()
         ]
     if table in BY_METHOD:
+        # What domains are told by is no matter of H.
+        bases = {} if table == "domain-accuracy" else {label: _baseline(label) for label in METHODS}
         return [
-            Row(label, 1, method, published=published[1].get(label, {}))
+            Row(label, 1, method, published=published[1].get(label, {}), base=bases.get(label))
             for label, method in BY_METHOD[table].items()
         ]
     return _curve(table, n_blocks)
+
+
+def _baseline(label: str, rest: str = "") -> str | None:
+    """The label of the Baseline's row; none where nothing is trained, or for itself."""
+    compared = label != "Baseline" and METHODS[label]["name"] != "zero_shot"
+    return f"Baseline{rest}" if compared else None
 
 
 def _curve(table: str, n_blocks: int) -> list[Row]:
     """The rows of a table along one option."""
     if table == "shots":
         return [
-            Row(f"{label}, {shots} shots", 1, MAIN[label], shots=shots)
+            Row(
+                f"{label}, {shots} shots",
+                1,
+                MAIN[label],
+                shots=shots,
+                base=_baseline(label, f", {shots} shots"),
+            )
             for shots in SHOTS
             for label in ("Baseline", "ADU")
         ]
@@ -203,7 +222,8 @@ def _curve(table: str, n_blocks: int) -> list[Row]:
         blocks = sorted({max(1, depth // 2), max(1, depth - 1), 1})
         options = GAPS | {f"InstaPG in block {i}": {"instapg_layer": i} for i in blocks}
         rows = [Row(label, 1, {"name": "adu", **method}) for label, method in options.items()]
-        return [*rows, Row("plain batches", 1, {"name": "adu"}, train={"sampling": "plain"})]
+        rows.append(Row("plain batches", 1, {"name": "adu"}, train={"sampling": "plain"}))
+        return [rows[0], *(replace(row, base=rows[0].label) for row in rows[1:])]
     # An InstaPG block needs a prompted one before it: depth 1 is without.
     return [
         Row(f"depth {depth}", 1, {"name": "adu", "depth": depth, "instapg": depth > 1})

@@ -144,8 +144,42 @@ def measured(folder, data_set, **options):
             test = {"h": h + 0.01 * config.train.seed, "mem": 0.8, "for": 0.5}
             file = Path(plan.file(row, config))
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"seed": config.train.seed, "test": test}))
+            run = {"forget": config.forget[0], "seed": config.train.seed, "test": test}
+            file.write_text(json.dumps(run))
     return plan
+
+
+def test_rows_are_compared_run_by_run_with_the_baseline(tmp_path):
+    plan = measured(tmp_path, "pacs")
+    told = [" ".join(line) for line in printed(plan, 80)]
+    assert any(line.startswith("Baseline 50.5") and line.endswith("50.0 ± 0.0") for line in told)
+    # 71 less 50 with either seed, whatever these have in common.
+    assert any(line.startswith("All 71.5") and line.endswith("+21.0 ± 0.0") for line in told)
+    assert any("half of the 95 % interval" in line for line in told)
+    # One run more than that: of eight the mean of 21 and, once, 29.
+    (file,) = (Path(plan.file(plan.rows[-1], c)) for c in plan.configs(plan.rows[-1])[:1])
+    run = json.loads(file.read_text())
+    run["test"]["h"] += 0.08
+    file.write_text(json.dumps(run))
+    # Deviation 2.83, Student's quantile for seven degrees of freedom 2.365.
+    (best,) = [line for line in printed(plan, 80) if line[0] == "All"]
+    assert best[-3:] == ["+22.0", "±", "2.4"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_fits_a_terminal(tmp_path, table):
+    rows = tuple(table_rows(table, "pacs", 4, 12))
+    manifest = SimpleNamespace(name="pacs", synthetic=False, domains=("a", "b", "c", "d"), url="")
+    plan = TablePlan(ReproduceConfig(table=table, seeds=(0, 1)), manifest, rows, str(tmp_path))
+    for row in rows:
+        for config in plan.configs(row):
+            h = 0.5 + 0.1 * config.train.seed
+            test = {"h": h, "mem": h, "for": h, "domain_accuracy": h}
+            file = Path(plan.file(row, config))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            run = {"forget": "+".join(config.forget), "seed": config.train.seed, "test": test}
+            file.write_text(json.dumps(run))
+    printed(plan, 80)
 
 
 def printed(plan, width):

@@ -66,7 +66,9 @@ def test_the_model_to_take_may_be_of_the_search_itself():
     assert handed_out(made)[0] == 1
     again.val_by_seed = (scores(0.9, 0.9),)
     assert handed_out(made) == (1001, again.test)
-    assert "The model to take is seed 1001's, the best on validation images: H 84.7" in verdict(made)
+    assert "The model to take is seed 1001's, the best on validation images: H 84.7" in verdict(
+        made
+    )
     gain = difference(made, "paper_defaults")
     assert len(gain.by_seed) == 2, "a lucky seed proves nothing"
 
