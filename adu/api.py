@@ -41,6 +41,7 @@ from adu.evaluation.evaluate import evaluate_test
 from adu.evaluation.metrics import Scores
 from adu.models import openclip
 from adu.models.backbone import DEFAULT_TEMPLATE, Backbone, BackboneConfig
+from adu.models.precision import autocast
 from adu.serving.classifier import Classifier
 from adu.serving.export import export_onnx, export_open_clip
 from adu.serving.model import UnlearnedModel, load_model, save_model
@@ -156,7 +157,7 @@ def unlearn(
         history.append(report)
         if on_epoch is not None:
             on_epoch(report)
-    scores = evaluate_test(trainer.model, context, run.forget).scores
+    scores = trainer.test().scores
     return UnlearnedModel(trainer.model, make_card(run, context), scores, history)
 
 
@@ -173,7 +174,8 @@ def evaluate(model: UnlearnedModel, images: Any) -> Scores:
     manifest, card = open_images(images), model.card
     check_trained_for(card, "model", manifest.classes, manifest.domains)
     context = _context(manifest, model.method.backbone, card.backbone.template, {}, model.device)
-    return evaluate_test(model, context, card.run.forget).scores
+    with autocast(card.run.train.precision, model.device):
+        return evaluate_test(model, context, card.run.forget).scores
 
 
 def save(model: UnlearnedModel, file: Path) -> None:

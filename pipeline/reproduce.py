@@ -62,7 +62,7 @@ from pipeline.tracking.truth import AtWork
 WIDE = 100
 
 # Says what the last column holds.
-VERSUS = "vs {}: points of H, run by run, and half of the 95 % interval; others: ± is the sd over seeds"
+VERSUS = "vs {}: points of H, run by run, and half of the 95 % interval; else ±: sd over seeds"
 
 SHORTCUTS = {
     "context.data.manifest": "manifest",

@@ -104,7 +104,8 @@ def evaluate_test(
     if not isinstance(model, ZeroShot) or model.backbone is not context.backbone:
         return _tested(model, context, forget, feature_samples_per_domain)
     # The untouched model does not depend on what is to be forgotten: once a context is enough.
-    key = f"zero-shot, {feature_samples_per_domain} features"
+    rounded = torch.is_autocast_enabled(context.device.type)
+    key = f"zero-shot, {feature_samples_per_domain} features, bf16: {rounded}"
     if key not in context.remembered:
         context.remembered[key] = _tested(model, context, forget, feature_samples_per_domain)
     known: TestResult = context.remembered[key]

@@ -22,6 +22,7 @@ from adu.evaluation.metrics import Scores, calibration_error, entropy, scores_fr
 from adu.evidence.linear_probe import DOMAIN_PROBE_C, fit_probe, probe_accuracy
 from adu.evidence.subject import rebuilt
 from adu.methods import Method, Task
+from adu.models.precision import autocast
 from adu.training.config import RunConfig
 
 
@@ -104,7 +105,8 @@ def audit(
             there are as many.
     """
     model.eval()
-    everything = _features(model, context, whole)
+    with autocast(run.train.precision, context.device):
+        everything = _features(model, context, whole)
     known = everything.only(context.classes, context.domains)
     logits_NC = model.class_logits(known.features_NE)
     is_forget_N = known.to_forget(run.forget)
@@ -117,11 +119,13 @@ def audit(
         for domain in whole.domains
         if domain not in context.domains and domain in everything.domain_N
     }
+    with autocast(run.train.precision, context.device):
+        domain_accuracy = _domain_accuracy(model, context, known, probe_shots)
     return Audit(
         _scores(logits_NC, known, context.classes, run.forget),
         _certainty(logits_NC, known, context.classes, ~is_forget_N),
         _certainty(logits_NC, known, context.classes, is_forget_N),
-        _domain_accuracy(model, context, known, probe_shots),
+        domain_accuracy,
         by_template,
         _novel_scores(model, run, context, everything, whole),
         unseen,

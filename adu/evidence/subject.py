@@ -25,7 +25,8 @@ from adu.data.preprocess import normalised
 from adu.evaluation.evaluate import EVAL_BATCH_SIZE
 from adu.methods import Method, Task, build_method
 from adu.models.backbone import Backbone
-from adu.training.config import Precision, RunConfig
+from adu.models.precision import Precision, autocast
+from adu.training.config import RunConfig
 
 # Changes pixels_BCSS, float32 from 0 to 255.
 PixelChange = Callable[[Tensor], Tensor]
@@ -151,8 +152,7 @@ class Material:
 
     def autocast(self) -> torch.autocast:
         """Within it models see images in the precision that was asked for."""
-        wanted = self.config.precision == "bf16"
-        return torch.autocast(self.context.device.type, torch.bfloat16, enabled=wanted)
+        return autocast(self.config.precision, self.context.device)
 
     @torch.no_grad()
     def features(

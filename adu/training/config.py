@@ -12,8 +12,7 @@ from adu.config import StrictModel
 from adu.methods import MethodConfig
 from adu.methods.adu import AduConfig
 from adu.methods.recipes import recipe_of
-
-Precision = Literal["fp32", "bf16"]
+from adu.models.precision import Precision
 
 
 class TrainConfig(StrictModel):
@@ -54,7 +53,7 @@ class TrainConfig(StrictModel):
     )
     hflip: bool = Field(True, description="whether half of the training images are mirrored")
     precision: Precision = Field(
-        "fp32", description="of the forward pass, in training and validation; tests are in fp32"
+        "fp32", description="in which images are seen, in training, validation and tests"
     )
     seed: int = Field(0, ge=0, description="of the initial weights, batches and augmentation")
 

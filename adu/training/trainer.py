@@ -18,9 +18,10 @@ from torch import Tensor
 from adu.context import Context
 from adu.data.decoded import ImageSet, balanced_batches, plain_batches
 from adu.distributed import average_gradients, gather_batch
-from adu.evaluation.evaluate import evaluate_images
+from adu.evaluation.evaluate import TestResult, evaluate_images, evaluate_test
 from adu.evaluation.metrics import Scores
 from adu.methods import Output
+from adu.models.precision import autocast
 from adu.training.config import RunConfig, TrainConfig
 from adu.training.evolution import Evolution
 from adu.training.feed import Feed
@@ -131,11 +132,20 @@ class Trainer:
         while self._optimizer is not None and self._epochs_done < self.run.train.epochs:
             yield self._run_epoch(self._epochs_done)
 
+    def precision(self) -> torch.autocast:
+        """Within it the model sees images in the run's precision."""
+        return autocast(self.run.train.precision, self.context.device)
+
     def validate(self, quick: bool = False) -> Scores:
         """Scores the model as it is on the validation images, or a fixed part of them."""
         context, which = self.context, self.context.quick_val if quick else None
-        with self._precision():
+        with self.precision():
             return evaluate_images(self.model, context, context.val, self.run.forget, which)
+
+    def test(self) -> TestResult:
+        """Scores the model as it is on the test split; see `evaluate_test`."""
+        with self.precision():
+            return evaluate_test(self.model, self.context, self.run.forget)
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on after the last epoch."""
@@ -244,7 +254,7 @@ class Trainer:
             number: The step's number in the run, from 0.
         """
         self.model.train()
-        with self._precision():
+        with self.precision():
             local = self.model(images_BCHW)
         output = _gathered(local, len(rows))
         class_B, domain_B = self._labels(rows)
@@ -257,10 +267,6 @@ class Trainer:
         self.model.train()
         losses = self._losses(self.context.train_features, *self._labels())
         return self._descend(losses, number)
-
-    def _precision(self) -> torch.autocast:
-        wanted = self.run.train.precision == "bf16"
-        return torch.autocast(self.context.device.type, torch.bfloat16, enabled=wanted)
 
     def _labels(self, rows: list[int] | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Classes and domains of training images."""

@@ -15,7 +15,7 @@ from adu.context import Context, ContextConfig, load_context
 from adu.data.cache import ImageCache
 from adu.distributed import rank_and_world_size
 from adu.evaluation.attention import sample_attention, shown_domains
-from adu.evaluation.evaluate import count_images, evaluate_test, scores_of
+from adu.evaluation.evaluate import count_images, scores_of
 from adu.evaluation.metrics import Scores
 from adu.evidence.references import shown_to
 from adu.evidence.subject import Material
@@ -154,10 +154,11 @@ class AduTraining:
 
         model, context, forget = self._trainer.model, self._context, self._run.forget
         val, val_counts_2CD = self._validated(epochs)
-        test = evaluate_test(model, context, forget)
-        domain_accuracy = probe_domains(
-            model, context, context.train, test.features_NE, test.domain_N
-        )
+        test = self._trainer.test()
+        with self._trainer.precision():
+            domain_accuracy = probe_domains(
+                model, context, context.train, test.features_NE, test.domain_N
+            )
         deployed = bool(model.deployed())
         checkpoint = checkpoint_bytes(model, self._run, context) if deployed else None
         # An untouched model is shown for every forget set.
@@ -184,7 +185,8 @@ class AduTraining:
         if epochs:
             return Scores(**epochs[-1]["val"]), None
         context = self._context
-        counts_2CD = count_images(self._trainer.model, context, context.val)
+        with self._trainer.precision():
+            counts_2CD = count_images(self._trainer.model, context, context.val)
         scores = scores_of(counts_2CD, self._run.forget, context.classes, context.domains)
         return scores, counts_2CD
 

@@ -37,6 +37,7 @@ from adu.evidence.subject import Material, MaterialConfig, Subject
 from adu.evidence.verdict import estimate, standings
 from adu.methods import Method
 from adu.methods.recipes import RECIPES
+from adu.models.precision import autocast
 from adu.training.config import RunConfig
 from adu.training.trainer import Trainer, TrainingDivergedError
 from pipeline.results.evidence import with_interval
@@ -113,7 +114,8 @@ class Bench:
         subject = Subject(name, seed, run, model, self._material(forget), reference)
         battery = self._proof.battery.attacks()
         found = {attack: asdict(its.run(subject)) for attack, its in battery.items()}
-        scores = evaluate_test(model, self._context, run.forget).scores
+        with autocast(self._proof.material.precision, self._context.device):
+            scores = evaluate_test(model, self._context, run.forget).scores
         return {**scores.as_dict(), "found": found}
 
     def _open(self, forget: str) -> Material:

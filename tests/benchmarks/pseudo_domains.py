@@ -76,7 +76,8 @@ class Bench:
             trainer = Trainer(RunConfig.model_validate(values), context)
             for _ in trainer.epochs():
                 pass
-            scores = evaluate_test(trainer.model, self._true, (self._arguments.forget,)).scores
+            with trainer.precision():
+                scores = evaluate_test(trainer.model, self._true, (self._arguments.forget,)).scores
             file.write_text(json.dumps(scores.as_dict()))
             print(labels, "labels, seed", seed, f"H {100 * scores.h:.1f}", flush=True)
         return dict(json.loads(file.read_text()))

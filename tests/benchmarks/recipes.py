@@ -26,8 +26,7 @@ import torch
 import yaml
 
 from adu.context import Context, ContextConfig, load_context
-from adu.evaluation.evaluate import evaluate_images, evaluate_test
-from adu.evaluation.metrics import Scores
+from adu.evaluation.evaluate import evaluate_images
 from adu.evidence.verdict import estimate
 from adu.methods.recipes import RECIPES
 from adu.methods.zero_shot import ZeroShotConfig
@@ -102,7 +101,7 @@ class Bench:
         trainer = Trainer(run, self._context, deciding=())
         try:
             *_, last = trainer.epochs()
-            scores = last.val if seed == 0 else self._tested(trainer, forget)
+            scores = last.val if seed == 0 else trainer.test().scores
             figures = scores.as_dict()
         except TrainingDivergedError:
             figures = {"h": 0.0, "mem": 0.0, "for": 0.0}
@@ -113,9 +112,6 @@ class Bench:
             lines.write(json.dumps(line) + "\n")
         print(recipe, forget, number, seed, f"H {line['h']:.3f}, {line['cpu_s']} s", flush=True)
         return line
-
-    def _tested(self, trainer: Trainer, forget: str) -> Scores:
-        return evaluate_test(trainer.model.eval(), self._context, (forget,)).scores
 
     def _merit(self, line: Line) -> tuple[bool, float]:
         keeps = line["mem"] >= MIN_MEM * untouched(self._context, line["forget"])

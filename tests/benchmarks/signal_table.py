@@ -28,7 +28,6 @@ import yaml
 
 from adu.config import parse_config
 from adu.context import Context, load_context
-from adu.evaluation.evaluate import evaluate_test
 from adu.evaluation.metrics import Scores
 from adu.training.config import RunConfig
 from adu.training.trainer import Trainer, TrainingDivergedError
@@ -85,7 +84,7 @@ def record_run(run: RunConfig, context: Context) -> list[dict[str, float | None]
             # The truth is what comes out at the end; a test costs as much as an epoch.
             tested = None
             if report.epoch == run.train.epochs:
-                tested = evaluate_test(trainer.model, context, run.forget, 1).scores
+                tested = trainer.test().scores
             rows.append(figures | _figures("test", tested))
     except TrainingDivergedError:
         # What has diverged has no further epochs.

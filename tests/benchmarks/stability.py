@@ -27,7 +27,6 @@ import yaml
 
 from adu.context import Context, ContextConfig, load_context
 from adu.data.decoded import DataConfig
-from adu.evaluation.evaluate import evaluate_test
 from adu.models.backbone import BackboneConfig
 from adu.training.config import RunConfig
 from adu.training.trainer import Trainer, TrainingDivergedError
@@ -198,7 +197,7 @@ class Bench:
             for report in trainer.epochs():
                 facts["val_h"].append(round(report.val.h, 4))
                 facts["losses"] = {k: round(v, 4) for k, v in report.losses.items()}
-            scores = evaluate_test(trainer.model, context, (task.forget,)).scores
+            scores = trainer.test().scores
             facts |= scores.as_dict() | {"accuracy_by_domain": scores.accuracy_by_domain}
         except TrainingDivergedError as error:
             facts |= {"mem": 0.0, "for": 0.0, "h": 0.0, "diverged": str(error)}

@@ -260,7 +260,7 @@ def test_bf16_trains_close_to_fp32(context):
     assert bf16[-1].losses["memorize"] == pytest.approx(fp32[-1].losses["memorize"], rel=0.05)
 
 
-def test_bf16_is_the_precision_of_steps_and_validation(context, monkeypatch):
+def test_bf16_is_the_precision_of_steps_validation_and_tests(context, monkeypatch):
     trainer = Trainer(adu_run(epochs=1, precision="bf16"), context)
     seen = []
     forward = trainer.model.forward
@@ -272,6 +272,9 @@ def test_bf16_is_the_precision_of_steps_and_validation(context, monkeypatch):
 
     list(trainer.epochs())
     assert set(seen) == {(True, True), (False, True)}
+    seen.clear()
+    assert trainer.test().scores.h > 0
+    assert set(seen) == {(False, True)}
 
 
 def worker(rank, world_size, folder, port, runs, results):
