@@ -29,6 +29,7 @@ from adu.data.manifest import load_manifest
 from pipeline import evaluate, report
 from pipeline.command import load_config
 from pipeline.results.output import fetch_journal
+from pipeline.studies.records import read_study_record
 from pipeline.train import TrainCommandConfig
 from tests.pipeline import commands
 from tests.pipeline.searches import N_TRIALS, config, refused, write_config
@@ -93,6 +94,13 @@ def test_the_best_trial_is_the_best_on_validation_images(finished, summary):
     compared = summary["studies"][0]["compared"]
     assert 0 in [row["trial"] for row in compared]
     assert best["val"]["h"] == max(row["val"]["h"] for row in compared)
+
+
+def test_the_searchs_best_seed_is_the_same_model_when_it_is_trained_again(finished):
+    study = read_study_record(str(finished / "studies" / "sketch.json"))
+    again = study.finals["best_again"]
+    best = max(study.best.looks, key=lambda look: look.h)
+    assert (again.val.h, again.val.mem) == (best.h, best.mem)
 
 
 def test_the_first_trial_is_the_papers_defaults(finished):
