@@ -15,19 +15,15 @@ times it, whichever has the highest H on validation images with seed 0 and the f
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 
-from adu.context import ContextConfig, load_context
 from adu.evaluation.evaluate import evaluate_test
 from adu.evidence import references
 from adu.evidence.attacks import BatteryConfig, Figures
@@ -41,9 +37,17 @@ from adu.models.precision import autocast
 from adu.training.config import RunConfig
 from adu.training.trainer import Trainer, TrainingDivergedError
 from pipeline.results.evidence import with_interval
+from tests.benchmarks.runs import (
+    Line,
+    add_arguments,
+    add_line,
+    load_data,
+    own_share,
+    read_lines,
+    share_file,
+    training,
+)
 
-DEMO = Path(__file__).parents[2] / "search_spaces" / "demo.yaml"
-DOMAINS = ("clipart", "painting", "photo", "sketch")
 ENDS = (references.UNTOUCHED, references.KNOWS_NOTHING)
 SHOWN_LESS, OURS = "adu, never shown", "adu"
 BASELINE, FORGET_ONLY = "baseline", "forget loss alone"
@@ -64,23 +68,15 @@ UNCOUNTED = ("membership", "novel", "collateral")
 COUNTED = [name for name in BatteryConfig.model_fields if name not in UNCOUNTED]
 COLUMNS = ("mem", "for", "h", "distance", *COUNTED, "AUC, forgotten shots")
 
-Line = dict[str, Any]
-
 
 class Bench:
     """Trains and attacks on one data set, and keeps a line of each model."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
-        space = yaml.safe_load(arguments.space.read_text())
-        asked = {"epochs": arguments.epochs, "precision": arguments.precision}
-        given = {name: value for name, value in asked.items() if value is not None}
-        self._train: dict[str, Any] = {**space["train"], **given}
-        data = {**space["context"]["data"], "manifest": arguments.manifest}
-        if arguments.no_rates:  # nothing is chosen by validation images
-            data["val_shots"] = 1
-        values = {"backbone": {"name": arguments.backbone}, "data": data}
-        self._context = load_context(ContextConfig.model_validate(values), torch.device("cpu"))
+        self._train = training(arguments)
+        # Without rates to choose, validation images decide nothing.
+        self._context = load_data(arguments, **({"val_shots": 1} if arguments.no_rates else {}))
         material = MaterialConfig(precision=self._train.get("precision", "fp32"))
         self._proof = ProofConfig(quick=True, material=material).written_out()
         self._material = cache(self._open)
@@ -88,11 +84,9 @@ class Bench:
 
     def record(self) -> None:
         """Attacks what has not been attacked."""
-        part, n_parts = map(int, self._arguments.share.split("/"))
-        for number, (seed, forget, name) in enumerate(tasks(self._arguments)):
+        for seed, forget, name in own_share(list(tasks(self._arguments)), self._arguments.share):
             key = {"method": name, "forget": forget, "seed": seed}
-            known = any(key.items() <= line.items() for line in read(self._arguments, "models"))
-            if number % n_parts != part - 1 or known:
+            if any(key.items() <= line.items() for line in read(self._arguments, "models")):
                 continue
             line: Line = {**key, "factor": self._factor(name)}
             start_s = time.process_time()
@@ -164,9 +158,7 @@ class Bench:
         return val_h
 
     def _write(self, what: str, line: Line) -> None:
-        share = self._arguments.share.replace("/", "-of-")
-        with (self._arguments.folder / f"{what}-{share}.jsonl").open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
+        add_line(share_file(self._arguments.folder, what, self._arguments.share), line)
 
 
 def tasks(arguments: argparse.Namespace) -> Iterator[tuple[int, str, str]]:
@@ -178,10 +170,8 @@ def tasks(arguments: argparse.Namespace) -> Iterator[tuple[int, str, str]]:
 
 
 def read(arguments: argparse.Namespace, what: str) -> list[Line]:
-    """What all shares have written; half a line, of one that was killed, is passed over."""
-    files = sorted(arguments.folder.glob(f"{what}-*.jsonl"))
-    lines = [line for file in files for line in file.read_text().splitlines()]
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """What all shares have written."""
+    return read_lines(sorted(arguments.folder.glob(f"{what}-*.jsonl")))
 
 
 def figures(line: Line, ends: Sequence[Line]) -> Line:
@@ -229,18 +219,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["record", "table"])
-    parser.add_argument("--space", type=Path, default=DEMO, help="how all are trained")
-    parser.add_argument("--manifest", default="demo", help="folder or URL")
-    parser.add_argument("--backbone", default="demo", help="open_clip model")
-    parser.add_argument("--epochs", type=int, help="unset: as --space says")
-    parser.add_argument("--precision", help="of training and attacks; unset: as --space says")
+    add_arguments(parser, "evidence")
     parser.add_argument("--no-rates", action="store_true", help="the recipe's rate for all")
-    parser.add_argument("--forget", nargs="+", default=DOMAINS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--share", default="1/1", metavar="I/N", help="of the models, from 1/N")
-    parser.add_argument("--folder", type=Path, default=Path("results/evidence"))
     arguments = parser.parse_args()
     if arguments.what == "table":
         print("\n".join(table(arguments)))

@@ -14,40 +14,43 @@ a line of a file as soon as it is through, and is not made again if it is there.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
-from adu.context import Context, ContextConfig, load_context
+from adu.context import Context
 from adu.evaluation.evaluate import evaluate_images
 from adu.evidence.verdict import estimate
 from adu.methods.recipes import RECIPES
 from adu.methods.zero_shot import ZeroShotConfig
 from adu.training.config import RunConfig
 from adu.training.trainer import Trainer, TrainingDivergedError
+from tests.benchmarks.runs import (
+    Line,
+    add_arguments,
+    add_line,
+    load_data,
+    own_share,
+    read_lines,
+    share_file,
+    training,
+)
 
-DEMO = Path(__file__).parents[2] / "search_spaces" / "demo.yaml"
-DOMAINS = ("clipart", "painting", "photo", "sketch")
 # What rates are drawn between, as factors on the recipe's: the paper's is meant for 50 epochs.
 RATES = {"paper": (1, 16), "authors": (1, 16), "stable": (0.25, 4)}
 MIN_MEM = 0.8
 BASE = "stable"
+# Of --space, whatever a recipe says.
+SHARED = ("epochs", "crop_scale_min", "precision")
 
-Line = dict[str, Any]
 
-
-def candidates(recipe: str, space: dict[str, Any], n: int, n_blocks: int) -> Iterator[Line]:
+def candidates(recipe: str, space: Line, n: int, n_blocks: int) -> Iterator[Line]:
     """Options of the runs that a recipe's search makes, its own first."""
     its = RECIPES[recipe].train
-    train = {**space["train"], **its, "epochs": space["train"]["epochs"]}
-    train["crop_scale_min"] = space["train"]["crop_scale_min"]
+    train = {**space, **its, **{name: space[name] for name in SHARED if name in space}}
     yield {"method": {"name": "adu", "recipe": recipe}, "train": train}
     rng = np.random.default_rng(0)
     for _ in range(n - 1):
@@ -68,23 +71,20 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
-        self._space = yaml.safe_load(arguments.space.read_text())
-        data = {**self._space["context"]["data"], "manifest": arguments.manifest}
-        values = {"backbone": {"name": arguments.backbone}, "data": data}
-        self._context = load_context(ContextConfig.model_validate(values), torch.device("cpu"))
+        self._train = training(arguments)
+        self._context = load_data(arguments)
 
     def record(self) -> None:
         """Searches and tests what has not been."""
-        part, n_parts = map(int, self._arguments.share.split("/"))
         pairs = [(recipe, forget) for forget in self._arguments.forget for recipe in RECIPES]
-        for recipe, forget in pairs[part - 1 :: n_parts]:
+        for recipe, forget in own_share(pairs, self._arguments.share):
             known = [
                 line
                 for line in read(self._arguments)
                 if (line["recipe"], line["forget"]) == (recipe, forget)
             ]
             n_blocks = min(12, self._context.backbone.tower.n_blocks) // 2 + 1
-            tried = list(candidates(recipe, self._space, self._arguments.candidates, n_blocks))
+            tried = list(candidates(recipe, self._train, self._arguments.candidates, n_blocks))
             for number, options in enumerate(tried):
                 if not any(line["candidate"] == number for line in known):
                     known.append(self._run(recipe, forget, number, options, 0))
@@ -107,9 +107,7 @@ class Bench:
             figures = {"h": 0.0, "mem": 0.0, "for": 0.0}
         line = {"recipe": recipe, "forget": forget, "candidate": number, "seed": seed, **figures}
         line |= {"options": options, "cpu_s": round(time.process_time() - start_s, 1)}
-        share = self._arguments.share.replace("/", "-of-")
-        with (self._arguments.folder / f"runs-{share}.jsonl").open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
+        add_line(share_file(self._arguments.folder, "runs", self._arguments.share), line)
         print(recipe, forget, number, seed, f"H {line['h']:.3f}, {line['cpu_s']} s", flush=True)
         return line
 
@@ -126,10 +124,8 @@ def untouched(context: Context, forget: str) -> float:
 
 
 def read(arguments: argparse.Namespace) -> list[Line]:
-    """What all shares have written; half a line, of one that was killed, is passed over."""
-    files = sorted(arguments.folder.glob("runs-*.jsonl"))
-    lines = [line for file in files for line in file.read_text().splitlines()]
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """What all shares have written."""
+    return read_lines(sorted(arguments.folder.glob("runs-*.jsonl")))
 
 
 def table(arguments: argparse.Namespace) -> Iterator[str]:
@@ -160,15 +156,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["record", "table"])
-    parser.add_argument("--space", type=Path, default=DEMO, help="how all are trained")
-    parser.add_argument("--manifest", default="demo", help="folder or URL")
-    parser.add_argument("--backbone", default="demo", help="open_clip model")
-    parser.add_argument("--forget", nargs="+", default=DOMAINS)
+    add_arguments(parser, "recipes")
     parser.add_argument("--candidates", type=int, default=8, help="of each recipe's search")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--share", default="1/1", metavar="I/N", help="of recipes and forget sets")
-    parser.add_argument("--folder", type=Path, default=Path("results/recipes"))
     arguments = parser.parse_args()
     if arguments.what == "table":
         print("\n".join(table(arguments)))

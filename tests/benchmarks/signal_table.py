@@ -35,12 +35,12 @@ from pipeline.demo_data import prepare_demo
 from pipeline.jobs.config import SearchConfig
 from pipeline.jobs.finals import seeded_run
 from pipeline.studies.space import Space, configure, defaults, suggest
+from tests.benchmarks.runs import DOMAINS, add_line, own_share, read_lines, share_file
 
 # search_spaces/demo.yaml as it was when the first half was recorded, which has taught the defaults
 # of today: more prompts, smaller weights.
 DEMO = Path(__file__).parent / "demo_table.yaml"
 TABLE = Path(__file__).parent / "demo_table.parquet"
-DOMAINS = ("clipart", "painting", "photo", "sketch")
 SEEDS = (0, 1, 2)
 DRAWN_WITH = 0
 
@@ -99,32 +99,19 @@ def record(arguments: argparse.Namespace) -> None:
     data = config.context.data.model_copy(update={"manifest": prepare_demo(arguments.folder).url})
     context = load_context(config.context.model_copy(update={"data": data}), torch.device("cpu"))
     train = config.train.model_copy(update={"epochs": arguments.epochs})
-    part, n_parts = map(int, arguments.share.split("/"))
-    file = arguments.folder / f"signal-{part}-of-{n_parts}.jsonl"
-    known = [*packed_runs(arguments.table), *read_runs([file])]
+    file = share_file(arguments.folder, "signal", arguments.share)
+    known = [*packed_runs(arguments.table), *read_lines([file])]
     done = {(run["number"], run["forget"], run["seed"]) for run in known}
     base = RunConfig(forget=(DOMAINS[0],), method=config.method, train=train)
     drawn = configurations(config.space, base, arguments.configurations)
-    own = itertools.islice(tasks(arguments.configurations), part - 1, None, n_parts)
-    for task in own:
+    for task in own_share(list(tasks(arguments.configurations)), arguments.share):
         if (task.number, task.forget, task.seed) in done:
             continue
         params = drawn[task.number]
         run = configure(base.model_copy(update={"forget": (task.forget,)}), params)
         rows = record_run(seeded_run(run, task.seed), context)
-        line = {**vars(task), "params": params, "rows": rows}
-        with file.open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
+        add_line(file, {**vars(task), "params": params, "rows": rows})
         print(task.number, task.forget, task.seed, rows[-1]["test_h"] if rows else None, flush=True)
-
-
-def read_runs(files: list[Path]) -> list[dict[str, Any]]:
-    """The runs that some files hold; half a line, of one that was killed, is passed over."""
-    runs = []
-    for file in files:
-        lines = file.read_text().splitlines() if file.exists() else []
-        runs += [json.loads(line) for line in lines if line.endswith("}")]
-    return runs
 
 
 def packed_runs(table: Path) -> list[dict[str, Any]]:
@@ -143,7 +130,7 @@ def pack(folder: Path, table: Path) -> None:
     """Adds the configurations that are recorded with every set and seed to the table."""
     known = packed_runs(table)
     packed = {(run["number"], run["forget"], run["seed"]) for run in known}
-    recorded = read_runs(sorted(folder.glob("signal-*-of-*.jsonl")))
+    recorded = read_lines(sorted(folder.glob("signal-*-of-*.jsonl")))
     new = [run for run in recorded if (run["number"], run["forget"], run["seed"]) not in packed]
     runs = [*known, *new]
     n_runs = Counter(run["number"] for run in runs)

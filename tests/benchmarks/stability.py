@@ -12,7 +12,6 @@ made again if it is there, so that a measurement that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from adu.models.backbone import BackboneConfig
 from adu.training.config import RunConfig
 from adu.training.trainer import Trainer, TrainingDivergedError
 from pipeline.demo_data import prepare_demo
+from tests.benchmarks.runs import add_line, read_lines
 
 PARTS = ("split", "weights", "batches", "augmentation")
 
@@ -246,8 +246,7 @@ def measure(arguments: argparse.Namespace) -> None:
         same = [run for run in runs if task.seed == 0 and run.items() >= _apart(task).items()]
         facts = {**same[0], "part": task.part} if same else bench.run(task)
         runs.append(facts)
-        with arguments.out.open("a") as lines:
-            lines.write(json.dumps(facts) + "\n")
+        add_line(arguments.out, facts)
         print(*task.key().values(), f"H {100 * facts['h']:.1f}", flush=True)
 
 
@@ -258,9 +257,7 @@ def _apart(task: Task) -> dict[str, Any]:
 
 def read(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The runs made so far."""
-    if not arguments.out.exists():
-        return []
-    return [json.loads(line) for line in arguments.out.read_text().splitlines()]
+    return read_lines([arguments.out])
 
 
 def table(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
