@@ -22,7 +22,6 @@ from functools import cache
 from typing import Any
 
 import pandas as pd
-import torch
 
 from adu.evaluation.evaluate import evaluate_test
 from adu.evidence import references
@@ -44,6 +43,7 @@ from tests.benchmarks.runs import (
     load_data,
     own_share,
     read_lines,
+    record_or_show,
     share_file,
     training,
 )
@@ -223,14 +223,7 @@ def main() -> None:
     parser.add_argument("--no-rates", action="store_true", help="the recipe's rate for all")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3, help="how many")
-    arguments = parser.parse_args()
-    if arguments.what == "table":
-        print("\n".join(table(arguments)))
-        return
-    # More threads than one add up in another order, and to another run.
-    torch.set_num_threads(1)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    Bench(arguments).record()
+    record_or_show(parser.parse_args(), lambda arguments: Bench(arguments).record(), table)
 
 
 if __name__ == "__main__":

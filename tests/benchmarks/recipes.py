@@ -19,7 +19,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-import torch
 
 from adu.context import Context
 from adu.evaluation.evaluate import evaluate_images
@@ -35,6 +34,7 @@ from tests.benchmarks.runs import (
     load_data,
     own_share,
     read_lines,
+    record_or_show,
     share_file,
     training,
 )
@@ -73,6 +73,8 @@ class Bench:
         self._arguments = arguments
         self._train = training(arguments)
         self._context = load_data(arguments)
+        # The same shots. What is tested need not be validated.
+        self._tested = load_data(arguments, val_shots=1)
 
     def record(self) -> None:
         """Searches and tests what has not been."""
@@ -98,7 +100,7 @@ class Bench:
         values = {**options, "forget": (forget,), "train": {**options["train"], "seed": seed}}
         run = RunConfig.model_validate(values)
         start_s = time.process_time()
-        trainer = Trainer(run, self._context, deciding=())
+        trainer = Trainer(run, self._context if seed == 0 else self._tested, deciding=())
         try:
             *_, last = trainer.epochs()
             scores = last.val if seed == 0 else trainer.test().scores
@@ -159,14 +161,7 @@ def main() -> None:
     add_arguments(parser, "recipes")
     parser.add_argument("--candidates", type=int, default=8, help="of each recipe's search")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
-    arguments = parser.parse_args()
-    if arguments.what == "table":
-        print("\n".join(table(arguments)))
-        return
-    # More threads than one add up in another order, and to another run.
-    torch.set_num_threads(1)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    Bench(arguments).record()
+    record_or_show(parser.parse_args(), lambda arguments: Bench(arguments).record(), table)
 
 
 if __name__ == "__main__":

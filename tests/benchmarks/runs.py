@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
     parser.add_argument("--forget", nargs="+", default=DOMAINS)
     parser.add_argument("--share", default="1/1", metavar="I/N", help="of the work, from 1/N")
     parser.add_argument("--folder", type=Path, default=Path("results") / folder)
+
+
+def record_or_show(
+    arguments: argparse.Namespace,
+    record: Callable[[argparse.Namespace], None],
+    table: Callable[[argparse.Namespace], Iterable[str]],
+) -> None:
+    """Makes the runs that have not been made, or prints a table of those that have."""
+    if arguments.what == "table":
+        print("\n".join(table(arguments)))
+        return
+    # More threads than one add up in another order, and to another run.
+    torch.set_num_threads(1)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    record(arguments)
 
 
 def training(arguments: argparse.Namespace) -> Line:
