@@ -195,7 +195,7 @@ def table(arguments: argparse.Namespace) -> Iterator[str]:
     found = pd.DataFrame(
         figures(line, [end for end in ends if end["forget"] == line["forget"]]) for line in lines
     )
-    found = found.set_index(["forget", "seed"])[["method", *COLUMNS]]
+    found = found.set_index(["forget", "seed"]).reindex(columns=["method", *COLUMNS])
     by_method = {name: its[list(COLUMNS)] for name, its in found.groupby("method", sort=False)}
     yield from rows("", by_method)
     for base in (name for name in (BASELINE, FORGET_ONLY) if name in by_method):

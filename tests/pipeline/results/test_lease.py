@@ -97,9 +97,21 @@ def test_nobody_waits_for_a_process_that_was_killed_on_this_machine(s3):
     BucketLease(url).take()
 
 
-def test_of_two_that_start_at_once_one_holds_it(s3):
+def test_of_those_that_start_at_once_one_holds_it(s3, monkeypatch):
     url = storage.join(s3, "out")
     outcomes: list[str] = []
+    n = 6
+    # None writes before all have seen that nobody holds it. One that looks later would wait, and
+    # take over from a holder that does nothing more.
+    all_have_looked = threading.Barrier(n, timeout=60)
+    read = BucketLease._read
+
+    def look(own: BucketLease) -> bytes | None:
+        found = read(own)
+        all_have_looked.wait()
+        return found
+
+    monkeypatch.setattr(BucketLease, "_read", look)
 
     def start() -> None:
         try:
@@ -108,7 +120,7 @@ def test_of_two_that_start_at_once_one_holds_it(s3):
         except UserError:
             outcomes.append("refused")
 
-    threads = [threading.Thread(target=start) for _ in range(6)]
+    threads = [threading.Thread(target=start) for _ in range(n)]
     for thread in threads:
         thread.start()
     for thread in threads:
