@@ -67,8 +67,9 @@ GAPS: dict[str, dict[str, Any]] = {
 # Whether features tell the domains, before and after.
 PROBED = {label: MAIN[label] for label in ("Zero-shot", "Baseline", "ADU")}
 
-# The tables of a row a method, each over the forget sets of one domain.
-BY_METHOD = {"ablation": ABLATION, "domain-accuracy": PROBED, "controls": CONTROLS}
+# The tables of a row a method and size of forget set: of the main one all sizes unless asked
+# otherwise, of the others one domain.
+BY_METHOD = {"main": MAIN, "ablation": ABLATION, "domain-accuracy": PROBED, "controls": CONTROLS}
 
 METHODS = MAIN | ABLATION | CONTROLS
 
@@ -153,7 +154,14 @@ def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
     return f"{mean(values):.{digits}f}{spread}"
 
 
-def table_rows(table: str, data_set: str, n_domains: int, n_blocks: int) -> list[Row]:
+def table_rows(
+    table: str,
+    data_set: str,
+    n_domains: int,
+    n_blocks: int,
+    sizes: Sequence[int] | None = None,
+    only: Sequence[str] | None = None,
+) -> list[Row]:
     """The rows of one of `TABLES`.
 
     Args:
@@ -161,34 +169,50 @@ def table_rows(table: str, data_set: str, n_domains: int, n_blocks: int) -> list
         data_set: Name of the data set, which decides whether there are published figures.
         n_domains: Domains of the data set.
         n_blocks: Blocks of the image tower, for the tables that vary which of them have prompts.
+        sizes: Domains in each forget set; None: as the table has it.
+        only: Which rows, by what their labels begin with; None: all.
 
     Raises:
-        UserError: If there is no such table.
+        UserError: If there is no such table, size or row.
     """
     if table not in TABLES:
         raise UserError(f"table '{table}': unknown (known: {', '.join(TABLES)})")
-    name = data_set.lower().replace("-", "_")
-    published = {size: PUBLISHED.get((table, name, size), {}) for size in range(1, n_domains)}
-    if table == "main":
-        return [
-            Row(
-                f"{label}, {size} of {n_domains}",
-                size,
-                method,
-                published=published[size].get(label, {}),
-                base=_baseline(label, f", {size} of {n_domains}"),
+    allowed = range(1, n_domains) if table in BY_METHOD else (1,)
+    wanted = (allowed if table == "main" else (1,)) if sizes is None else sorted(set(sizes))
+    for size in wanted:
+        if size not in allowed:
+            known = ", ".join(map(str, allowed))
+            raise UserError(
+                f"forget sets of {size} domains: the {table} table has none (its sizes: {known})"
             )
-            for size in range(1, n_domains)
-            for label, method in MAIN.items()
-        ]
-    if table in BY_METHOD:
-        # What domains are told by is no matter of H.
-        bases = {} if table == "domain-accuracy" else {label: _baseline(label) for label in METHODS}
-        return [
-            Row(label, 1, method, published=published[1].get(label, {}), base=bases.get(label))
-            for label, method in BY_METHOD[table].items()
-        ]
-    return _curve(table, n_blocks)
+    if table not in BY_METHOD:
+        return _only(_curve(table, n_blocks), only, table)
+    name = data_set.lower().replace("-", "_")
+    rows = []
+    for size in wanted:
+        published = PUBLISHED.get((table, name, size), {})
+        suffix = f", {size} of {n_domains}" if table == "main" or size > 1 else ""
+        for label, method in BY_METHOD[table].items():
+            # What domains are told by is no matter of H.
+            base = None if table == "domain-accuracy" else _baseline(label, suffix)
+            its = published.get(label, {})
+            rows.append(Row(f"{label}{suffix}", size, method, published=its, base=base))
+    return _only(rows, only, table)
+
+
+def _only(rows: list[Row], names: Sequence[str] | None, table: str) -> list[Row]:
+    """The rows of these names, in the table's order."""
+    for name in names or ():
+        if not any(_is_called(row, name) for row in rows):
+            labels = ", ".join(f"'{row.label}'" for row in rows)
+            raise UserError(f"rows: the {table} table has none called '{name}' (it has {labels})")
+    if names is None:
+        return rows
+    return [row for row in rows if any(_is_called(row, name) for name in names)]
+
+
+def _is_called(row: Row, name: str) -> bool:
+    return row.label == name or row.label.startswith(f"{name}, ")
 
 
 def _baseline(label: str, rest: str = "") -> str | None:
@@ -232,4 +256,4 @@ def _curve(table: str, n_blocks: int) -> list[Row]:
     ]
 
 
-TABLES = ("main", *BY_METHOD, "sensitivity", "shots", "depth", "gaps")
+TABLES = (*BY_METHOD, "sensitivity", "shots", "depth", "gaps")

@@ -80,6 +80,17 @@ def test_every_row_of_a_table_is_a_valid_configuration_of_its_own(tmp_path, tabl
     assert len({row.label for row in rows}) == len(rows)
 
 
+def test_a_table_of_methods_has_other_sizes_of_forget_sets_if_asked_for():
+    rows = table_rows("ablation", "office_home", 4, 12, sizes=(1, 3), only=("Baseline", "All"))
+    labels = ["Baseline", "All", "Baseline, 3 of 4", "All, 3 of 4"]
+    assert [row.label for row in rows] == labels
+    assert [row.base for row in rows] == [None, "Baseline", None, "Baseline, 3 of 4"]
+    assert [len(row.forget_sets("abcd")) for row in rows] == [4, 4, 4, 4]
+    assert rows[1].published["h"] == 69.96 and not rows[3].published
+    whole = table_rows("controls", "x", 4, 12, only=("Null space, no training",))
+    assert [row.size for row in whole] == [1]
+
+
 def test_an_unknown_table_names_the_known_ones():
     with pytest.raises(UserError, match=r"table 'colours': unknown \(known: main, "):
         table_rows("colours", "pacs", 4, 12)
@@ -234,10 +245,14 @@ def manifest_of_eight(tmp_path_factory):
     ("arguments", "message"),
     [
         (["tables"], "table 'tables': unknown (known: main, ablation, "),
-        (["main", "--sizes", "[7]"], "sizes = (7,): the main table has no such forget sets"),
+        (["main", "--sizes", "[7]"], "forget sets of 7 domains: the main table has none (its "),
         (
-            ["ablation", "--forget", "photo,sketch"],
-            "forget: the ablation table has no such forget sets (its sizes: 1)",
+            ["gaps", "--forget", "photo,sketch"],
+            "forget sets of 2 domains: the gaps table has none (its sizes: 1)",
+        ),
+        (
+            ["ablation", "--rows", "All,Most"],
+            "rows: the ablation table has none called 'Most' (it has 'Baseline', 'InstaPG', ",
         ),
         (["main", "--forget", "oil"], "forget domain 'oil': unknown (known domains: clipart, "),
         ([], "field 'table' is missing"),
