@@ -118,6 +118,7 @@ def _budgets(plan: Plan) -> str:
     names = {"asha": "ASHA", "median": "the median rule", "none": "nothing"}
     stopping = names.get(search.scheduler, search.scheduler)
     again = f"; its best {search.race} are run again" if search.race > 1 else ""
+    again += f"; the chosen one is run with {search.tries} seeds more" if search.tries else ""
     return f"a study ends after {' or '.join(budgets)}; {stopping} stops trials early{again}"
 
 
@@ -159,6 +160,6 @@ def search_forwards(plan: Plan) -> float:
     n_finals = plan.n_finals + n_attacked(plan)[0]
     deciding = deciding_epochs(search, plan.config.train.epochs)
     forwards = trial_forwards(plan, deciding) * search.trials
-    forwards += trial_forwards(plan, ()) * (n_again(search.race) + n_finals)
+    forwards += trial_forwards(plan, ()) * (n_again(search) + n_finals)
     forwards += len(plan.manifest.test_rows()) * (n_finals + 1)
     return forwards * len(plan.forget_sets)

@@ -160,7 +160,7 @@ class Plan:
 
     def asked(self) -> dict[str, Any]:
         """What a study comes to its end by; a search may be resumed with more."""
-        budgets = ("trials", "wall_time_s", "target_h", "patience", "race")
+        budgets = ("trials", "wall_time_s", "target_h", "patience", "race", "tries")
         values = self.config.search.model_dump(include=set(budgets))
         values["seeds"] = list(self.config.final.seeds)
         if budget := self.config.budget.model_dump(exclude_none=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -19,6 +19,7 @@ SCORES = "val, epoch "
 # Of a study.
 SEARCHED_S = "searched_s"
 AGAIN = "again, "
+TRY = "try, "
 ZERO_SHOT_MEM = "zero-shot mem"
 
 
@@ -49,14 +50,24 @@ def stored_scores(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
     }
 
 
-def stored_again(attributes: Mapping[str, Any]) -> dict[int, dict[int, Scores]]:
+def stored_again(
+    attributes: Mapping[str, Any], kinds: Sequence[str] = (AGAIN, TRY)
+) -> dict[int, dict[int, Scores]]:
     """What trials came to with further seeds, by number and seed, out of a study's attributes."""
     found: dict[int, dict[int, Scores]] = {}
     for name, scores in attributes.items():
-        if name.startswith(AGAIN):
-            number, seed = map(int, name.removeprefix(AGAIN).split(", "))
+        for kind in (kind for kind in kinds if name.startswith(kind)):
+            number, seed = map(int, name.removeprefix(kind).split(", "))
             found.setdefault(number, {})[seed] = plain_scores(scores)
     return found
+
+
+def add_further_seeds(records: Iterable[TrialRecord], attributes: Mapping[str, Any]) -> None:
+    """Gives records of trials what these came to with further seeds."""
+    again, tries = (stored_again(attributes, [kind]) for kind in (AGAIN, TRY))
+    for record in records:
+        record.again.update(again.get(record.number, {}))
+        record.tries.update(tries.get(record.number, {}))
 
 
 def plain_scores(scores: Mapping[str, float]) -> Scores:
@@ -69,4 +80,4 @@ def stored_record(trial: FrozenTrial) -> TrialRecord:
     """The record of a trial that has ended, without what further seeds came to."""
     values = json.loads(trial.user_attrs[RECORD])
     val = Scores(**values["val"]) if values["val"] else None
-    return TrialRecord(**{**values, "val": val, "again": {}})
+    return TrialRecord(**{**values, "val": val, "again": {}, "tries": {}})

@@ -58,6 +58,12 @@ class StudyConfig(StrictModel):
         description="so many of the best configurations are run again, with another seed in each "
         "round, after which the worst is dropped; the mean decides; 1: one look does",
     )
+    tries: int = Field(
+        4,
+        ge=0,
+        description="runs of the chosen configuration with further seeds, on validation images "
+        "alone: the best of all its models is handed out",
+    )
     startup_trials: int = Field(5, ge=1, description="random trials before the sampler learns")
     grid_points: int = Field(3, ge=2, description="values in each range, for the grid")
     warm_start: tuple[str, ...] = Field(

@@ -13,22 +13,25 @@ from adu.evaluation.metrics import Scores
 from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport
 from pipeline.executors.run import AGAIN, Run
+from pipeline.studies.config import StudyConfig
 from pipeline.studies.records import TrialRecord
-from pipeline.studies.selection import ranking
+from pipeline.studies.selection import best_trial, ranking
 from pipeline.studies.source import EpochsSeen
 from pipeline.studies.space import configure
 from pipeline.studies.study import DEFAULTS, Study
 
-# Added to the trials' own seed: no final run has such a one.
+# Added to the trials' own seed: no final run has such a one. The first of the race, and of the
+# tries after it.
 FIRST_SEED = 1000
+FIRST_TRY = 2000
 
 # What a configuration is worth that fails with another seed.
 NOTHING = Scores(0.0, 0.0, 0.0, {}, {})
 
 
-def n_again(race: int) -> int:
-    """How many runs a race among so many takes, if all of them take part."""
-    return race * (race + 1) // 2 - 1
+def n_again(config: StudyConfig) -> int:
+    """How many runs a race and what follows it take, if there are as many to take part."""
+    return config.race * (config.race + 1) // 2 - 1 + config.tries
 
 
 class Race:
@@ -38,6 +41,9 @@ class Race:
     dropped, the others are run with another seed, and so on until two are left, whose means decide.
     Only trials that were not stopped early take part, the defaults always: what a search hands
     out in their place has been compared with them on equal terms.
+
+    Then the winner is run with more seeds, `search.tries`: seeds differ, and one of its models is
+    to be handed out.
 
     Args:
         study: The study, whose trials have ended.
@@ -57,7 +63,8 @@ class Race:
         self._seed = study.spec.base.train.seed + FIRST_SEED
         # By their first look: who takes part was settled before anybody was run again.
         self._left = self._seated(self._ranked(complete, self._seed - 1), race)
-        self._waiting: deque[TrialRecord] = deque()
+        self._waiting: deque[tuple[TrialRecord, int]] = deque()
+        self._first_try = study.spec.base.train.seed + FIRST_TRY
         self._begin_round()
 
     @property
@@ -68,11 +75,11 @@ class Race:
         return bool(self._waiting)
 
     def propose(self) -> Run:
-        """The next configuration with the round's seed."""
-        record, spec = self._waiting.popleft(), self._study.spec
+        """The next configuration with its seed."""
+        (record, seed), spec = self._waiting.popleft(), self._study.spec
         run = configure(spec.base, record.params)
-        train = run.train.model_copy(update={"seed": self._seed})
-        name = f"{record.number} again, seed {self._seed}"
+        train = run.train.model_copy(update={"seed": seed})
+        name = f"{record.number} again, seed {seed}"
         self.n_live += 1
         return Run(
             spec.name,
@@ -80,7 +87,7 @@ class Race:
             AGAIN,
             run.model_copy(update={"train": train}).model_dump(mode="json", by_alias=True),
             spec.context,
-            storage.join(spec.place, f"{record.number}-{self._seed}"),
+            storage.join(spec.place, f"{record.number}-{seed}"),
             number=record.number,
             params=record.params,
             distance=self._study.goal.measures_distance,
@@ -99,7 +106,7 @@ class Race:
         if scores is None:
             all_is_left = 1.0 if self._study.goal.measures_distance else None
             scores = replace(NOTHING, distance=all_is_left)
-        self._study.keep_again(own, seed, scores)
+        self._study.keep_again(own, seed, scores, is_try=seed >= self._first_try)
         with contextlib.suppress(UserError):
             storage.remove(run.state_file)
 
@@ -128,7 +135,7 @@ class Race:
         return [by_number[record.number] for record in ranked]
 
     def _begin_round(self) -> None:
-        self._waiting.extend(each for each in self._left if self._seed not in each.again)
+        self._waiting.extend((e, self._seed) for e in self._left if self._seed not in e.again)
 
     def _end_round(self) -> None:
         """Drops the worst and goes on with the next seed, as long as there is somebody to drop."""
@@ -136,3 +143,11 @@ class Race:
             self._left = self._ranked(self._left, self._seed)[:-1]
             self._seed += 1
             self._begin_round()
+        if not self._waiting:
+            self._begin_tries()
+
+    def _begin_tries(self) -> None:
+        winner = best_trial(self._study.records, self._study.goal)
+        if winner is not None:
+            seeds = range(self._first_try, self._first_try + self._study.spec.config.tries)
+            self._waiting.extend((winner, seed) for seed in seeds if seed not in winner.tries)

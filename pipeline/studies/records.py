@@ -66,6 +66,8 @@ class TrialRecord:
         loop_s: Of that, time inside the training loop.
         error: Why it failed, in one line.
         again: Validation scores of the same configuration with further seeds, by seed.
+        tries: The same with seeds that were run for their models, once it was chosen: they say
+            nothing of how it compares with others.
     """
 
     number: int
@@ -77,6 +79,7 @@ class TrialRecord:
     loop_s: float
     error: str | None = None
     again: dict[int, Scores] = field(default_factory=dict)
+    tries: dict[int, Scores] = field(default_factory=dict)
 
     @property
     def looks(self) -> list[Scores]:
@@ -189,8 +192,12 @@ def read_study_record(file: str) -> StudyRecord:
 
 
 def _trial(values: Mapping[str, Any]) -> TrialRecord:
-    again = {int(seed): Scores(**scores) for seed, scores in values.get("again", {}).items()}
-    return TrialRecord(**{**values, "val": _scores(values["val"]), "again": again})
+    again, tries = (
+        {int(seed): Scores(**scores) for seed, scores in values.get(name, {}).items()}
+        for name in ("again", "tries")
+    )
+    val = _scores(values["val"])
+    return TrialRecord(**{**values, "val": val, "again": again, "tries": tries})
 
 
 def _final(values: Mapping[str, Any]) -> FinalRecord:

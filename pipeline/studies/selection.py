@@ -49,8 +49,8 @@ def luckiest_seed(trial: TrialRecord, own_seed: int, goal: Goal) -> int:
         own_seed: The trial's; those that it was run again with it knows.
         goal: What is searched for.
     """
-    seeds = [own_seed, *trial.again]
-    return seeds[best_seed(trial.looks, goal)]
+    seeds = [own_seed, *trial.again, *trial.tries]
+    return seeds[best_seed([*trial.looks, *trial.tries.values()], goal)]
 
 
 def ranking(trials: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:

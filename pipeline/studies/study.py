@@ -37,10 +37,11 @@ from pipeline.studies.attributes import (
     RECORD,
     SCORES,
     SEARCHED_S,
+    TRY,
     ZERO_SHOT_MEM,
+    add_further_seeds,
     epoch_figures,
     plain_scores,
-    stored_again,
     stored_record,
     stored_scores,
 )
@@ -144,7 +145,7 @@ class Study:
         self.records += [
             stored_record(trial) for trial in self._trials() if trial.number in self.restored
         ]
-        self._restore_again()
+        add_further_seeds(self.records, self._optuna.user_attrs)
 
     @property
     def name(self) -> str:
@@ -257,11 +258,14 @@ class Study:
             storage.remove(run.state_file)
         self.records.append(record)
 
-    def keep_again(self, record: TrialRecord, seed: int, scores: Scores) -> None:
+    def keep_again(
+        self, record: TrialRecord, seed: int, scores: Scores, is_try: bool = False
+    ) -> None:
         """Keeps what a trial's configuration came to with a further seed."""
-        record.again[seed] = replace(scores, accuracy_by_domain={}, n_by_domain={})
+        kind, known = (TRY, record.tries) if is_try else (AGAIN, record.again)
+        known[seed] = replace(scores, accuracy_by_domain={}, n_by_domain={})
         # Of the study: Optuna changes no trial that has ended.
-        self._optuna.set_user_attr(f"{AGAIN}{record.number}, {seed}", scores.as_dict())
+        self._optuna.set_user_attr(f"{kind}{record.number}, {seed}", scores.as_dict())
         self.spec.commit()
 
     def suspend(self) -> None:
@@ -272,11 +276,6 @@ class Study:
             self._mend()
 
     # Helpers.
-
-    def _restore_again(self) -> None:
-        records = {record.number: record for record in self.records}
-        for number, again in stored_again(self._optuna.user_attrs).items():
-            records[number].again.update(again)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self._optuna.get_trials(deepcopy=False, states=states or None)

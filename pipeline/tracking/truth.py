@@ -17,7 +17,13 @@ from adu.training.trainer import EpochReport
 from pipeline.executors.outcome_file import TestOutcome, outcome_place, read_outcome, without_images
 from pipeline.executors.run import Run
 from pipeline.names import forget_name, mlflow_name
-from pipeline.studies.attributes import RECORD, ZERO_SHOT_MEM, stored_again, stored_record
+from pipeline.studies.attributes import (
+    RECORD,
+    ZERO_SHOT_MEM,
+    add_further_seeds,
+    stored_again,
+    stored_record,
+)
 from pipeline.studies.chosen import read_chosen
 from pipeline.studies.listener import RunListener
 from pipeline.studies.records import SEARCHED, StudyRecord, read_study_record
@@ -259,10 +265,8 @@ class Truth:
         proof: Mapping[str, Any],
         at_ms: int,
     ) -> tuple[Metric, ...]:
-        again = stored_again(attributes)
         records = [stored_record(trial) for trial in trials if RECORD in trial.user_attrs]
-        for record in records:
-            record.again.update(again.get(record.number, {}))
+        add_further_seeds(records, attributes)
         n = len(records)
         values: dict[str, float] = {"n_trials": float(n)}
         goal = replace(self.facts.goal, zero_shot_mem=attributes.get(ZERO_SHOT_MEM))

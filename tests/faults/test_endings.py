@@ -40,7 +40,7 @@ def search_file(data: Path, folder: Path, **changes) -> str:
         "forget": [["sketch"]],
         "train": {"epochs": 1, "batch_size": 8},
         "space": {"method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30}},
-        "search": {"trials": 2, "scheduler": "none"},
+        "search": {"trials": 2, "scheduler": "none", "tries": 0},
         "final": {"seeds": [0]},
         "resources": {"executors": 1},
         "output": str(folder / "results" / "out"),

@@ -169,7 +169,7 @@ def search_file(folder: Path) -> str:
         "forget": [["sketch"]],
         "train": {"epochs": EPOCHS, "batch_size": 2},
         "space": {"method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30}},
-        "search": {"trials": N_TRIALS, "scheduler": "none"},
+        "search": {"trials": N_TRIALS, "scheduler": "none", "tries": 0},
         "final": {"seeds": [0]},
         # The worker node may come back a little after the head.
         "resources": {"executors": 1, "autoscale": True, "start_timeout_s": PATIENCE_S},

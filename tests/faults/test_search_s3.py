@@ -62,7 +62,7 @@ def config(folder: Path, manifest: str, trials: int) -> dict:
         "forget": [["sketch"]],
         "train": {"epochs": 1, "batch_size": 8},
         "space": {"method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30}},
-        "search": {"trials": trials, "sampler": "random", "scheduler": "none"},
+        "search": {"trials": trials, "sampler": "random", "scheduler": "none", "tries": 0},
         "final": {"seeds": [0]},
         "resources": {"executors": 2},
         "tracking": {"register_models": False},

@@ -136,7 +136,7 @@ def test_a_search_as_a_job(cluster, tmp_path):
         "forget": [["sketch"]],
         "train": {"epochs": 1, "batch_size": 8},
         "space": {"method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30}},
-        "search": {"trials": 1},
+        "search": {"trials": 1, "tries": 0},
         "resources": {"executors": 1},
     }
     file = tmp_path / "job.yaml"

@@ -146,7 +146,7 @@ def configuration(folder: Path) -> dict[str, Any]:
         "forget": [["sketch"]],
         "train": {"epochs": 2, "batch_size": 8},
         "space": {"method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30}},
-        "search": {"trials": 40, "scheduler": "none"},
+        "search": {"trials": 40, "scheduler": "none", "tries": 0},
         "final": {"seeds": [1]},
     }
 

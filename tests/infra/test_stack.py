@@ -88,7 +88,7 @@ def configuration(images):
         "forget": [["sketch"], ["photo"]],
         "train": {"epochs": 2, "batch_size": 8},
         "space": {"method.gamma": {"low": 0.1, "high": 30, "log": True, "default": 30}},
-        "search": {"trials": 2},
+        "search": {"trials": 2, "tries": 0},
         "final": {"seeds": [0]},
     }
 

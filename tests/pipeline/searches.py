@@ -34,6 +34,7 @@ def config(folder: Path, epochs: int = 4, trials: int = N_TRIALS) -> dict:
             "grace_epochs": 1,
             "reduction_factor": 2,
             "race": 2,
+            "tries": 1,
         },
         "final": {"seeds": [0, 1]},
         "resources": {"executors": 2},

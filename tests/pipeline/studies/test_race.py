@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.executors.run import AGAIN
-from pipeline.studies.race import FIRST_SEED, Race
-from pipeline.studies.selection import best_trial
+from pipeline.studies.race import FIRST_SEED, FIRST_TRY, Race
+from pipeline.studies.selection import best_trial, luckiest_seed
 from pipeline.studies.study import Study
 from tests.pipeline.studies.made_up import EPOCHS, Queue, make_spec, over, result
 
@@ -14,9 +16,9 @@ from tests.pipeline.studies.made_up import EPOCHS, Queue, make_spec, over, resul
 FIRST_LOOKS = [0.7, 0.9, 0.8, 0.5, 0.1]
 
 
-def searched(folder, **config):
+def searched(folder, tries=0, **config):
     """A study whose trials have ended, and a queue that races its best ones."""
-    study = Study(make_spec(folder, trials=len(FIRST_LOOKS), **config))
+    study = Study(make_spec(folder, trials=len(FIRST_LOOKS), tries=tries, **config))
     queue = Queue(study)
     for number, h in enumerate(FIRST_LOOKS):
         queue.run(str(number), [0.5, 0.5, 0.5, h])
@@ -98,7 +100,7 @@ def test_without_a_race_one_look_decides(tmp_path):
 
 
 def test_a_trial_that_was_stopped_early_takes_no_part(tmp_path):
-    study = Study(make_spec(tmp_path, trials=2))
+    study = Study(make_spec(tmp_path, trials=2, tries=0))
     queue = Queue(study)
     queue.run("a", [0.9])
     queue.run("b", [0.1] * EPOCHS)
@@ -112,3 +114,36 @@ def test_the_defaults_have_a_seat_whatever_their_first_look(tmp_path):
     assert race(study, queue, {1: 0.2, 0: 0.8}) == [(1, 0), (0, 0)]
     best = best_trial(study.records, study.goal)
     assert (best.number, best.mean.h) == (0, pytest.approx(0.75))
+
+
+def test_the_winner_is_run_with_more_seeds_for_its_models_and_not_for_the_choice(tmp_path):
+    study, queue = searched(tmp_path, race=2, tries=3)
+    h = {1: 0.2, 0: 0.8}
+    first = FIRST_TRY - FIRST_SEED
+    tries = [(0, first), (0, first + 1), (0, first + 2)]
+    assert race(study, queue, h) == [(1, 0), (0, 0), *tries]
+    best = best_trial(study.records, study.goal)
+    assert (best.number, best.mean.h) == (0, pytest.approx(0.75)), "tries are in no mean"
+    assert luckiest_seed(best, 0, study.goal) == FIRST_SEED
+    study.keep_again(best, FIRST_TRY + 1, replace(best.val, h=0.95), is_try=True)
+    assert luckiest_seed(best, 0, study.goal) == FIRST_TRY + 1
+
+    # Another process knows all of it, and does what is missing alone.
+    again = Study(study.spec)
+    assert again.records == study.records
+    assert race(again, Queue(again), {}) == []
+    more = Study(replace(study.spec, config=study.spec.config.model_copy(update={"tries": 4})))
+    assert race(more, Queue(more), h) == [(0, first + 3)]
+
+
+def test_whoever_beats_a_winner_that_was_tried_is_chosen(tmp_path):
+    study, queue = searched(tmp_path, race=2, tries=3)
+    race(study, queue, {1: 0.2, 0: 0.8})
+    # The search goes on, and finds a better one.
+    wider = study.spec.config.model_copy(update={"trials": len(FIRST_LOOKS) + 1})
+    study = Study(replace(study.spec, config=wider))
+    queue = Queue(study)
+    queue.run("new", [0.5, 0.5, 0.5, 0.99])
+    ran = race(study, queue, {5: 0.9, 0: 0.8, 1: 0.1})
+    assert best_trial(study.records, study.goal).number == 5
+    assert [number for number, seed in ran if seed >= FIRST_TRY - FIRST_SEED] == [5] * 3
