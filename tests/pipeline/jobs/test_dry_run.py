@@ -73,7 +73,7 @@ def test_it_sizes_a_search_for_gpus_from_one_measured_figure(tmp_path, capsys):
     step_s, epochs = 1 / 10, 4
     trial_s = epochs * 9 * (2 + 1 / 2.4) * step_s
     assert f"a trial takes {trial_s:.2g} s, so {4 * 3600 / trial_s:.3g} an hour" in out
-    # 6 studies of 9 trials, 5 and 4 runs again, 10 final ones; 36 test images for these, and zero-shot.
+    # 6 studies of 9 trials, 9 runs again, 10 final ones; 36 test images for these, and zero-shot.
     search_s = 6 * ((9 + 5 + 4 + 10) * trial_s + 36 * (10 + 1) / 2.4 * step_s) / 4
     assert f"in all {search_s / 3600 * 2:.3g} GPU-hours" in out
     assert f"about {search_s / 60:.0f} min of training on 4 executors" in out
