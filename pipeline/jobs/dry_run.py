@@ -64,7 +64,7 @@ def _studies(plan: Plan) -> Table:
     for name in ("forget", "retain", "trials", "epochs", "final runs"):
         table.add_column(name, justify="right" if name in ("trials", "epochs") else "left")
     n_seeds = len(plan.config.final.seeds)
-    finals = f"{(plan.n_finals - 1) // n_seeds} x {n_seeds} seeds, the best again, zero-shot"
+    finals = f"{(plan.n_finals - 1) // n_seeds} x {n_seeds} seeds, best again"
     for forget in plan.forget_sets:
         retain = ", ".join(d for d in plan.manifest.domains if d not in forget)
         row = (forget_name(forget), retain, str(search.trials), str(epochs), finals)
