@@ -27,7 +27,14 @@ from pipeline.jobs.finals import fixed_run
 from pipeline.jobs.plan import absolute_context, forget_sets, open_manifest
 from pipeline.names import file_name, forget_name
 from pipeline.results.output import UNFINISHED, absolute_output, parent_of
-from pipeline.results.tables import METRICS, METRICS_BY_TABLE, TABLES, Row, table_rows
+from pipeline.results.tables import (
+    METRICS,
+    METRICS_BY_TABLE,
+    TABLES,
+    Row,
+    compared_with,
+    table_rows,
+)
 from pipeline.tracking.server import TrackingConfig
 
 
@@ -48,6 +55,9 @@ class ReproduceConfig(StrictModel):
     )
     rows: tuple[str, ...] | None = Field(
         None, description="the rows to run, by what their labels begin with; unset: all"
+    )
+    versus: str | None = Field(
+        None, description="the row that others are compared with; unset: the Baseline's"
     )
     blocks: int = Field(
         12, ge=1, description="blocks of the image tower, for the depth and gaps tables"
@@ -190,6 +200,8 @@ def plan_table(config: ReproduceConfig, prepare_demo: Callable[[str], Manifest])
         sizes = tuple(len(forget_domains(each, manifest.domains)) for each in forget)
     n_domains = len(manifest.domains)
     rows = table_rows(config.table, manifest.name, n_domains, config.blocks, sizes, config.rows)
+    if config.versus is not None:
+        rows = compared_with(rows, config.versus)
     if forget is not None:
         # The published figures are means over all forget sets of a size.
         rows = [replace(row, published={}) for row in rows]

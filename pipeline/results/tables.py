@@ -200,6 +200,23 @@ def table_rows(
     return _only(rows, only, table)
 
 
+def compared_with(rows: Sequence[Row], name: str) -> list[Row]:
+    """The rows, each compared with the one of this name that has the same size and shots.
+
+    Raises:
+        UserError: If there is none.
+    """
+    bases = {(row.size, row.shots): row.label for row in rows if _is_called(row, name)}
+    if not bases:
+        labels = ", ".join(f"'{row.label}'" for row in rows)
+        raise UserError(f"versus: there is no row called '{name}' (there are {labels})")
+    found = []
+    for row in rows:
+        base = bases.get((row.size, row.shots))
+        found.append(replace(row, base=base if base != row.label else None))
+    return found
+
+
 def _only(rows: list[Row], names: Sequence[str] | None, table: str) -> list[Row]:
     """The rows of these names, in the table's order."""
     for name in names or ():

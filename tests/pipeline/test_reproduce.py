@@ -15,7 +15,7 @@ from adu.data.manifest import load_manifest
 from adu.errors import UserError
 from pipeline.jobs.table_plan import ReproduceConfig, TablePlan, enough_images
 from pipeline.reproduce import _table, main
-from pipeline.results.tables import ABLATION, MAIN, TABLES, table_rows
+from pipeline.results.tables import ABLATION, MAIN, TABLES, compared_with, table_rows
 from tests.pipeline import commands
 from tests.tiny import DOMAINS, tiny_backbone, tiny_manifest
 
@@ -89,6 +89,13 @@ def test_a_table_of_methods_has_other_sizes_of_forget_sets_if_asked_for():
     assert rows[1].published["h"] == 69.96 and not rows[3].published
     whole = table_rows("controls", "x", 4, 12, only=("Null space, no training",))
     assert [row.size for row in whole] == [1]
+
+
+def test_rows_are_compared_with_any_other_of_their_size():
+    rows = table_rows("main", "x", 4, 12, sizes=(1, 2), only=("CoOp", "ADU", "Baseline"))
+    found = {row.label: row.base for row in compared_with(rows, "CoOp")}
+    assert found["ADU, 1 of 4"] == found["Baseline, 1 of 4"] == "CoOp, 1 of 4"
+    assert found["ADU, 2 of 4"] == "CoOp, 2 of 4" and found["CoOp, 2 of 4"] is None
 
 
 def test_an_unknown_table_names_the_known_ones():
@@ -249,6 +256,10 @@ def manifest_of_eight(tmp_path_factory):
         (
             ["gaps", "--forget", "photo,sketch"],
             "forget sets of 2 domains: the gaps table has none (its sizes: 1)",
+        ),
+        (
+            ["ablation", "--rows", "All,DDL", "--versus", "InstaPG"],
+            "versus: there is no row called 'InstaPG' (there are 'DDL', 'All')",
         ),
         (
             ["ablation", "--rows", "All,Most"],
