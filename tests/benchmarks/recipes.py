@@ -140,7 +140,8 @@ def table(arguments: argparse.Namespace) -> Iterator[str]:
     base = runs[runs["recipe"] == BASE]
     for recipe in RECIPES:
         its = runs[runs["recipe"] == recipe]
-        cells = [with_interval(its["h"][forget].tolist()) for forget in forgets]
+        by_forget = dict(its["h"].groupby("forget").agg(list))
+        cells = [with_interval(by_forget.get(forget, [])) for forget in forgets]
         cells += [with_interval(its[name].tolist()) for name in ("h", "mem", "for")]
         apart = (its["h"] - base["h"]).dropna().tolist()
         cells.append("" if recipe == BASE else with_interval(apart))
@@ -148,7 +149,9 @@ def table(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def with_interval(values: list[float]) -> str:
-    """Their mean in % and half of the interval."""
+    """Their mean in % and half of the interval; nothing where there are too few."""
+    if len(values) < 2:
+        return ""
     found = estimate([100 * value for value in values])
     return f"{found.mean:.1f} ± {found.half_width:.1f}"
 
