@@ -9,12 +9,12 @@ import pytest
 
 from adu.training.config import RunConfig, TrainConfig
 from tests.benchmarks.replay import Recorded, Replay, Rule, demo_options, draw, replay_all, shown
+from tests.benchmarks.runs import read_lines
 from tests.benchmarks.signal_table import (
     SEEDS,
     configurations,
     pack,
     packed_runs,
-    read_runs,
     record_run,
     tasks,
 )
@@ -102,4 +102,4 @@ def test_a_run_is_recorded_by_epochs(tmp_path):
     rows = record_run(run, context)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert {"val_h", "quick_h", "test_h", "val_mem", "test_for"} <= rows[0].keys()
-    assert read_runs([tmp_path / "nothing"]) == []
+    assert read_lines([tmp_path / "nothing"]) == []
