@@ -238,7 +238,7 @@ def _table(plan: TablePlan, width: int) -> Table:
         if metric in beside:
             table.add_column("paper (diff.)", justify="right", no_wrap=True)
     bases = {row.label: row for row in plan.rows}
-    compared = list(dict.fromkeys(row.base for row in plan.rows if row.base))
+    compared = [row.base for row in plan.rows if row.base in bases]
     if compared:
         name = compared[0].split(",")[0]
         table.add_column(f"vs {name}", justify="right", no_wrap=True)
@@ -252,8 +252,9 @@ def _table(plan: TablePlan, width: int) -> Table:
             cells.append(mean_and_spread(values) if values else "-")
             if metric in beside:
                 cells.append(_published(row, metric, values))
-        apart = _apart(plan, row, bases[row.base]) if row.base in bases else ""
-        table.add_row(row.label, *cells, apart)
+        if compared:
+            cells.append(_apart(plan, row, bases[row.base]) if row.base in bases else "")
+        table.add_row(row.label, *cells)
         if row.published and not beside:
             below = (_published(row, metric, values) for metric, values in by_metric.items())
             table.add_row("  paper (diff.)", *below, style="dim")

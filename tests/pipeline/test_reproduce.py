@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -182,6 +183,12 @@ def test_rows_are_compared_run_by_run_with_the_baseline(tmp_path):
     # Deviation 2.83, Student's quantile for seven degrees of freedom 2.365.
     (best,) = [line for line in printed(plan, 80) if line[0] == "All"]
     assert best[-3:] == ["+22.0", "±", "2.4"]
+
+
+def test_without_the_row_to_compare_with_there_is_no_such_column(tmp_path):
+    plan = replace(measured(tmp_path, "pacs"), rows=measured(tmp_path, "pacs").rows[1:])
+    assert "vs Baseline" not in " ".join(" ".join(line) for line in printed(plan, 80))
+    assert len(_table(plan, 80).columns) == 4
 
 
 @pytest.mark.parametrize("table", TABLES)
