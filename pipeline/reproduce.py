@@ -237,8 +237,8 @@ def _table(plan: TablePlan, width: int) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
         if metric in beside:
             table.add_column("paper (diff.)", justify="right", no_wrap=True)
-    bases = {row.label: row for row in plan.rows}
-    compared = [row.base for row in plan.rows if row.base in bases]
+    labels = {row.label for row in plan.rows}
+    compared = [row.base for row in plan.rows if row.base in labels]
     if compared:
         name = compared[0].split(",")[0]
         table.add_column(f"vs {name}", justify="right", no_wrap=True)
@@ -253,12 +253,26 @@ def _table(plan: TablePlan, width: int) -> Table:
             if metric in beside:
                 cells.append(_published(row, metric, values))
         if compared:
-            cells.append(_apart(plan, row, bases[row.base]) if row.base in bases else "")
+            cells.append(_apart(plan, [row]))
         table.add_row(row.label, *cells)
         if row.published and not beside:
             below = (_published(row, metric, values) for metric, values in by_metric.items())
             table.add_row("  paper (diff.)", *below, style="dim")
+    if compared:
+        _add_all_sizes(table, plan)
     return table
+
+
+def _add_all_sizes(table: Table, plan: TablePlan) -> None:
+    """How far rows are apart over the forget sets of all sizes."""
+    by_name: dict[str, list[Row]] = {}
+    for row in plan.rows:
+        by_name.setdefault(row.label.partition(", ")[0], []).append(row)
+    table.add_section()
+    for name, rows in by_name.items():
+        if len({row.size for row in rows}) > 1 and (apart := _apart(plan, rows)):
+            blank = [""] * (len(table.columns) - 2)
+            table.add_row(f"{name}, all sets", *blank, apart)
 
 
 def _values(plan: TablePlan, row: Row) -> dict[str, list[float]]:
@@ -275,23 +289,30 @@ def _published(row: Row, metric: str, values: Sequence[float]) -> str:
     return f"{published:.1f}{difference}"
 
 
-def _apart(plan: TablePlan, row: Row, base: Row) -> str:
-    """By how many points of H it is ahead of another row, and half of Student's interval.
+def _apart(plan: TablePlan, rows: Sequence[Row]) -> str:
+    """By how many points of H some rows are ahead of others, and half of Student's interval.
 
     Run by run of one forget set and seed, which have the images, and mostly the batches, in common.
     """
-    ours, theirs = (
-        {(run["forget"], run["seed"]): 100 * run["test"]["h"] for run in _runs(plan, each)}
-        for each in (row, base)
-    )
-    gains = tuple(h - theirs[pair] for pair, h in ours.items() if pair in theirs)
+    by_label = {row.label: row for row in plan.rows}
+    pairs = [(row, by_label[row.base]) for row in rows if row.base in by_label]
+    gains = tuple(gain for row, base in pairs for gain in _gains(plan, row, base))
     if not gains:
-        return "-"
+        return "-" if pairs else ""
     gain = Difference(gains)
     if gain.interval is None:
         return f"{gain.mean:+.1f}"
     low, high = gain.interval
     return f"{gain.mean:+.1f} ± {(high - low) / 2:.1f}"
+
+
+def _gains(plan: TablePlan, row: Row, base: Row) -> list[float]:
+    """Points of H by which each of a row's runs is ahead of the other row's."""
+    ours, theirs = (
+        {(run["forget"], run["seed"]): 100 * run["test"]["h"] for run in _runs(plan, each)}
+        for each in (row, base)
+    )
+    return [h - theirs[pair] for pair, h in ours.items() if pair in theirs]
 
 
 def _runs(plan: TablePlan, row: Row) -> list[dict[str, Any]]:

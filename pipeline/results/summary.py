@@ -204,6 +204,7 @@ def _compared(trial: TrialRecord) -> dict[str, Any]:
         "params": trial.params,
         "val": trial.mean.as_dict() if trial.mean else None,
         "val_h_by_seed": [scores.h for scores in trial.looks],
+        "val_h_of_tries": {seed: scores.h for seed, scores in trial.tries.items()},
     }
 
 

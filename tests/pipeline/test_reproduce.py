@@ -151,19 +151,22 @@ def test_a_table_in_a_bucket_is_sent_again_and_goes_on(flags, s3, tmp_path):
     assert storage.read_bytes(f"{output}/rows/ADU/photo-seed-1.json") == first
 
 
-def measured(folder, data_set, **options):
+def measured(folder, data_set, sizes=None, **options):
     """The ablation of a data set of four domains, of which Baseline and ADU have been run."""
     domains = ("a", "b", "c", "d")
     manifest = SimpleNamespace(name=data_set, synthetic=False, domains=domains, url="")
-    rows = tuple(table_rows("ablation", data_set, 4, 12))
+    rows = tuple(table_rows("ablation", data_set, 4, 12, sizes))
     config = ReproduceConfig(table="ablation", seeds=(0, 1))
     plan = TablePlan(config, manifest, rows, str(folder), **options)
-    for row, h in ((rows[0], 0.5), (rows[-1], 0.71)):
+    by_name = {"Baseline": 0.5, "All": 0.71}
+    for row, h in ((row, by_name.get(row.label.partition(", ")[0])) for row in rows):
+        if h is None:
+            continue
         for config in plan.configs(row):
             test = {"h": h + 0.01 * config.train.seed, "mem": 0.8, "for": 0.5}
             file = Path(plan.file(row, config))
             file.parent.mkdir(parents=True, exist_ok=True)
-            run = {"forget": config.forget[0], "seed": config.train.seed, "test": test}
+            run = {"forget": "+".join(config.forget), "seed": config.train.seed, "test": test}
             file.write_text(json.dumps(run))
     return plan
 
@@ -183,6 +186,20 @@ def test_rows_are_compared_run_by_run_with_the_baseline(tmp_path):
     # Deviation 2.83, Student's quantile for seven degrees of freedom 2.365.
     (best,) = [line for line in printed(plan, 80) if line[0] == "All"]
     assert best[-3:] == ["+22.0", "±", "2.4"]
+
+
+def test_forget_sets_of_all_sizes_are_compared_together(tmp_path):
+    """Four of one and four of three with two seeds each; one run is not like the others."""
+    plan = measured(tmp_path, "pacs", (1, 3))
+    last = plan.rows[-1]
+    assert last.label == "All, 3 of 4"
+    (file,) = (Path(plan.file(last, config)) for config in plan.configs(last)[:1])
+    run = json.loads(file.read_text())
+    run["test"]["h"] += 0.16
+    file.write_text(json.dumps(run))
+    # Of sixteen the mean of 21 and, once, 37; deviation 4, Student's quantile 2.131.
+    assert ["All,", "all", "sets", "+22.0", "±", "2.1"] in printed(plan, 80)
+    assert not any(line[1:3] == ["all", "sets"] for line in printed(measured(tmp_path, "pacs"), 80))
 
 
 def test_without_the_row_to_compare_with_there_is_no_such_column(tmp_path):

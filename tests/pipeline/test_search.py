@@ -96,8 +96,11 @@ def test_the_best_trial_is_the_best_on_validation_images(finished, summary):
     assert best["val"]["h"] == max(row["val"]["h"] for row in compared)
 
 
-def test_the_searchs_best_seed_is_the_same_model_when_it_is_trained_again(finished):
+def test_the_searchs_best_seed_is_the_same_model_when_it_is_trained_again(finished, summary):
     study = read_study_record(str(finished / "studies" / "sketch.json"))
+    tries = summary["studies"][0]["best"]["val_h_of_tries"]
+    assert tries == {str(seed): scores.h for seed, scores in study.best.tries.items()}
+    assert tries
     again = study.finals["best_again"]
     looks = [*study.best.looks, *study.best.tries.values()]
     best = max(looks, key=lambda look: look.h)
