@@ -12,6 +12,7 @@ from statistics import mean, stdev, variance
 
 from scipy.special import stdtrit
 
+from adu.data.forget import forget_domains
 from adu.evaluation.metrics import Scores
 from pipeline.names import forget_name
 from pipeline.studies.goal import least_mem
@@ -119,12 +120,34 @@ def within_noise(study: StudyRecord) -> tuple[int, int] | None:
 
 
 def lost(study: StudyRecord, final: FinalRecord) -> bool:
-    """Whether a model's Mem is below what was asked for, or else below `KEPT_SHARE`."""
+    """Whether a model's Mem is below what was asked for, or else below `KEPT_SHARE`.
+
+    Or that of one of the domains to keep, which the mean over all of them may hide.
+    """
     zero_shot = study.finals.get("zero_shot")
     if final.test is None or zero_shot is None or zero_shot.test is None:
         return False
     least = least_mem(study.goal.min_mem or KEPT_SHARE, zero_shot.test.mem)
-    return least is not None and final.test.mem < least
+    return (least is not None and final.test.mem < least) or bool(lost_domains(study, final.test))
+
+
+def lost_domains(study: StudyRecord, test: Scores) -> list[str]:
+    """The domains to keep on which a model has lost too large a share of zero-shot's accuracy.
+
+    Those of which nothing is forgotten. One that is like the forget domain may go with it.
+    """
+    zero_shot = study.finals.get("zero_shot")
+    if zero_shot is None or zero_shot.test is None:
+        return []
+    untouched = zero_shot.test.accuracy_by_domain
+    asked = study.goal.min_mem
+    share = asked if isinstance(asked, str) else KEPT_SHARE
+    touched = forget_domains(study.forget, list(untouched))
+    return [
+        domain
+        for domain, accuracy in test.accuracy_by_domain.items()
+        if domain not in touched and accuracy < (least_mem(share, untouched[domain]) or 0)
+    ]
 
 
 def verdict(study: StudyRecord) -> str:
@@ -138,8 +161,11 @@ def verdict(study: StudyRecord) -> str:
         if further := difference(study, stage):
             said += f"; it {judgement(further.by_seed, other)} ({further})"
     sentences = [said, *_handed_out(study), *_certainty(study), outlook(study)]
-    if lost(study, study.finals["best"]):
-        sentences.append("It LOST what it should keep")
+    best = study.finals["best"]
+    if lost(study, best):
+        domains = lost_domains(study, best.test) if best.test else []
+        which = f": {', '.join(domains)}" if domains else ""
+        sentences.append(f"It LOST what it should keep{which}")
     return ". ".join(sentences) + "."
 
 
@@ -183,9 +209,13 @@ def _handed_out(study: StudyRecord) -> list[str]:
     if found is None:
         return []
     seed, test = found
-    return [
+    said = (
         f"The model to take is seed {seed}'s, the best on validation images: H {100 * test.h:.1f}"
-    ]
+    )
+    if domains := lost_domains(study, test):
+        shares = [f"{domain} ({100 * test.accuracy_by_domain[domain]:.0f} %)" for domain in domains]
+        said += f"; it has LOST {', '.join(shares)}"
+    return [said]
 
 
 def _certainty(study: StudyRecord) -> list[str]:

@@ -23,6 +23,7 @@ from pipeline.results.comparison import (
     difference,
     handed_out,
     lost,
+    lost_domains,
     noise,
     outlook,
     verdict,
@@ -37,8 +38,8 @@ WIDTH = 96
 # Behind the Mem of a model that has lost too much of it.
 LOST = " !"
 LOST_NOTE = (
-    f"{LOST.strip()} LOST what it should keep: Mem is below search.min_mem, or where that is not "
-    f"set below {KEPT_SHARE} of zero-shot's."
+    f"{LOST.strip()} LOST what it should keep: Mem is below search.min_mem (unset: {KEPT_SHARE} of "
+    "zero-shot's), or accuracy on one of the domains to keep is below that share of zero-shot's."
 )
 
 
@@ -157,7 +158,7 @@ def _study_summary(study: StudyRecord) -> dict[str, Any]:
         best = {
             **_compared(study.best),
             **(_test_summary(final) if final else {"test": None}),
-            "handed_out": {"seed": taken[0], "test": taken[1].as_dict()} if taken else None,
+            "handed_out": _taken(study, *taken) if taken else None,
         }
     return {
         "forget": list(study.forget),
@@ -188,6 +189,11 @@ def _study_summary(study: StudyRecord) -> dict[str, Any]:
             if stage not in SEARCHED and stage in study.finals
         },
     }
+
+
+def _taken(study: StudyRecord, seed: int, test: Scores) -> dict[str, Any]:
+    """The model to take, and the domains to keep that it has lost."""
+    return {"seed": seed, "test": test.as_dict(), "lost_domains": lost_domains(study, test)}
 
 
 def _gain_summary(gain: Difference | None) -> dict[str, Any] | None:

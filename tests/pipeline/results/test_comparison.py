@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import stdev
 
 import pytest
@@ -12,6 +13,7 @@ from pipeline.results.comparison import (
     difference,
     handed_out,
     lost,
+    lost_domains,
     noise,
     outlook,
     verdict,
@@ -138,3 +140,25 @@ def test_what_is_lost_is_a_share_of_zero_shots_or_what_was_asked_for():
     made.goal = Goal(min_mem=0.8)
     assert not lost(made, made.finals["best"])
     assert not lost(records.study(), made.finals["zero_shot"])
+
+
+def with_painting(scores, accuracy):
+    return replace(scores, accuracy_by_domain={**scores.accuracy_by_domain, "painting": accuracy})
+
+
+def test_a_domain_that_went_with_the_forget_domain_is_named_whatever_the_mean_says():
+    """Like sketches when cartoons are forgotten: Mem is 80 % of zero-shot's, one domain is gone."""
+    made = study(best=(0.8, 0.9))
+    for stage, accuracy in (("zero_shot", 0.9), ("best", 0.3)):
+        made.finals[stage].test = with_painting(made.finals[stage].test, accuracy)
+    best = made.finals["best"]
+    best.val_by_seed, best.test_by_seed = best.test_by_seed, (best.test,)
+    assert lost(made, best) and lost_domains(made, best.test) == ["painting"]
+    said = verdict(made)
+    assert "H 84.7; it has LOST painting (30 %)." in said
+    assert said.endswith("It LOST what it should keep: painting.")
+    # As much as was asked for, and what is forgotten in part.
+    made.goal = Goal(min_mem="30%")
+    assert not lost(made, best)
+    made.goal, made.forget = Goal(), ("sketch", "painting:dog")
+    assert not lost(made, best)

@@ -83,8 +83,8 @@ def test_a_model_that_has_lost_what_it_should_keep_is_flagged(tmp_path):
     study = records.study(best=(0.5, 0.9))
     text = printed(search(study))
     assert re.search(r"ADU, searched +│ +50.0 ! │", text), text
-    assert "! LOST what it should keep: Mem is below search.min_mem, or where" in text
-    assert "It LOST what it should keep." in " ".join(text.split())
+    assert "! LOST what it should keep: Mem is below search.min_mem (unset: 80%" in text
+    assert "It LOST what it should keep: photo." in " ".join(text.split())
     write_summary(search(study), str(tmp_path / "summary.json"))
     (told,) = json.loads((tmp_path / "summary.json").read_text())["studies"]
     assert told["lost"] == ["best"]
