@@ -8,6 +8,7 @@ gaps: each option that the paper leaves open.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -295,11 +296,13 @@ def _apart(plan: TablePlan, rows: Sequence[Row]) -> str:
     Run by run of one forget set and seed, which have the images, and mostly the batches, in common.
     """
     by_label = {row.label: row for row in plan.rows}
-    pairs = [(row, by_label[row.base]) for row in rows if row.base in by_label]
-    gains = tuple(gain for row, base in pairs for gain in _gains(plan, row, base))
+    gains = [_gains(plan, row, by_label[row.base]) for row in rows if row.base in by_label]
+    if not all(gains):
+        # Not of some of the rows alone, as long as others are to come.
+        return "-"
     if not gains:
-        return "-" if pairs else ""
-    gain = Difference(gains)
+        return ""
+    gain = Difference(tuple(itertools.chain.from_iterable(gains)))
     if gain.interval is None:
         return f"{gain.mean:+.1f}"
     low, high = gain.interval

@@ -200,6 +200,9 @@ def test_forget_sets_of_all_sizes_are_compared_together(tmp_path):
     # Of sixteen the mean of 21 and, once, 37; deviation 4, Student's quantile 2.131.
     assert ["All,", "all", "sets", "+22.0", "±", "2.1"] in printed(plan, 80)
     assert not any(line[1:3] == ["all", "sets"] for line in printed(measured(tmp_path, "pacs"), 80))
+    # Those of one size alone are not all.
+    file.unlink()
+    assert ["All,", "all", "sets", "-"] in printed(plan, 80)
 
 
 def test_without_the_row_to_compare_with_there_is_no_such_column(tmp_path):
