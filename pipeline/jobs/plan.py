@@ -25,7 +25,6 @@ from adu.training.config import RunConfig
 from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConfig, check_output
 from pipeline.names import forget_name, parse_forget_name
 from pipeline.results.output import STUDIES, Output, absolute_output, open_output, parent_of
-from pipeline.studies.goal import Goal
 from pipeline.studies.records import StudyRecord, read_study_record
 from pipeline.studies.rules import deciding_epochs, make_rule
 from pipeline.studies.samplers import GRID, check_sampler
@@ -183,7 +182,7 @@ class Plan:
         search = self.config.search
         values["search"] = {"objective": search.objective}
         # Only where they are asked for: a search that was begun before there were such goes on.
-        limits = {"min_mem", "max_forget_accuracy"}
+        limits = {"min_mem", "min_mem_each", "max_forget_accuracy"}
         values["search"] |= search.model_dump(include=limits, exclude_none=True)
         how: dict[str, Any] = {
             "data": {"read_threads", "cache_gib", "disk_gib", "quick_val_shots"},
@@ -221,7 +220,7 @@ def make_plan(config: SearchConfig, prepare_demo: Callable[[str], Manifest]) -> 
         output or storage.join(parent, f"{name}-{stamp}"),
     )
     make_rule(config.search, config.train.epochs)
-    n_objectives = Goal(config.search.objective).n_objectives
+    n_objectives = config.search.goal.n_objectives
     for forget in plan.forget_sets:
         space, base = plan.space(forget), plan.base(forget)
         check_space(space, base)

@@ -13,7 +13,6 @@ from pipeline.names import forget_name
 from pipeline.patience import patiently
 from pipeline.results.handout import FIGURES, IMAGES, figures_csv, images_csv
 from pipeline.results.output import Output
-from pipeline.studies.goal import Goal
 from pipeline.tracking.facts import Facts, StudyFacts, facts_of, write_facts
 from pipeline.tracking.projection import Projection, project
 from pipeline.tracking.server import server_of
@@ -97,9 +96,7 @@ def search_facts(plan: Plan, output: Output, tags: Mapping[str, str]) -> Facts:
         tags={"output": output.url, **budgets, **tags},
         params={name: str(value) for name, value in params.items()},
         studies=tuple(_study(plan, output, forget) for forget in plan.forget_sets),
-        goal=Goal(
-            config.search.objective, config.search.min_mem, config.search.max_forget_accuracy
-        ),
+        goal=config.search.goal,
         register_models=config.tracking.register_models,
         in_database=config.search.storage is not None,
     )

@@ -12,10 +12,9 @@ from statistics import mean, stdev, variance
 
 from scipy.special import stdtrit
 
-from adu.data.forget import forget_domains
 from adu.evaluation.metrics import Scores
 from pipeline.names import forget_name
-from pipeline.studies.goal import least_mem
+from pipeline.studies.goal import kept_accuracy, least_mem
 from pipeline.studies.records import SEARCHED, FinalRecord, StudyRecord, TrialRecord
 from pipeline.studies.selection import best_seed
 
@@ -132,21 +131,22 @@ def lost(study: StudyRecord, final: FinalRecord) -> bool:
 
 
 def lost_domains(study: StudyRecord, test: Scores) -> list[str]:
-    """The domains to keep on which a model has lost too large a share of zero-shot's accuracy.
+    """The domains to keep on which a model has lost too much of zero-shot's accuracy.
 
-    Those of which nothing is forgotten. One that is like the forget domain may go with it.
+    One that is like the forget domain may go with it.
     """
     zero_shot = study.finals.get("zero_shot")
     if zero_shot is None or zero_shot.test is None:
         return []
-    untouched = zero_shot.test.accuracy_by_domain
     asked = study.goal.min_mem
-    share = asked if isinstance(asked, str) else KEPT_SHARE
-    touched = forget_domains(study.forget, list(untouched))
+    share: float | str = asked if isinstance(asked, str) else KEPT_SHARE
+    if study.goal.min_mem_each is not None:
+        share = study.goal.min_mem_each
+    untouched = kept_accuracy(zero_shot.test, study.forget)
     return [
         domain
-        for domain, accuracy in test.accuracy_by_domain.items()
-        if domain not in touched and accuracy < (least_mem(share, untouched[domain]) or 0)
+        for domain, accuracy in kept_accuracy(test, study.forget).items()
+        if accuracy < (least_mem(share, untouched[domain]) or 0)
     ]
 
 

@@ -16,6 +16,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
+from adu.evaluation.metrics import Scores
 from pipeline.studies.attributes import stored_scores
 from pipeline.studies.selection import is_dominated
 from pipeline.tracking.wanted import short_name
@@ -51,13 +52,13 @@ def study_charts(trials: Sequence[FrozenTrial]) -> dict[str, bytes]:
     return charts
 
 
-def _last(trial: FrozenTrial) -> dict[str, float]:
+def _last(trial: FrozenTrial) -> Scores:
     scores = stored_scores(trial.user_attrs)
     return scores[max(scores)]
 
 
 def _front(axes: Axes, trials: Sequence[FrozenTrial]) -> None:
-    points = [(100 * _last(trial)["mem"], 100 * _last(trial)["for"]) for trial in trials]
+    points = [(100 * _last(trial).mem, 100 * _last(trial).for_) for trial in trials]
     front = sorted(point for point in points if not is_dominated(point, points))
     axes.scatter(
         [mem for mem, _ in points], [for_ for _, for_ in points], s=30, color=GREY, label="trial"
@@ -70,14 +71,14 @@ def _front(axes: Axes, trials: Sequence[FrozenTrial]) -> None:
 
 
 def _curves(axes: Axes, trials: Sequence[FrozenTrial]) -> None:
-    best = max(trials, key=lambda trial: (trial.state == TrialState.COMPLETE, _last(trial)["h"]))
+    best = max(trials, key=lambda trial: (trial.state == TrialState.COMPLETE, _last(trial).h))
     for trial in trials:
         scores = stored_scores(trial.user_attrs)
         epochs = sorted(scores)
         stopped = trial.state == TrialState.PRUNED
         axes.plot(
             epochs,
-            [100 * scores[epoch]["h"] for epoch in epochs],
+            [100 * scores[epoch].h for epoch in epochs],
             linestyle=":" if stopped else "-",
             marker="x" if stopped else "o",
             markevery=[-1],
@@ -98,7 +99,7 @@ def _parallel(axes: Axes, trials: Sequence[FrozenTrial]) -> None:
     """Each option an upright line, each trial a path across them, ending at its H."""
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     scales = [_scale(name, trials) for name in names]
-    ordered = sorted(trials, key=lambda trial: _last(trial)["h"])
+    ordered = sorted(trials, key=lambda trial: _last(trial).h)
     for rank, trial in enumerate(ordered):
         heights = [
             scale[trial.params[name]] if name in trial.params else np.nan
@@ -107,7 +108,7 @@ def _parallel(axes: Axes, trials: Sequence[FrozenTrial]) -> None:
         is_best = rank == len(ordered) - 1
         axes.plot(
             range(len(names) + 1),
-            [*heights, _last(trial)["h"]],
+            [*heights, _last(trial).h],
             color=ORANGE if is_best else BLUE,
             linewidth=2.5 if is_best else 1.0,
             alpha=1.0 if is_best else 0.25 + 0.5 * rank / len(ordered),
@@ -146,13 +147,13 @@ def _scale(name: str, trials: Sequence[FrozenTrial]) -> dict[object, float]:
 
 def _importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
     """Of the options that every complete trial has, for H."""
-    if len(trials) < MIN_TRIALS_FOR_IMPORTANCE or len({_last(t)["h"] for t in trials}) < 2:
+    if len(trials) < MIN_TRIALS_FOR_IMPORTANCE or len({_last(t).h for t in trials}) < 2:
         return {}
     study = optuna.create_study(direction="maximize")
     study.add_trials(
         [
             optuna.trial.create_trial(
-                params=trial.params, distributions=trial.distributions, value=_last(trial)["h"]
+                params=trial.params, distributions=trial.distributions, value=_last(trial).h
             )
             for trial in trials
         ]

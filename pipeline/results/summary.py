@@ -39,7 +39,8 @@ WIDTH = 96
 LOST = " !"
 LOST_NOTE = (
     f"{LOST.strip()} LOST what it should keep: Mem is below search.min_mem (unset: {KEPT_SHARE} of "
-    "zero-shot's), or accuracy on one of the domains to keep is below that share of zero-shot's."
+    "zero-shot's), or accuracy on one of the domains to keep is below search.min_mem_each (unset: "
+    "that share)."
 )
 
 

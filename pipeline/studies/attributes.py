@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from adu.evaluation.metrics import Scores
 from adu.training.trainer import EpochReport
+from pipeline.studies.goal import Goal
 from pipeline.studies.records import TrialRecord
 
 # Of a trial: its record, once it has ended, and the figures of each epoch.
@@ -21,12 +23,22 @@ SEARCHED_S = "searched_s"
 AGAIN = "again, "
 TRY = "try, "
 ZERO_SHOT_MEM = "zero-shot mem"
+ZERO_SHOT_KEPT = "zero-shot, by domain to keep"
+
+# Before a domain's name: accuracy on it.
+ACCURACY = "accuracy/"
+
+
+def figures_of(scores: Scores) -> dict[str, float]:
+    """Scores under flat names: Mem, For and H first; `plain_scores` gives them back."""
+    by_domain = scores.accuracy_by_domain.items()
+    return {**scores.as_dict(), **{f"{ACCURACY}{domain}": value for domain, value in by_domain}}
 
 
 def epoch_figures(report: EpochReport) -> dict[str, float]:
-    """All figures of an epoch under flat names, validation Mem, For and H first."""
+    """All figures of an epoch under flat names, those of the validation images first."""
     return {
-        **report.val.as_dict(),
+        **figures_of(report.val),
         "lr": report.lr,
         "epoch_s": report.train_s + report.val_s,
         **{f"loss/{name}": value for name, value in report.losses.items()},
@@ -42,12 +54,9 @@ def stored_epochs(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
     }
 
 
-def stored_scores(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """Validation Mem, For and H after each epoch, out of a trial's attributes in Optuna."""
-    return {
-        epoch: {name: figures[name] for name in ("mem", "for", "h")}
-        for epoch, figures in stored_epochs(attributes).items()
-    }
+def stored_scores(attributes: Mapping[str, Any]) -> dict[int, Scores]:
+    """Validation scores after each epoch, out of a trial's attributes in Optuna."""
+    return {epoch: plain_scores(each) for epoch, each in stored_epochs(attributes).items()}
 
 
 def stored_again(
@@ -70,10 +79,21 @@ def add_further_seeds(records: Iterable[TrialRecord], attributes: Mapping[str, A
         record.tries.update(tries.get(record.number, {}))
 
 
-def plain_scores(scores: Mapping[str, float]) -> Scores:
-    """Scores whose figures by class and by domain are not kept."""
-    distance = scores.get("distance")
-    return Scores(scores["mem"], scores["for"], scores["h"], {}, {}, distance)
+def plain_scores(figures: Mapping[str, float]) -> Scores:
+    """Scores out of `figures_of` them, and of other figures; of no known number of images."""
+    by_domain = {
+        name.removeprefix(ACCURACY): value
+        for name, value in figures.items()
+        if name.startswith(ACCURACY)
+    }
+    distance = figures.get("distance")
+    return Scores(figures["mem"], figures["for"], figures["h"], by_domain, {}, distance)
+
+
+def goal_beside(goal: Goal, attributes: Mapping[str, Any]) -> Goal:
+    """A study's goal, where it is known what zero-shot has, out of the study's attributes."""
+    mem, kept = attributes.get(ZERO_SHOT_MEM), attributes.get(ZERO_SHOT_KEPT)
+    return replace(goal, zero_shot_mem=mem, zero_shot_kept=kept)
 
 
 def stored_record(trial: FrozenTrial) -> TrialRecord:

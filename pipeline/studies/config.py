@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from adu.config import StrictModel
-from pipeline.studies.goal import Least, ObjectiveText
+from pipeline.studies.goal import Goal, Least, ObjectiveText
 from pipeline.studies.samplers import SamplerConfig
 
 
@@ -45,6 +45,11 @@ class StudyConfig(StrictModel):
         None,
         description="models with less Mem are worth less than all others: a fraction, or a share "
         "of zero-shot's such as '80%'; unset: no limit",
+    )
+    min_mem_each: Least | None = Field(
+        None,
+        description="so are models with less accuracy on one of the domains to keep: a fraction, "
+        "or a share of zero-shot's there; unset: no limit",
     )
     max_forget_accuracy: float | None = Field(
         None,
@@ -85,3 +90,13 @@ class StudyConfig(StrictModel):
     storage: str | None = Field(
         None, description="database of Optuna's studies; unset: a file in the output folder"
     )
+
+    @property
+    def goal(self) -> Goal:
+        """What each study searches for."""
+        return Goal(
+            self.objective,
+            self.min_mem,
+            self.max_forget_accuracy,
+            min_mem_each=self.min_mem_each,
+        )

@@ -13,7 +13,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import mean
@@ -21,6 +21,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from adu.data.forget import forget_domains
 from adu.errors import UserError
 from adu.evaluation.metrics import Scores, harmonic_mean
 from pipeline.studies.imported import imported
@@ -95,22 +96,42 @@ class Goal:
         min_mem: The least Mem: a fraction, or a share of zero-shot's such as ``80%``.
         max_forget_accuracy: The highest accuracy on the forget domains.
         zero_shot_mem: Mem of the untouched model on the validation images, once it is known.
+        min_mem_each: The least accuracy on each domain to keep, as `min_mem`.
+        zero_shot_kept: Zero-shot's accuracy there (see `kept_accuracy`), once it is known.
     """
 
     objective: str = "h"
     min_mem: float | str | None = None
     max_forget_accuracy: float | None = None
     zero_shot_mem: float | None = None
+    min_mem_each: float | str | None = None
+    zero_shot_kept: Mapping[str, float] | None = None
 
     @property
     def lacks_zero_shot(self) -> bool:
-        """Whether nothing can be compared before zero-shot's Mem is known."""
-        return isinstance(self.min_mem, str) and self.zero_shot_mem is None
+        """Whether nothing can be compared before zero-shot's scores are known."""
+        lacks_mem = isinstance(self.min_mem, str) and self.zero_shot_mem is None
+        # Which domains there are to keep is known from it, too.
+        return lacks_mem or (self.min_mem_each is not None and self.zero_shot_kept is None)
 
     @property
     def least_mem(self) -> float | None:
         """The least Mem as a fraction."""
         return least_mem(self.min_mem, self.zero_shot_mem)
+
+    @property
+    def least_by_domain(self) -> dict[str, float]:
+        """The least accuracy on each domain to keep, where there is one, as a fraction."""
+        untouched = self.zero_shot_kept or {}
+        least = {domain: least_mem(self.min_mem_each, had) for domain, had in untouched.items()}
+        return {domain: asked for domain, asked in least.items() if asked is not None}
+
+    def beside(self, zero_shot: Scores | None, forget: Sequence[str]) -> Goal:
+        """The same where the untouched model's scores for a forget set are known, or None."""
+        if zero_shot is None:
+            return replace(self, zero_shot_mem=None, zero_shot_kept=None)
+        kept = kept_accuracy(zero_shot, forget)
+        return replace(self, zero_shot_mem=zero_shot.mem, zero_shot_kept=kept)
 
     @property
     def measures_distance(self) -> bool:
@@ -121,7 +142,7 @@ class Goal:
         """What a configuration is worth, by its scores with each seed.
 
         Feasible ones are worth the mean of their objective, infeasible ones less than the
-        objective's lowest value, by how far the mean Mem and For miss. Where the objective names
+        objective's lowest value, by how far their means miss. Where the objective names
         a distance that is not known, H stands in for it.
         """
         is_known = all(look.distance is not None for look in looks)
@@ -142,6 +163,8 @@ class Goal:
         missed = 0.0
         if self.least_mem is not None:
             missed += max(self.least_mem - mean(look.mem for look in looks), 0.0)
+        for domain, least in self.least_by_domain.items():
+            missed += max(least - mean(_accuracy(look, domain) for look in looks), 0.0)
         if self.max_forget_accuracy is not None:
             kept = 1 - mean(look.for_ for look in looks)
             missed += max(kept - self.max_forget_accuracy, 0.0)
@@ -161,6 +184,23 @@ class Goal:
     def n_objectives(self) -> int:
         """How many values Optuna is told."""
         return 2 if self.objective == FRONT else 1
+
+
+def kept_accuracy(scores: Scores, forget: Sequence[str]) -> dict[str, float]:
+    """Accuracy on each domain to keep: those of which nothing is forgotten.
+
+    Args:
+        scores: Of a model.
+        forget: The forget set.
+    """
+    by_domain = scores.accuracy_by_domain
+    touched = forget_domains(forget, list(by_domain))
+    return {domain: value for domain, value in by_domain.items() if domain not in touched}
+
+
+def _accuracy(look: Scores, domain: str) -> float:
+    """What has failed knows no domain."""
+    return look.accuracy_by_domain.get(domain, 0.0)
 
 
 def least_mem(min_mem: float | str | None, zero_shot_mem: float | None) -> float | None:

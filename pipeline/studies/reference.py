@@ -1,4 +1,4 @@
-"""The untouched model on the validation images, for what is asked for as a share of it."""
+"""The untouched model on the validation images, for what is asked for beside it."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Reference:
         self.n_live = 0
         if record.val is None:
             raise UserError(
-                f"zero-shot, of which search.min_mem is a share, failed: {record.error}"
+                f"zero-shot, beside which search.min_mem is to be judged, failed: {record.error}"
             )
-        self.study.set_zero_shot(record.val.mem)
+        self.study.set_zero_shot(record.val)
         with contextlib.suppress(UserError):
             storage.remove(run.state_file)
 

@@ -38,15 +38,16 @@ from pipeline.studies.attributes import (
     SCORES,
     SEARCHED_S,
     TRY,
+    ZERO_SHOT_KEPT,
     ZERO_SHOT_MEM,
     add_further_seeds,
     epoch_figures,
-    plain_scores,
+    figures_of,
+    goal_beside,
     stored_record,
     stored_scores,
 )
 from pipeline.studies.config import StudyConfig
-from pipeline.studies.goal import Goal
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.samplers import GRID, make_sampler
 from pipeline.studies.selection import best_trial
@@ -125,15 +126,13 @@ class Study:
         self.ended_by: EndedBy = "trials"
         self._live: dict[int, _Live] = {}
         config = spec.config
-        self.goal = Goal(config.objective, config.min_mem, config.max_forget_accuracy)
         self._optuna = optuna.create_study(
             study_name=spec.stored_name,
             storage=spec.storage,
-            directions=["maximize"] * self.goal.n_objectives,
+            directions=["maximize"] * config.goal.n_objectives,
             load_if_exists=True,
         )
-        if (mem := self._optuna.user_attrs.get(ZERO_SHOT_MEM)) is not None:
-            self.goal = replace(self.goal, zero_shot_mem=mem)
+        self.goal = goal_beside(config.goal, self._optuna.user_attrs)
         self.budget: Budget | None = None
         self.began_at = time.monotonic() - self._optuna.user_attrs.get(SEARCHED_S, 0.0)
         self._mend()
@@ -201,14 +200,15 @@ class Study:
     def curves(self) -> list[dict[int, float]]:
         """Merit after each epoch of every trial that an earlier session has finished."""
         return [
-            {epoch: self.goal.merit(plain_scores(scores)) for epoch, scores in by_epoch.items()}
+            {epoch: self.goal.between(scores) for epoch, scores in by_epoch.items()}
             for by_epoch in self.restored.values()
         ]
 
-    def set_zero_shot(self, mem: float) -> None:
-        """Keeps zero-shot's Mem on the validation images, of which `min_mem` may be a share."""
-        self._optuna.set_user_attr(ZERO_SHOT_MEM, mem)
-        self.goal = replace(self.goal, zero_shot_mem=mem)
+    def set_zero_shot(self, val: Scores) -> None:
+        """Keeps zero-shot's validation scores, of which the least Mem may be a share."""
+        self.goal = self.goal.beside(val, self.spec.base.forget)
+        self._optuna.set_user_attr(ZERO_SHOT_MEM, self.goal.zero_shot_mem)
+        self._optuna.set_user_attr(ZERO_SHOT_KEPT, self.goal.zero_shot_kept)
 
     def propose(self) -> Run:
         """The next trial, or one that is to go on."""
@@ -263,9 +263,9 @@ class Study:
     ) -> None:
         """Keeps what a trial's configuration came to with a further seed."""
         kind, known = (TRY, record.tries) if is_try else (AGAIN, record.again)
-        known[seed] = replace(scores, accuracy_by_domain={}, n_by_domain={})
+        known[seed] = replace(scores, n_by_domain={})
         # Of the study: Optuna changes no trial that has ended.
-        self._optuna.set_user_attr(f"{kind}{record.number}, {seed}", scores.as_dict())
+        self._optuna.set_user_attr(f"{kind}{record.number}, {seed}", figures_of(scores))
         self.spec.commit()
 
     def suspend(self) -> None:

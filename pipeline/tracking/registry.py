@@ -11,7 +11,6 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -117,7 +116,7 @@ def _log(mirror: Mirror, name: str, model: WantedModel) -> str:
         "forget": "+".join(model.forget),
         "manifest_digest": facts.digest,
         "seed": str(model.seed),
-        **{f"test_{key}": repr(value) for key, value in model.scores.items()},
+        **{f"test_{key}": repr(value) for key, value in model.scores.as_dict().items()},
         VERSION_TAG: model.version,
     }
     _ensure_model(client, name, text)
@@ -221,16 +220,19 @@ def _point(client: MlflowClient, name: str, number: str, facts: Facts, model: Wa
 
 def _why_not(best: ModelVersion | None, facts: Facts, model: WantedModel) -> str:
     """Why a model is not the one to take: the rules that `ALIAS` moves by."""
-    scores, goal = model.scores, replace(facts.goal, zero_shot_mem=model.zero_shot_mem)
+    scores, goal = model.scores, facts.goal.beside(model.zero_shot, model.forget)
     if goal.lacks_zero_shot:
         return "the untouched model, of whose Mem it must have a share, was not tested"
     least = goal.least_mem
-    if least is not None and scores["mem"] < least:
-        return f"its Mem on test images, {_percent(scores['mem'])}, is below {_percent(least)}"
+    if least is not None and scores.mem < least:
+        return f"its Mem on test images, {_percent(scores.mem)}, is below {_percent(least)}"
+    for domain, least in goal.least_by_domain.items():
+        if (accuracy := scores.accuracy_by_domain[domain]) < least:
+            return f"its accuracy on {domain}, {_percent(accuracy)}, is below {_percent(least)}"
     most = goal.max_forget_accuracy
-    if most is not None and 1 - scores["for"] > most:
+    if most is not None and 1 - scores.for_ > most:
         return (
-            f"its accuracy on what is forgotten, {_percent(1 - scores['for'])}, is above "
+            f"its accuracy on what is forgotten, {_percent(1 - scores.for_)}, is above "
             f"{_percent(most)}"
         )
     if best is None:
@@ -238,10 +240,10 @@ def _why_not(best: ModelVersion | None, facts: Facts, model: WantedModel) -> str
     if best.tags.get("manifest_digest") != facts.digest:
         return f"version {best.version} is of other images, so that they cannot be compared"
     before = float(best.tags.get("test_h", "nan"))
-    if not scores["h"] > before:
+    if not scores.h > before:
         return (
             f"version {best.version} has an H of {_percent(before)} on the same test images, "
-            f"this one {_percent(scores['h'])}"
+            f"this one {_percent(scores.h)}"
         )
     return ""
 

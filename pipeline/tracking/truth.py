@@ -12,6 +12,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from adu import storage
+from adu.evaluation.metrics import Scores
 from adu.training.config import RunConfig
 from adu.training.trainer import EpochReport
 from pipeline.executors.outcome_file import TestOutcome, outcome_place, read_outcome, without_images
@@ -19,8 +20,8 @@ from pipeline.executors.run import Run
 from pipeline.names import forget_name, mlflow_name
 from pipeline.studies.attributes import (
     RECORD,
-    ZERO_SHOT_MEM,
     add_further_seeds,
+    goal_beside,
     stored_again,
     stored_record,
 )
@@ -54,8 +55,8 @@ class WantedModel:
         checkpoint: Gives what was trained.
         version: Differs where the checkpoint does.
         seed: It was trained with: of the best configuration's, the best on validation images.
-        scores: Its test Mem, For and H.
-        zero_shot_mem: Test Mem of the untouched model, where it was tested.
+        scores: Its test scores.
+        zero_shot: Those of the untouched model, where it was tested.
     """
 
     study: str
@@ -64,8 +65,8 @@ class WantedModel:
     checkpoint: Callable[[], bytes]
     version: str
     seed: int
-    scores: Mapping[str, float]
-    zero_shot_mem: float | None = None
+    scores: Scores
+    zero_shot: Scores | None = None
 
 
 class AtWork(RunListener):
@@ -269,7 +270,7 @@ class Truth:
         add_further_seeds(records, attributes)
         n = len(records)
         values: dict[str, float] = {"n_trials": float(n)}
-        goal = replace(self.facts.goal, zero_shot_mem=attributes.get(ZERO_SHOT_MEM))
+        goal = goal_beside(self.facts.goal, attributes)
         best = None if goal.lacks_zero_shot else best_trial(records, goal)
         if best is not None and best.mean is not None:
             values |= {f"best/val_{k}": v for k, v in best.mean.as_dict().items()}
@@ -285,7 +286,7 @@ class Truth:
         finals = self.finals(study)
         ended = [(seed, seed.outcome) for seed in finals if seed.outcome is not None]
         untouched = next((outcome for seed, outcome in ended if seed.stage == "zero_shot"), None)
-        goal = replace(self.facts.goal, zero_shot_mem=untouched.val.mem if untouched else None)
+        goal = self.facts.goal.beside(untouched.val if untouched else None, study.forget)
         # In the order that the last lines of a search have: of equal ones it is the first.
         models = [each for stage in SEARCHED for each in ended if each[0].stage == stage]
         if not models:
@@ -301,8 +302,8 @@ class Truth:
             chosen.checkpoint,
             storage.join(self.facts.id, *chosen.file.rsplit("/", 1)[1:]),
             chosen.config.train.seed,
-            outcome.test.scores.as_dict(),
-            untouched.test.scores.mem if untouched else None,
+            outcome.test.scores,
+            untouched.test.scores if untouched else None,
         )
 
     # A table, or what `train.py` has trained.

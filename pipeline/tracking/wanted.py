@@ -19,7 +19,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from adu import storage
 from pipeline.names import forget_name, mlflow_name
-from pipeline.studies.attributes import RECORD, stored_epochs, stored_record
+from pipeline.studies.attributes import (
+    ACCURACY,
+    RECORD,
+    figures_of,
+    stored_epochs,
+    stored_record,
+)
 from pipeline.studies.records import TrialRecord
 from pipeline.tracking.facts import Facts
 
@@ -209,6 +215,8 @@ def curve(epochs: Mapping[int, Mapping[str, float]], began_ms: int) -> tuple[lis
 
 
 def _metric_name(figure: str) -> str:
+    if figure.startswith(ACCURACY):
+        return f"val/{ACCURACY}{mlflow_name(figure.removeprefix(ACCURACY))}"
     return f"val/{figure}" if figure in ("mem", "for", "h", "distance") else figure
 
 
@@ -236,7 +244,7 @@ def _further_seeds(run: WantedRun, again: Mapping[int, Any], at_ms: int) -> list
             "FINISHED",
             {**run.tags, "level": "seed"},
             {**run.params, "seed": str(seed)},
-            tuple((f"val/{k}", v, at_ms, 0) for k, v in scores.as_dict().items()),
+            tuple((_metric_name(k), v, at_ms, 0) for k, v in figures_of(scores).items()),
             at_ms or None,
             at_ms or None,
         )

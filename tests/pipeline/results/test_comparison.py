@@ -160,5 +160,9 @@ def test_a_domain_that_went_with_the_forget_domain_is_named_whatever_the_mean_sa
     # As much as was asked for, and what is forgotten in part.
     made.goal = Goal(min_mem="30%")
     assert not lost(made, best)
+    made.goal = Goal(min_mem="30%", min_mem_each="40%")
+    assert lost(made, best) and lost_domains(made, best.test) == ["painting"]
+    made.goal = Goal(min_mem_each=0.3)
+    assert not lost(made, best)
     made.goal, made.forget = Goal(), ("sketch", "painting:dog")
     assert not lost(made, best)

@@ -191,7 +191,7 @@ def test_mem_and_for_are_two_objectives_with_their_curves(tmp_path):
     assert complete.values == [0.5, 0.5]
     assert stopped.state == TrialState.PRUNED
     # Optuna itself takes no intermediate values of two objectives.
-    assert [scores["h"] for scores in stored_scores(stopped.user_attrs).values()] == [0.2, 0.3]
+    assert [scores.h for scores in stored_scores(stopped.user_attrs).values()] == [0.2, 0.3]
     assert Study(spec).curves()[0] == {1: 0.2, 2: 0.3, 3: 0.4, 4: 0.5}
 
 

@@ -72,6 +72,7 @@ def test_runs_hold_curves_parameters_figures_and_files(calm):
     assert params == {"gamma": "0.5", "n_ctx": "2"}
     assert curves["loss/total"] == [(1, 1.0), (2, 0.5)]
     assert [step for step, _ in curves["val/h"]] == [1, 2]
+    assert [step for step, _ in curves["val/accuracy/photo"]] == [1, 2]
     assert curves["seeds/n"] == [(2, 2.0)]
     assert (tags["stage"], tags["level"], tags["forget"]) == ("trial", "configuration", "sketch")
     _, _, tags, params, curves, files, data = found["sketch: ADU, searched, seed 1"]

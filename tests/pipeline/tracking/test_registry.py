@@ -123,13 +123,17 @@ def test_the_alias_moves_to_a_better_model_alone(server, tmp_path):
         *("1", False),
         "its Mem on test images, 90.0 %, is below 95.0 %",
     )
-    assert move("first", best_h=0.7) == ("2", True, "")
+    assert move("domain lost", goal=Goal(min_mem_each=0.95)) == (
+        *("2", False),
+        "its accuracy on clipart, 70.2 %, is below 95.0 %",
+    )
+    assert move("first", best_h=0.7) == ("3", True, "")
     version, is_best, reason = move("worse", best_h=0.6)
-    assert (version, is_best) == ("3", False)
-    assert reason.startswith("version 2 has an H of 79.")
+    assert (version, is_best) == ("4", False)
+    assert reason.startswith("version 3 has an H of 79.")
     version, is_best, reason = move("other images", best_h=0.9, digest="e" * 64)
-    assert (version, is_best) == ("4", False) and "version 2 is of other images" in reason
-    assert move("better", best_h=0.8) == ("5", True, "")
+    assert (version, is_best) == ("5", False) and "version 3 is of other images" in reason
+    assert move("better", best_h=0.8) == ("6", True, "")
 
 
 def test_no_two_models_have_one_name():
