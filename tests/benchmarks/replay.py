@@ -1,6 +1,6 @@
 """Replays searches on a recorded table: regret against epochs, for samplers, races and transfer.
 
-    python -m tests.benchmarks.replay [--table tests/benchmarks/demo_table.parquet] [--seeds 50]
+    python -m tests.benchmarks.replay [--seeds 50] [--rule "GP, all, race of 2"]
 
 A search sees validation figures alone. Its regret is what the mean test H over the recorded seeds
 of the configuration that it chose is below that of the best recorded one. A proposal of a sampler
@@ -326,19 +326,21 @@ def demo_options() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Replays all rules."""
+    """Replays the rules."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--rule", nargs="+", choices=list(RULES), help="unset: all")
     arguments = parser.parse_args()
     if not arguments.table.exists():
         record = "python -m tests.benchmarks.signal_table record, then pack"
         parser.error(f"{arguments.table}: is not there ({record})")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     started_at = time.monotonic()
-    found = replay_all(Recorded(arguments.table), RULES, arguments.seeds, demo_options())
+    rules = {name: RULES[name] for name in arguments.rule or RULES}
+    found = replay_all(Recorded(arguments.table), rules, arguments.seeds, demo_options())
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / "bench-sampler.png"
     file.with_suffix(".json").write_text(json.dumps({k: v.tolist() for k, v in found.items()}))
