@@ -160,7 +160,7 @@ def verdict(study: StudyRecord) -> str:
     for stage, other in OTHERS.items():
         if further := difference(study, stage):
             said += f"; it {judgement(further.by_seed, other)} ({further})"
-    sentences = [said, *_handed_out(study), *_certainty(study), outlook(study)]
+    sentences = [said, *_missed(study), *_handed_out(study), *_certainty(study), outlook(study)]
     best = study.finals["best"]
     if lost(study, best):
         domains = lost_domains(study, best.test) if best.test else []
@@ -193,6 +193,16 @@ def _gain(study: StudyRecord, gain: Difference) -> str:
     return f"{judgement(gain.by_seed, named)} ({gain})"
 
 
+def _missed(study: StudyRecord) -> list[str]:
+    """That nothing kept to what was asked for, if so: the choice is then the least bad."""
+    if study.best is None or not study.goal.missed(*study.best.looks):
+        return []
+    return [
+        f"No configuration kept to {' and '.join(study.goal.limits)} on validation images, and the "
+        "one that was off the least was chosen"
+    ]
+
+
 def handed_out(study: StudyRecord) -> tuple[int, Scores] | None:
     """Which of the best configuration's seeds has the model to take, and its test scores."""
     finals = [study.finals[stage] for stage in SEARCHED if stage in study.finals]
@@ -222,10 +232,11 @@ def _certainty(study: StudyRecord) -> list[str]:
     spread, near = noise(study), within_noise(study)
     if spread is None or near is None:
         return []
-    return [
-        f"H varies by {spread:.1f} points over seeds; {near[0]} of {near[1]} whole trials were "
-        "within that of the winner"
-    ]
+    said = f"H varies by {spread:.1f} points over seeds"
+    n_near, n_keeping = near
+    if n_keeping:
+        said += f"; {n_near} of {n_keeping} whole trials were within that of the winner"
+    return [said]
 
 
 def _best_merit(study: StudyRecord, trials: Sequence[TrialRecord]) -> float | None:

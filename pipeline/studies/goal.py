@@ -134,6 +134,12 @@ class Goal:
         return replace(self, zero_shot_mem=zero_shot.mem, zero_shot_kept=kept)
 
     @property
+    def limits(self) -> list[str]:
+        """Which constraints there are, as a person sets them."""
+        names = ("min_mem", "min_mem_each", "max_forget_accuracy")
+        return [f"search.{name}" for name in names if getattr(self, name) is not None]
+
+    @property
     def measures_distance(self) -> bool:
         """Whether it is searched for by the distance of `adu.evidence.distance`."""
         return _names_distance(self.objective)

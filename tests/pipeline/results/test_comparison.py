@@ -117,6 +117,15 @@ def test_what_is_near_the_winner_is_counted_but_not_what_keeps_too_little():
     assert within_noise(made) == (2, 3)
 
 
+def test_it_is_told_when_nothing_kept_to_what_was_asked_for():
+    made = study()
+    assert "No configuration kept" not in verdict(made)
+    made.goal = Goal(min_mem=0.99, max_forget_accuracy=0.5)
+    said = verdict(made)
+    assert ". No configuration kept to search.min_mem and search.max_forget_accuracy on" in said
+    assert "points over seeds. " in said, "there is no trial to count"
+
+
 def test_whether_more_trials_would_help_is_told_by_the_last_third():
     made = study()
     made.trials = made.trials[:3]
