@@ -58,7 +58,8 @@ class Reference:
         self.n_live = 0
         if record.val is None:
             raise UserError(
-                f"zero-shot, beside which search.min_mem is to be judged, failed: {record.error}"
+                "zero-shot, of which search.min_mem or search.min_mem_each is a share, failed: "
+                f"{record.error}"
             )
         self.study.set_zero_shot(record.val)
         with contextlib.suppress(UserError):

@@ -126,19 +126,18 @@ def test_a_domain_that_goes_with_the_forget_domain_is_missed_whatever_the_mean_s
 
 
 def test_everything_that_compares_follows_each_domain(tmp_path):
-    """Also what was read from the storage again, further seeds and early stopping included."""
+    """Epochs, further seeds and the choice; also what was read from the storage again."""
     config = {"min_mem_each": "80%", "trials": 3, "grace_epochs": 1, "race": 2, "tries": 0}
     spec = make_spec(tmp_path, objective="for", **config)
     study, queue = Study(spec), Queue()
     queue.add_fixed(Reference(study, lambda it: queue.add_study(it.study)))
-    rules = Rules(queue)
-    rules.add(study, make_rule(spec.config, 4))
     queue.run("zero-shot", [0.75])
     # Photos are to be kept, and what is made up of them is For: 0.6 of 0.75 is enough.
     for number, value in enumerate((0.62, 0.5, 0.65)):
         queue.run(str(number), [value] * 4)
     told = [trial.value for trial in stored(spec)]
     assert told == pytest.approx([0.62, -0.1, 0.65])
+    assert stored(spec)[1].intermediate_values == pytest.approx(dict.fromkeys(range(1, 5), -0.1))
     race = Race(study, lambda _: None)
     assert [record.number for record in race._left] == [2, 0]
     while race.wants:
@@ -251,7 +250,9 @@ def test_without_zero_shot_a_share_of_it_ends_the_search(tmp_path):
     queue.propose("reference")
     queue.on_trial_complete("reference", over("failed", "no room"))
     assert isinstance(queue.exception, UserError)
-    assert "search.min_mem is to be judged, failed: no room" in str(queue.exception)
+    assert "search.min_mem or search.min_mem_each is a share, failed: no room" in str(
+        queue.exception
+    )
 
 
 def test_two_objectives_are_told_with_their_constraint(tmp_path):
