@@ -35,6 +35,7 @@ METAVARS = {
     "tuple[int,...]": "1,2,...",
     "tuple[float,...]": "0.1,0.2,...",
     "tuple[{never_shown,baseline,forget_only},...]": "never_shown,baseline,...",
+    "tuple[{defaults,paper,baseline},...]": "defaults,paper,...",
     "dict[str,JSON]": "JSON",
     "dict[str,dict[str,JSON]]": "JSON",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -28,6 +28,10 @@ DEMO = "demo"
 SIBLINGS = "siblings"
 
 RESULTS = Path("results")
+
+# What the choice of a search is compared with.
+Compared = Literal["defaults", "paper", "baseline"]
+COMPARED: tuple[Compared, ...] = ("defaults", "paper", "baseline")
 
 
 def _split_domains(value: Any) -> Any:
@@ -73,6 +77,21 @@ class FinalConfig(StrictModel):
         description="each trained configuration is run once with each; not the trials' own "
         "(train.seed, 0), by which it was chosen",
     )
+    compare: tuple[Compared, ...] = Field(
+        COMPARED,
+        description="what the chosen configuration is compared with, beside the untouched model; "
+        "each is a run more a seed",
+    )
+
+    def stages(self, from_paper: bool) -> tuple[str, ...]:
+        """The stages that it is compared with.
+
+        Args:
+            from_paper: Whether the search starts from the paper's own configuration.
+        """
+        paper = "paper_defaults" if from_paper else "paper"
+        named = {"defaults": "paper_defaults", "paper": paper, "baseline": "baseline"}
+        return tuple(dict.fromkeys(named[name] for name in self.compare))
 
 
 def check_output(output: str | None, tracking: TrackingConfig) -> None:

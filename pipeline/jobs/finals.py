@@ -5,7 +5,7 @@ This is the first and only time that test images are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -130,6 +130,7 @@ def final_configs(
     best: Mapping[str, Any],
     seeds: Sequence[int],
     best_seed: int,
+    beside: Container[str],
     paper: RunConfig | None = None,
 ) -> list[tuple[str, RunConfig]]:
     """The stages that a study is judged by and their configurations, the longest first.
@@ -141,14 +142,17 @@ def final_configs(
         seeds: Every stage that trains is run once with each.
         best_seed: With which the search has seen the best configuration do best. It is run again
             apart from the others, for its model: as a figure it would be too good.
+        beside: The stages that it is compared with.
         paper: The paper's own configuration, where the defaults are another recipe's.
     """
     first = configure(base, defaults(space))
-    stages = {"best": configure(base, best), "paper_defaults": first, "baseline": _baseline(first)}
-    if paper is not None:
-        stages["paper"] = paper
+    chosen = configure(base, best)
+    others = {"paper_defaults": first, "baseline": _baseline(first), "paper": paper}
+    stages = {"best": chosen} | {
+        stage: run for stage, run in others.items() if run is not None and stage in beside
+    }
     seeded = [(stage, seeded_run(run, seed)) for stage, run in stages.items() for seed in seeds]
-    again = ("best_again", seeded_run(stages["best"], best_seed))
+    again = ("best_again", seeded_run(chosen, best_seed))
     return [*seeded, again, (ZERO_SHOT, first.model_copy(update={"method": ZeroShotConfig()}))]
 
 

@@ -22,7 +22,15 @@ from adu.data.split_file import write_split
 from adu.errors import UserError
 from adu.methods.adu import AduConfig
 from adu.training.config import RunConfig
-from pipeline.jobs.config import DEMO, RESULTS, SIBLINGS, ForgetSize, SearchConfig, check_output
+from pipeline.jobs.config import (
+    COMPARED,
+    DEMO,
+    RESULTS,
+    SIBLINGS,
+    ForgetSize,
+    SearchConfig,
+    check_output,
+)
 from pipeline.names import forget_name, parse_forget_name
 from pipeline.results.output import STUDIES, Output, absolute_output, open_output, parent_of
 from pipeline.studies.records import StudyRecord, read_study_record
@@ -141,8 +149,8 @@ class Plan:
     @property
     def n_finals(self) -> int:
         """Final runs of a study that train."""
-        stages = 3 + any(self.paper(forget) is not None for forget in self.forget_sets)
-        return stages * len(self.config.final.seeds) + 1
+        final, paper = self.config.final, self.paper(self.forget_sets[0])
+        return (1 + len(final.stages(paper is None))) * len(final.seeds) + 1
 
     def few_shot_split(self) -> FewShotSplit:
         """The images that all runs learn from and are chosen on."""
@@ -162,6 +170,9 @@ class Plan:
         budgets = ("trials", "wall_time_s", "target_h", "patience", "race", "tries")
         values = self.config.search.model_dump(include=set(budgets))
         values["seeds"] = list(self.config.final.seeds)
+        # Only where it is not everything, as it was before there was a choice.
+        if (compare := sorted(self.config.final.compare)) != sorted(COMPARED):
+            values["compare"] = compare
         if budget := self.config.budget.model_dump(exclude_none=True):
             values["budget"] = budget
         if self.config.prove is not None:

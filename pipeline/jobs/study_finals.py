@@ -48,10 +48,18 @@ class StudyFinals:
         self._plan, self._output, self._study = plan, output, study
         self._zero_shot, self._on_end = zero_shot, on_end
         self._outcomes: dict[str, TestOutcome] = {}
-        spec, seeds = study.spec, plan.config.final.seeds
+        spec, final = study.spec, plan.config.final
         paper = plan.paper(spec.base.forget)
         again = luckiest_seed(record.best, spec.base.train.seed, record.goal)
-        self.configs = final_configs(spec.base, spec.space, record.best.params, seeds, again, paper)
+        self.configs = final_configs(
+            spec.base,
+            spec.space,
+            record.best.params,
+            final.seeds,
+            again,
+            final.stages(paper is None),
+            paper,
+        )
         folder = output.finals(study.name)
         self._finals: list[Final] = [
             (fixed_run(study.name, stage, config, spec.context, folder), config)

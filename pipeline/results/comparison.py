@@ -153,17 +153,17 @@ def lost_domains(study: StudyRecord, test: Scores) -> list[str]:
 def verdict(study: StudyRecord) -> str:
     """What came of a study, how sure that is and whether more would help, in a few sentences."""
     name = forget_name(study.forget)
-    gain = difference(study, "paper_defaults")
-    if gain is None:
-        return f"{name}: no trial to compare with the defaults."
-    said = f"{name}: the search {_gain(study, gain)}"
+    best = study.finals.get("best")
+    if best is None or best.test is None:
+        return f"{name}: no model to judge it by."
+    gains = [_gain(study)]
     for stage, other in OTHERS.items():
         if further := difference(study, stage):
-            said += f"; it {judgement(further.by_seed, other)} ({further})"
+            gains.append(f"it {judgement(further.by_seed, other)} ({further})")
+    said = f"{name}: {'; '.join(gains)}"
     sentences = [said, *_missed(study), *_handed_out(study), *_certainty(study), outlook(study)]
-    best = study.finals["best"]
     if lost(study, best):
-        domains = lost_domains(study, best.test) if best.test else []
+        domains = lost_domains(study, best.test)
         which = f": {', '.join(domains)}" if domains else ""
         sentences.append(f"It LOST what it should keep{which}")
     return ". ".join(sentences) + "."
@@ -185,12 +185,15 @@ def outlook(study: StudyRecord) -> str:
     )
 
 
-def _gain(study: StudyRecord, gain: Difference) -> str:
+def _gain(study: StudyRecord) -> str:
+    gain = difference(study, "paper_defaults")
+    if gain is None:
+        return "the search was not tested against its defaults"
     best, first = study.finals["best"], study.finals["paper_defaults"]
     named = defaults_named(getattr(first.run.method, "recipe", None))
     if best.run == first.run:
-        return f"found nothing better than {named} and chose them"
-    return f"{judgement(gain.by_seed, named)} ({gain})"
+        return f"the search found nothing better than {named} and chose them"
+    return f"the search {judgement(gain.by_seed, named)} ({gain})"
 
 
 def _missed(study: StudyRecord) -> list[str]:

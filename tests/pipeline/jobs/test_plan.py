@@ -11,7 +11,7 @@ from pipeline.command import load_config
 from pipeline.jobs.config import SHORTCUTS, SearchConfig
 from pipeline.jobs.plan import make_plan
 from pipeline.names import forget_name
-from pipeline.studies.records import write_study_record
+from pipeline.studies.records import StudyRecord, write_study_record
 from tests.pipeline import records
 from tests.tiny import DOMAINS, tiny_manifest
 
@@ -167,6 +167,17 @@ def test_the_papers_own_recipe_takes_any_number_of_epochs(plan, epochs):
 def test_the_ends_of_every_range_are_probed(plan):
     gammas = {run.method.gamma for run in plan().probes()}
     assert gammas == {0.1, 30}
+
+
+def test_a_study_goes_on_when_it_is_compared_with_more(plan):
+    def ended(asked):
+        return StudyRecord(("sketch",), [], None, {}, complete=True, asked=asked)
+
+    alone, whole = plan(final={"compare": []}), plan()
+    assert (alone.n_finals, whole.n_finals) == (4, 10)
+    assert not whole.has_ended(ended(alone.asked()))
+    assert alone.has_ended(ended(alone.asked()))
+    assert "compare" not in whole.asked(), "searches from before there was a choice have ended"
 
 
 def test_the_help_says_what_can_be_typed(capsys):

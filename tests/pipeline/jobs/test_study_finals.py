@@ -9,6 +9,7 @@ from adu import storage
 from adu.evidence.proof import ProofConfig
 from adu.training.config import RunConfig, TrainConfig
 from pipeline.executors.outcome_file import outcome_bytes
+from pipeline.jobs.config import FinalConfig
 from pipeline.jobs.finals import ZeroShot
 from pipeline.jobs.study_finals import StudyFinals
 from pipeline.studies.goal import Goal
@@ -31,14 +32,16 @@ def outcome(tmp_path_factory):
 def begin(outcome, tmp_path):
     """Queues a study's final runs; gives them, their source, and a list of what has ended."""
 
-    def begin_with(gamma, luck=-0.1):
+    def begin_with(gamma, luck=-0.1, **final):
         sources, ended = [], []
         best = TrialRecord(4, {"method.gamma": gamma}, 1, "complete", outcome[1].val, 1.0, 1.0)
         # The trials' own seed is 0.
         best.again[1000] = replace(outcome[1].val, h=outcome[1].val.h + luck)
         finals = StudyFinals(
             SimpleNamespace(
-                config=SimpleNamespace(final=SimpleNamespace(seeds=[1, 2]), prove=ProofConfig()),
+                config=SimpleNamespace(
+                    final=FinalConfig(seeds=(1, 2), **final), prove=ProofConfig()
+                ),
                 paper=lambda _: None,
             ),
             SimpleNamespace(
@@ -86,6 +89,21 @@ def test_the_best_is_tested_beside_what_it_is_compared_with(begin, outcome):
     tested = {name for name, final in finals.record.finals.items() if final.test}
     assert tested == {*stages, "best_again"}
     assert finals.shown().keys() == stages
+
+
+@pytest.mark.parametrize(
+    ("compare", "stages"),
+    [
+        ((), set()),
+        (("baseline",), {"baseline"}),
+        # The search starts from the paper's own here.
+        (("paper", "defaults"), {"paper_defaults"}),
+    ],
+)
+def test_it_is_compared_with_what_is_asked_for(begin, outcome, compare, stages):
+    finals, source, _ = begin(5.0, compare=compare)
+    work(source, outcome)
+    assert finals.record.finals.keys() == {"best", "best_again", "zero_shot"} | stages
 
 
 def test_defaults_that_are_best_are_run_once(begin, outcome):

@@ -87,6 +87,12 @@ def test_what_it_started_from_is_called_by_its_name():
     assert made.finals["paper_defaults"].label == "ADU, stable defaults"
 
 
+def test_it_is_told_when_the_defaults_were_not_tested():
+    made = study()
+    del made.finals["paper_defaults"]
+    assert "the search was not tested against its defaults; it beat the Baseline (" in verdict(made)
+
+
 def test_only_seeds_that_both_have_are_compared():
     # One seed of the best against two of the defaults, and one of the Baseline.
     assert len(difference(study(), "paper_defaults").by_seed) == 1
