@@ -257,10 +257,14 @@ class Conductor(RunListener):
         synthetic = f" ({SYNTHETIC_NOTE})" if self._plan.manifest.synthetic else ""
         search, epochs = self._plan.config.search, self._plan.config.train.epochs
         n_references, n_proofs = n_attacked(self._plan)
-        further = self._plan.n_finals + n_again(search) + n_references
         budget = JobBudget(self._plan.config.budget, 0, len(self._plan.forget_sets))
         work = StudyWork(
-            budget.share(search.trials), epochs, likely_epochs(search, epochs), further, n_proofs
+            budget.share(search.trials),
+            epochs,
+            likely_epochs(search, epochs),
+            n_again(search),
+            self._plan.n_finals + n_references,
+            n_proofs,
         )
         return Progress(
             self._console,

@@ -31,14 +31,16 @@ class StudyWork:
         trials: Trials at most.
         epochs: Of a run that is not stopped.
         likely_epochs: Of a trial on average, stopped ones included, before any has ended.
-        further_runs: Runs of its race and its final runs, which are not stopped.
+        again: Runs of its race and its tries, which are not stopped.
+        finals: Final runs, which are tested as well.
         proofs: Models that are attacked.
     """
 
     trials: int
     epochs: int
     likely_epochs: float
-    further_runs: int
+    again: int
+    finals: int
     proofs: int = 0
 
 
@@ -57,7 +59,8 @@ class _Pace:
 @dataclass
 class _Study:
     trials: int = 0
-    further: int = 0
+    again: int = 0
+    finals: int = 0
     proofs: int = 0
     is_over: bool = False
 
@@ -98,8 +101,12 @@ class TimeLeft(RunListener):
 
     def run_started(self, run: Run) -> None:
         """A run has an executor."""
-        if run.stage != REFERENCE:
-            self._running[run.key] = _Running(run, time.monotonic())
+        if run.stage == REFERENCE:
+            return
+        self._running[run.key] = _Running(run, time.monotonic())
+        if run.tested:
+            # Nothing is tested before the choice: its race is over, whatever came to it.
+            self._seen[run.study].again = self.work.again
 
     def run_epoch(self, run: Run, report: EpochReport, is_news: bool) -> None:
         """A run has finished an epoch."""
@@ -129,8 +136,10 @@ class TimeLeft(RunListener):
         pace.add(record.wall_s, record.epochs_done)
         if run.stage == TRIAL:
             self.trial_known(run.study, record)
+        elif run.tested:
+            self._seen[run.study].finals += 1
         else:
-            self._seen[run.study].further += 1
+            self._seen[run.study].again += 1
 
     def study_over(self, study: str) -> None:
         """Nothing of a study is left."""
@@ -153,7 +162,10 @@ class TimeLeft(RunListener):
         tested_s = epoch_s * (1 + TEST_EPOCHS / work.epochs)
         if tested.epochs:
             tested_s = tested.seconds / tested.epochs
-        left_s = self._trial_epochs() * epoch_s + self._further_epochs() * tested_s
+        again = sum(max(work.again - study.again, 0) for study in self._at_work())
+        finals = sum(max(work.finals - study.finals, 0) for study in self._at_work())
+        left_s = (self._trial_epochs() + self._whole_epochs(again, tested=False)) * epoch_s
+        left_s += self._whole_epochs(finals, tested=True) * tested_s
         return (left_s + self._attacks_s(epoch_s)) / max(self.n_at_once, 1)
 
     def _trial_epochs(self) -> float:
@@ -163,9 +175,10 @@ class TimeLeft(RunListener):
         done = sum(min(r.epoch, likely) for r in self._running.values() if r.run.stage == TRIAL)
         return max(n_left * likely - done, 0.0)
 
-    def _further_epochs(self) -> float:
-        n_left = sum(max(self.work.further_runs - s.further, 0) for s in self._at_work())
-        done = sum(r.epoch for r in self._running.values() if r.run.stage != TRIAL)
+    def _whole_epochs(self, n_left: int, *, tested: bool) -> float:
+        """Those of runs that are not stopped, so many of which have not ended."""
+        running = [r for r in self._running.values() if r.run.stage != TRIAL]
+        done = sum(r.epoch for r in running if r.run.tested == tested)
         return max(n_left * self.work.epochs - done, 0.0)
 
     def _attacks_s(self, epoch_s: float) -> float:

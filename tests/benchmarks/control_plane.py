@@ -162,7 +162,7 @@ def search(n_executors: int, trials: int, sampler: str, folder: Path) -> dict[st
     meter = Meter(study)
     with (folder / "progress.log").open("w") as sink:
         started_at = time.monotonic()
-        work = StudyWork(trials, EPOCHS, EPOCHS, 0)
+        work = StudyWork(trials, EPOCHS, EPOCHS, 0, 0)
         progress = Progress(console_on(sink), "bench", [STUDY], work, n_executors, started_at)
         listeners = [progress, meter]
         nodes = [node["Resources"] for node in ray.nodes()]

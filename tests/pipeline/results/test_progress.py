@@ -18,7 +18,7 @@ from pipeline.results.time_left import StudyWork
 from tests.pipeline import records
 
 ATTACKED = Attacked("adu", 1, {}, {})
-WORK = StudyWork(trials=8, epochs=9, likely_epochs=9, further_runs=3)
+WORK = StudyWork(trials=8, epochs=9, likely_epochs=9, again=0, finals=3)
 
 
 def progress(console: Console, n_studies: int = 2) -> Progress:

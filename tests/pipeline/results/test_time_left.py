@@ -10,6 +10,7 @@ from adu.training.trainer import EpochReport
 from pipeline.executors.run import AGAIN, PROOF, TRIAL, Run
 from pipeline.results.time_left import PROOF_EPOCHS, StudyWork, TimeLeft
 from pipeline.studies.config import StudyConfig
+from pipeline.studies.race import n_again
 from pipeline.studies.records import TrialRecord
 from pipeline.studies.rules import likely_epochs
 from tests.pipeline import records
@@ -70,7 +71,7 @@ def replay(view: TimeLeft, clock: list[float], jobs: list, n: int) -> list[tuple
 def demo_like(n_studies: int) -> tuple[list, StudyWork]:
     """Seven trials of which four are stopped at a rung, a race, and final runs that are tested."""
     config = StudyConfig(trials=7, grace_epochs=2, reduction_factor=4, race=2)
-    work = StudyWork(7, EPOCHS, likely_epochs(config, EPOCHS), 2 + 12)
+    work = StudyWork(7, EPOCHS, likely_epochs(config, EPOCHS), 2, 12)
     jobs = []
     for study in "abcdefgh"[:n_studies]:
         lengths = (6, 6, 2, 6, 2, 2, 2)
@@ -83,20 +84,36 @@ def demo_like(n_studies: int) -> tuple[list, StudyWork]:
     return jobs, work
 
 
+def pacs_like(n_studies: int) -> tuple[list, StudyWork]:
+    """Two epochs, many runs again that are not tested, and tests that take as long as an epoch."""
+    config = StudyConfig(trials=8, grace_epochs=1, reduction_factor=3)
+    work = StudyWork(8, 2, likely_epochs(config, 2), n_again(config), 4)
+    jobs = []
+    for study in "abcdefgh"[:n_studies]:
+        for number in range(8):
+            jobs.append((make_run(str(number), TRIAL, study), 1 + number % 2, 40, 1))
+        for seed in range(n_again(config)):
+            jobs.append((make_run(f"again {seed}", AGAIN, study), 2, 33, 1))
+        for number in range(4):
+            jobs.append((make_run(f"best-{number}", "best", study), 2, 33, 35))
+    return jobs, work
+
+
 @pytest.mark.parametrize("n_studies", [1, 4])
-def test_after_the_first_tenth_it_is_within_a_factor_of_one_and_a_half(clock, n_studies):
-    jobs, work = demo_like(n_studies)
+@pytest.mark.parametrize("search", [demo_like, pacs_like])
+def test_after_the_first_tenth_it_is_within_a_factor_of_one_and_a_half(clock, search, n_studies):
+    jobs, work = search(n_studies)
     names = list("abcdefgh"[:n_studies])
     told = replay(TimeLeft(names, work, 2), clock, jobs, 2)
     end = clock[0]
     judged = [(at, left) for at, left in told if 0.1 * end <= at <= 0.9 * end]
-    assert len(judged) > 50
+    assert len(judged) > 20
     for at, left in judged:
         assert (end - at) / 1.5 <= left <= 1.5 * (end - at), (at, left, end - at)
 
 
 def test_nothing_is_estimated_before_the_first_epoch(clock):
-    view = TimeLeft(["a"], StudyWork(2, EPOCHS, EPOCHS, 1), 1)
+    view = TimeLeft(["a"], StudyWork(2, EPOCHS, EPOCHS, 0, 1), 1)
     view.run_started(make_run("0", TRIAL))
     assert view.seconds() is None
     clock[0] = 2.0
@@ -108,7 +125,7 @@ def test_nothing_is_estimated_before_the_first_epoch(clock):
 
 
 def test_attacks_take_what_the_first_of_them_have_taken(clock):
-    view = TimeLeft(["a"], StudyWork(1, EPOCHS, EPOCHS, 0, proofs=4), 1)
+    view = TimeLeft(["a"], StudyWork(1, EPOCHS, EPOCHS, 0, 0, proofs=4), 1)
     view.run_started(make_run("0", TRIAL))
     clock[0] = 2.0 * EPOCHS
     view.run_epoch(make_run("0", TRIAL), report(EPOCHS), True)
@@ -121,7 +138,7 @@ def test_attacks_take_what_the_first_of_them_have_taken(clock):
 
 
 def test_a_study_that_ends_early_has_no_more_trials(clock):
-    view = TimeLeft(["a"], StudyWork(50, EPOCHS, EPOCHS, 0), 1)
+    view = TimeLeft(["a"], StudyWork(50, EPOCHS, EPOCHS, 0, 0), 1)
     view.run_started(make_run("0", TRIAL))
     clock[0] = 1.0
     view.run_epoch(make_run("0", TRIAL), report(1), True)
