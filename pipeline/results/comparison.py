@@ -174,6 +174,11 @@ def outlook(study: StudyRecord) -> str:
     ended = [trial for trial in study.trials if trial.val is not None]
     early, spread = ended[: len(ended) - len(ended) // 3], noise(study)
     best_early, best = _best_merit(study, early), _best_merit(study, ended)
+    if best_early is None and best is not None and (limits := study.goal.limits):
+        return (
+            "More trials are likely to help: none but the last third of them kept to "
+            f"{' and '.join(limits)}"
+        )
     if len(ended) < FEW_TRIALS or spread is None or best_early is None or best is None:
         return "Whether more trials would help cannot be told yet"
     gain = 100 * (best - best_early)
@@ -243,8 +248,12 @@ def _certainty(study: StudyRecord) -> list[str]:
 
 
 def _best_merit(study: StudyRecord, trials: Sequence[TrialRecord]) -> float | None:
-    """The best first look; a trial that was stopped early counts as one that was worse."""
-    merits = [study.goal.merit(t.val) for t in trials if t.val and t.state == "complete"]
+    """The best first look of those that keep to what is asked for.
+
+    A trial that was stopped early counts as one that was worse.
+    """
+    looks = [trial.val for trial in trials if trial.val and trial.state == "complete"]
+    merits = [study.goal.merit(look) for look in looks if not study.goal.missed(look)]
     return max(merits, default=None)
 
 

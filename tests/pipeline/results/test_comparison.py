@@ -146,6 +146,17 @@ def test_whether_more_trials_would_help_is_told_by_the_last_third():
     assert outlook(made).startswith("More trials are not likely to help")
 
 
+def test_whether_more_trials_would_help_goes_by_those_that_kept_to_what_was_asked_for():
+    made = study()
+    made.goal = Goal(min_mem=0.8)
+    made.trials = [trial(n, 0.5, 0.9) for n in range(4)] + [trial(4, 0.9, 0.5), trial(5, 0.5, 0.9)]
+    assert outlook(made).endswith("none but the last third of them kept to search.min_mem")
+    made.trials[0] = trial(0, 0.9, 0.5)
+    assert outlook(made).startswith("More trials are not likely to help")
+    made.trials = [trial(n, 0.5, 0.9) for n in range(6)]
+    assert outlook(made).startswith("Whether more trials would help cannot be told")
+
+
 def test_what_is_lost_is_a_share_of_zero_shots_or_what_was_asked_for():
     made = study(best=(0.8, 0.9))
     # Zero-shot has 94 %.
