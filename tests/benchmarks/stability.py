@@ -38,14 +38,14 @@ PARTS = ("split", "weights", "batches", "augmentation")
 # What all variants have in common, so that they differ in what their name says alone. No
 # warm-up: it is what the first variants are about.
 COMMON: dict[str, Any] = {
-    "method.gamma": 1.0,
-    "method.lambda": 3.0,
     "train.epochs": 10,
     "train.batch_size": 16,
-    "train.lr": 0.02,
     "train.warmup_epochs": 0,
     "train.crop_scale_min": 0.4,
 }
+
+# Where no recipe is asked for, which has its own.
+NO_RECIPE: dict[str, Any] = {"method.gamma": 1.0, "method.lambda": 3.0, "train.lr": 0.02}
 
 # Accuracy on the retain domains that is no more than this many times chance is a collapse.
 COLLAPSE = 2.0
@@ -181,7 +181,8 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
-        self._options = COMMON | dict(arguments.set)
+        asked = dict(arguments.set)
+        self._options = COMMON | ({} if "method.recipe" in asked else NO_RECIPE) | asked
         self._context = cache(self._load)
 
     def run(self, task: Task) -> dict[str, Any]:
