@@ -14,15 +14,16 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from scipy.special import stdtrit
+from adu.evidence.verdict import estimate
+from pipeline.names import forget_name
+from pipeline.results.evidence import with_interval
 
 STAGES = ("zero_shot", "baseline", "paper", "paper_defaults", "best")
-CONFIDENCE = 0.95
 
-# By draw, forget set and stage: Mem, For and H of every seed, in %.
+# By draw, forget set and stage: Mem, For and H of every seed.
 Figures = dict[tuple[str, str, str], list[tuple[float, float, float]]]
 
 
@@ -32,7 +33,7 @@ def read_figures(folders: Sequence[Path]) -> Figures:
     for folder in folders:
         with (folder / "figures.csv").open(newline="") as file:
             for row in csv.DictReader(file):
-                scores = 100 * float(row["mem"]), 100 * float(row["for"]), 100 * float(row["h"])
+                scores = float(row["mem"]), float(row["for"]), float(row["h"])
                 found.setdefault((folder.name, row["forget"], row["stage"]), []).append(scores)
     return found
 
@@ -40,25 +41,11 @@ def read_figures(folders: Sequence[Path]) -> Figures:
 def read_taken(folders: Sequence[Path]) -> dict[tuple[str, str], dict[str, Any]]:
     """The model to take, by draw and forget set."""
     return {
-        (folder.name, "+".join(study["forget"])): study["best"]["handed_out"]
+        (folder.name, forget_name(study["forget"])): study["best"]["handed_out"]
         for folder in folders
         for study in json.loads((folder / "summary.json").read_text())["studies"]
         if study["best"] and study["best"]["handed_out"]
     }
-
-
-def half_interval(values: Sequence[float]) -> float | None:
-    """Half of Student's interval of a mean; None for a single value."""
-    n = len(values)
-    if n < 2:
-        return None
-    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / n**0.5
-
-
-def with_interval(values: Sequence[float]) -> str:
-    """A mean and half of its interval."""
-    half = half_interval(values)
-    return f"{mean(values):.1f}" if half is None else f"{mean(values):.1f} ± {half:.1f}"
 
 
 def table(folders: Sequence[Path]) -> Iterator[str]:
@@ -70,7 +57,7 @@ def table(folders: Sequence[Path]) -> Iterator[str]:
     yield "| " + " | ".join(["forget", *stages, "the model to take"]) + " |"
     yield "|" + "---|" * (len(stages) + 2)
     for name in names:
-        models = [f"{100 * taken[d, name]['test']['h']:.1f}" for d in draws if (d, name) in taken]
+        models = [_percent(taken[d, name]["test"]["h"]) for d in draws if (d, name) in taken]
         cells = [_cell(figures, draws, name, stage) for stage in stages]
         yield "| " + " | ".join([name, *cells, ", ".join(models)]) + " |"
     # A draw that has not ended has no mean.
@@ -78,8 +65,8 @@ def table(folders: Sequence[Path]) -> Iterator[str]:
     if not names or not whole:
         return
     means = [_of_draws(figures, whole, names, stage) for stage in stages]
-    models_h = [mean(100 * taken[draw, name]["test"]["h"] for name in names) for draw in whole]
-    cells = [*means, f"{', '.join(f'{h:.1f}' for h in models_h)}: {with_interval(models_h)}"]
+    models_h = [mean(taken[draw, name]["test"]["h"] for name in names) for draw in whole]
+    cells = [*means, f"{', '.join(map(_percent, models_h))}: {_interval(models_h)}"]
     yield "| " + " | ".join(["mean of each draw: of all", *cells]) + " |"
 
 
@@ -89,8 +76,8 @@ def _cell(figures: Figures, draws: Sequence[str], forget: str, stage: str) -> st
         return ""
     mem, for_, h = zip(*runs, strict=True)
     # The untouched model is the same in all draws.
-    last = f"{h[0]:.1f}" if stage == "zero_shot" else with_interval(h)
-    return f"{mean(mem):.1f} / {mean(for_):.1f} / {last}"
+    last = _percent(h[0]) if stage == "zero_shot" else _interval(h)
+    return f"{_percent(mean(mem))} / {_percent(mean(for_))} / {last}"
 
 
 def _of_draws(
@@ -102,12 +89,20 @@ def _of_draws(
         runs = [figures.get((draw, forget, stage), []) for forget in forget_sets]
         means = [mean(run[2] for run in seeds) for seeds in zip(*runs, strict=False)]
         if means:
-            by_draw.append(f"{mean(means):.1f}")
+            by_draw.append(_percent(mean(means)))
             by_seed += means
     if not by_draw:
         return ""
-    last = by_draw[0] if stage == "zero_shot" else with_interval(by_seed)
+    last = by_draw[0] if stage == "zero_shot" else _interval(by_seed)
     return f"{', '.join(by_draw)}: {last}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _interval(shares: Sequence[float]) -> str:
+    return with_interval(estimate(shares), digits=1)
 
 
 def main() -> None:
